@@ -1,0 +1,63 @@
+"""What every algorithm answers, and the loop that collects its data."""
+
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+
+
+class DivergedError(RuntimeError):
+    """Several updates in a row had a loss or gradient that was not finite."""
+
+
+class Algorithm(Protocol):
+    """Four verbs and a state. `policy` is what acts in the end and what is exported."""
+
+    policy: nn.Module
+    horizon: int
+    """Steps collected per environment and iteration."""
+
+    def act(self, td: TensorDict) -> TensorDict:
+        """Write `action`, and what `update` will need, into the root td [num_envs]."""
+        ...
+
+    def process(self, batch: TensorDict) -> None:
+        """Turn collected transitions [horizon, num_envs] into something to learn from."""
+        ...
+
+    def update(self) -> dict[str, float]:
+        """Learn from what was processed; return metrics under `train/` and `rollout/`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a bit-exact continuation needs: tensors and plain numbers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
+
+@torch.no_grad()
+def rollout(
+    env: EnvBase, algorithm: Algorithm, root: TensorDict, buffer: TensorDict | None
+) -> tuple[TensorDict, TensorDict]:
+    """Collect `algorithm.horizon` steps. Return (batch [horizon, num_envs], the next root).
+
+    buffer: the batch of an earlier call, written over in place; None to allocate one. `next` holds
+    the true last observation of an episode also where the environment has restarted.
+    """
+    for t in range(algorithm.horizon):
+        transition, root = env.step_and_maybe_reset(algorithm.act(root))
+        if buffer is None:
+            buffer = transition.unsqueeze(0).expand(algorithm.horizon, *env.batch_size).clone()
+        buffer[t] = transition
+    assert buffer is not None
+    return buffer, root
+
+
+def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of value where weight is 1, zero if that is nowhere."""
+    return (value * weight).sum() / weight.sum().clamp(min=1.0)

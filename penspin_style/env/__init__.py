@@ -1,0 +1,1 @@
+"""The MDP: what a task says, and the one walk from an action to the next observation."""

@@ -1,0 +1,378 @@
+"""The walk of a step: action -> physics -> reward, termination, observation.
+
+`Env` is a TorchRL `EnvBase` with its own `step_and_maybe_reset`: no branch on a GPU value, the true
+last observation under `next`, finished environments restarted in the same call. Keys of a TensorDict
+with batch size [num_envs]:
+
+| key | shape, type | meaning |
+| --- | --- | --- |
+| action | (naction,) float32 | in [-1, 1]; clipped here |
+| teacher, critic, ... | (size,) float32 | observation groups of the task's config |
+| reward | (1,) float32 | weighted sum of the task's terms |
+| terminated | (1,) bool | the task ended the episode |
+| truncated | (1,) bool | time limit, or a fault |
+| done | (1,) bool | either |
+| success | (1,) bool | the task's success holds now |
+| fault | (1,) bool | this transition is not to be learned from |
+"""
+
+from typing import Any, NamedTuple
+
+import mujoco
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from penspin_style.env.task import Task
+from penspin_style.env.terms import Groups
+from penspin_style.features import Input
+from penspin_style.sim.randomize import Randomizer, per_env_fields
+from penspin_style.sim.sim import Fault, make_sim
+
+
+class FaultRecord(NamedTuple):
+    """One environment's fault: which, why, and the state that the faulty step started from."""
+
+    env_id: int
+    code: Fault
+    row: Tensor
+
+
+class Env(EnvBase):
+    """`num_envs` copies of one task."""
+
+    def __init__(
+        self,
+        task: Task[Any],
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        engine: str = "auto",
+        nthread: int = 0,
+        nconmax: int | None = None,
+        njmax: int | None = None,
+        stagger: bool = False,
+    ) -> None:
+        """Build the world and restart every environment.
+
+        stagger: begin with random episode ages, so that restarts spread evenly over time; those
+            shortened first episodes do not enter the statistics.
+        """
+        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        self.task = task
+        self.cfg = task.cfg
+        self.stagger = stagger
+        self.rng = torch.Generator(device=self.device).manual_seed(seed)
+        self.model = task.spec().compile()
+        self.n_substeps = _substeps(self.cfg.control_dt, self.model)
+        rows = task.randomize() if self.cfg.randomize else []
+        self.sim = make_sim(
+            self.model,
+            num_envs,
+            self.device,
+            per_env=per_env_fields(rows),
+            engine=engine,
+            nthread=nthread,
+            nconmax=nconmax,
+            njmax=njmax,
+        )
+        task.start(self.sim)
+        self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt)
+        self.randomizer.startup(self.rng)
+        self._allocate()
+        self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
+        self._make_specs()
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments."""
+        return self.batch_size[0]
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the observation groups, with names, shapes and units of their terms."""
+        return self.groups.inputs
+
+    # The walk.
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        action = tensordict["action"]
+        bad_action = ~torch.isfinite(action).all(dim=1)
+        action = torch.where(bad_action[:, None], 0.0, action).clamp(-1.0, 1.0)
+        before = self.sim.get_state()
+        self.randomizer.interval(self.total_steps, self.rng)
+        self.task.apply_action(self.sim, action)
+        self.sim.step(self.n_substeps)
+        self.total_steps += 1
+        self.step_count += 1
+
+        terms = self.task.reward(self.sim, action)
+        weighted = {name: self.cfg.reward[name] * value.float() for name, value in terms.items()}
+        reward = torch.stack(list(weighted.values())).sum(dim=0)
+        terminated = self.task.terminated(self.sim)
+        success = self.task.success(self.sim)
+        observation = self.groups.observe(self.task.observe(self.sim))
+
+        fault = self._collect_faults(before, bad_action, observation, reward)
+        # a faulty step ends its episode; what it computed is never shown to a network
+        reward = torch.where(fault, 0.0, reward)
+        success = success & ~fault
+        terminated = terminated & ~fault
+        truncated = (self.step_count >= self.cfg.episode_length) | fault
+        for group, value in observation.items():
+            observation[group] = torch.where(fault[:, None], self._last[group], value)
+        self._last = observation
+        self._count_episode(reward, weighted, success, terminated | truncated, fault)
+        return self._tensordict(
+            observation,
+            success,
+            fault,
+            terminated,
+            truncated,
+            reward=reward[:, None],
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDict:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._restart(mask.view(-1))
+        return self.current()
+
+    def step_and_maybe_reset(
+        self, tensordict: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        """Step; restart what is done. Return (the transition, the next root), as TorchRL does."""
+        transition = self._step(tensordict)
+        tensordict.set("next", transition)
+        self._restart(transition["done"].view(-1))
+        return tensordict, self.current()
+
+    def current(self) -> TensorDict:
+        """Return the root from which the next step starts."""
+        no = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        return self._tensordict(self._last, no, no, no, no)
+
+    def _restart(self, mask: Tensor) -> None:
+        """Begin a new episode where the mask says; the other environments are not touched."""
+        if self.device.type == "cpu" and not mask.any():
+            return
+        self.randomizer.reset_model(mask, self.rng)
+        self.sim.reset(mask)
+        self.task.reset(self.sim, mask, self.rng)
+        self.randomizer.reset_state(mask, self.rng)
+        self.sim.forward(mask)
+        observation = self.groups.observe(self.task.observe(self.sim), mask)
+        keep = ~mask
+        self._last = {
+            group: torch.where(mask[:, None], value, self._last[group])
+            for group, value in observation.items()
+        }
+        self.step_count *= keep
+        if self.stagger:
+            age = torch.randint(
+                self.cfg.episode_length, (self.num_envs,), generator=self.rng, device=self.device
+            )
+            self.step_count += age
+            self.counted.zero_()
+            self.stagger = False
+        else:
+            self.counted |= mask
+        self.episode *= keep
+        self.succeeded &= keep
+
+    # Bookkeeping.
+
+    def _allocate(self) -> None:
+        n, device = self.num_envs, self.device
+        observed = self.task.observe(self.sim)
+        rewarded = self.task.reward(
+            self.sim, torch.zeros(n, len(self.task.actions), device=device)
+        )
+        _check_reward_keys(rewarded, self.cfg.reward)
+        self.groups = Groups(self.cfg.observation, observed, self.task.units, self.rng)
+        self._last = {i.name: torch.zeros(n, i.size, device=device) for i in self.inputs}
+        self.total_steps = 0
+        self.step_count = torch.zeros(n, dtype=torch.long, device=device)
+        self.counted = torch.zeros(n, dtype=torch.bool, device=device)
+        self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
+        self.columns = ("return", "episode_len", *(f"reward/{name}" for name in rewarded))
+        self.episode = torch.zeros(len(self.columns), n, device=device)
+        self.finished = torch.zeros(len(self.columns) + 2, device=device, dtype=torch.float64)
+        self.fault_counts = torch.zeros(len(Fault), dtype=torch.long, device=device)
+        self._fault_code = torch.zeros(n, dtype=torch.int32, device=device)
+        self._fault_row = torch.zeros_like(self.sim.get_state())
+        self._bits = torch.tensor([int(f) for f in Fault], dtype=torch.int32, device=device)
+
+    def _make_specs(self) -> None:
+        n, device = self.num_envs, self.device
+
+        def flag() -> Binary:
+            return Binary(n=1, shape=(n, 1), dtype=torch.bool, device=device)
+
+        groups = {i.name: Unbounded((n, i.size), device=device) for i in self.inputs}
+        self.observation_spec = Composite(
+            **groups, success=flag(), fault=flag(), shape=(n,), device=device
+        )
+        self.action_spec = Bounded(-1.0, 1.0, (n, len(self.task.actions)), device=device)
+        self.reward_spec = Unbounded((n, 1), device=device)
+        self.full_done_spec = Composite(
+            done=flag(), terminated=flag(), truncated=flag(), shape=(n,), device=device
+        )
+
+    def _tensordict(
+        self,
+        observation: dict[str, Tensor],
+        success: Tensor,
+        fault: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        **extra: Tensor,
+    ) -> TensorDict:
+        return TensorDict(
+            {
+                **observation,
+                **extra,
+                "success": success[:, None],
+                "fault": fault[:, None],
+                "terminated": terminated[:, None],
+                "truncated": truncated[:, None],
+                "done": (terminated | truncated)[:, None],
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _collect_faults(
+        self, before: Tensor, bad_action: Tensor, observation: dict[str, Tensor], reward: Tensor
+    ) -> Tensor:
+        """Return which environments are faulty after this step, and note why. No host sync."""
+        finite = torch.stack([value.sum(dim=1) for value in observation.values()]).sum(dim=0)
+        code = (
+            self.sim.faults
+            | bad_action * int(Fault.ACTION)
+            | ~torch.isfinite(finite) * int(Fault.OBSERVATION)
+            | ~torch.isfinite(reward) * int(Fault.REWARD)
+        ).to(torch.int32)
+        self.sim.faults.zero_()
+        fault = code != 0
+        if self.device.type == "cpu" and not fault.any():
+            return fault
+        self.fault_counts += ((code[:, None] & self._bits) != 0).sum(dim=0)
+        first = fault & (self._fault_code == 0)
+        self._fault_code = torch.where(first, code, self._fault_code)
+        self._fault_row = torch.where(first[:, None], before, self._fault_row)
+        return fault
+
+    def _count_episode(
+        self,
+        reward: Tensor,
+        weighted: dict[str, Tensor],
+        success: Tensor,
+        done: Tensor,
+        fault: Tensor,
+    ) -> None:
+        self.succeeded |= success
+        self.episode += torch.stack((reward, torch.ones_like(reward), *weighted.values()))
+        ended = done & self.counted & ~fault
+        columns = torch.cat(
+            (self.episode, self.succeeded[None].float(), torch.ones_like(reward)[None])
+        )
+        self.finished += torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the episodes that ended since the last call, and clear them.
+
+        Keys: env/return, env/episode_len, env/success_once, env/num_trajectories, reward/<term>
+        (episode sums, weighted), env/fault (number of faulty transitions, all kinds). Means are
+        absent when no episode ended. One host sync.
+        """
+        *sums, count = self.finished.tolist()
+        self.finished.zero_()
+        out: dict[str, float] = {"env/num_trajectories": count}
+        if count:
+            for name, total in zip((*self.columns, "success_once"), sums, strict=True):
+                out[name if name.startswith("reward/") else f"env/{name}"] = total / count
+        return out
+
+    def take_faults(self) -> list[FaultRecord]:
+        """Return one record per environment that has been faulty since the last call; clear them."""
+        ids = self._fault_code.nonzero().flatten().tolist()
+        records = [
+            FaultRecord(i, Fault(int(self._fault_code[i])), self._fault_row[i].clone()) for i in ids
+        ]
+        self._fault_code.zero_()
+        return records
+
+    # State.
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.rng.manual_seed(seed)
+
+    def state_dict(self, **_: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return every tensor that a bit-exact continuation needs, flat."""
+        state = {
+            "sim": self.sim.get_state(),
+            "rng": self.rng.get_state(),
+            "total_steps": torch.tensor(self.total_steps),
+            "stagger": torch.tensor(self.stagger),
+            **{name: getattr(self, name).clone() for name in _BUFFERS},
+            **{f"last/{k}": v.clone() for k, v in self._last.items()},
+            **{f"params/{k}": self.sim.params[k].clone() for k in dir(self.sim.params)},
+            **{f"memory/{k}": v.clone() for k, v in self.task.memory.items()},
+            **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
+        """Continue exactly where `state_dict` was taken; `current()` is then the root."""
+        for name in dir(self.sim.params):
+            self.sim.params[name].copy_(state_dict[f"params/{name}"])
+        self.randomizer.restore_constants()
+        self.sim.set_state(state_dict["sim"])
+        self.sim.faults.zero_()
+        self.rng.set_state(state_dict["rng"])
+        self.total_steps = int(state_dict["total_steps"])
+        self.stagger = bool(state_dict["stagger"])
+        for name in _BUFFERS:
+            getattr(self, name).copy_(state_dict[name])
+        self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
+        for name, value in self.task.memory.items():
+            value.copy_(state_dict[f"memory/{name}"])
+        self.groups.load_state_dict(
+            {k.removeprefix("terms/"): v for k, v in state_dict.items() if k.startswith("terms/")}
+        )
+
+
+_BUFFERS = (
+    "step_count",
+    "counted",
+    "succeeded",
+    "episode",
+    "finished",
+    "fault_counts",
+    "_fault_code",
+    "_fault_row",
+)
+
+
+def _substeps(control_dt: float, model: mujoco.MjModel) -> int:
+    n = round(control_dt / model.opt.timestep)
+    if n < 1 or abs(n * model.opt.timestep - control_dt) > 1e-9:
+        raise ValueError(
+            f"task.control_dt {control_dt} s must be a multiple of the timestep {model.opt.timestep} s"
+        )
+    return n
+
+
+def _check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+    if set(terms) != set(weights):
+        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
+        raise ValueError(
+            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
+            f"missing {missing}, unknown {unknown}"
+        )

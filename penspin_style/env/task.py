@@ -1,0 +1,164 @@
+"""The contract of a task: everything that a paper's "environment" paragraph says, in one file.
+
+A task file defines a `Config` dataclass and a final `Task` subclass, and binds the subclass to `TASK`:
+
+    @dataclass
+    class Config(TaskConfig):
+        control_dt: float = 0.05
+        reward: dict[str, float] = field(default_factory=lambda: {"reach": 1.0, "lift": 5.0})
+
+    class LiftCube(Task[Config]):
+        ...
+
+    TASK = LiftCube
+
+A task holds its config and the ids of the objects that it reads; tensors that must survive a step
+live in `self.memory`, which the environment saves and restores. The simulation answers questions
+about the world, the task says what it wishes: it never steps.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import mujoco
+import torch
+from torch import Tensor
+
+from penspin_style.features import ActionChannel, Joint
+from penspin_style.sim.randomize import Randomize
+from penspin_style.sim.sim import Sim
+
+
+@dataclass
+class ObsTerm:
+    """How one named term enters an observation group: noise, then delay, then history."""
+
+    noise: float = 0.0
+    """Half width of uniform noise, in the term's unit."""
+    delay: tuple[int, int] = (0, 0)
+    """Fewest and most control steps that the value arrives late; drawn per environment at reset."""
+    history: int = 1
+    """How many values are stacked, oldest first."""
+
+
+@dataclass
+class TaskConfig:
+    """What every task has. Subclasses add their own numbers."""
+
+    control_dt: float = 0.05
+    """Seconds between two actions; a multiple of the model's timestep."""
+    episode_length: int = 100
+    """Control steps after which an episode is truncated."""
+    reward: dict[str, float] = field(default_factory=dict)
+    """Weight of each reward term; the keys equal those of `Task.reward`."""
+    observation: dict[str, dict[str, ObsTerm]] = field(default_factory=dict)
+    """Group (`teacher`, `critic`, `student`, ...) -> term -> how it enters."""
+    randomize: bool = True
+    """Whether the randomisation table is applied."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.control_dt <= 0:
+            raise ValueError(f"task.control_dt must be positive, got {self.control_dt}")
+        if self.episode_length < 1:
+            raise ValueError(f"task.episode_length must be at least 1, got {self.episode_length}")
+        for group, terms in self.observation.items():
+            for name, term in terms.items():
+                where = f"task.observation.{group}.{name}"
+                low, high = term.delay
+                if term.noise < 0:
+                    raise ValueError(f"{where}.noise must be >= 0, got {term.noise}")
+                if not 0 <= low <= high:
+                    raise ValueError(f"{where}.delay must be 0 <= fewest <= most, got {term.delay}")
+                if term.history < 1:
+                    raise ValueError(f"{where}.history must be at least 1, got {term.history}")
+
+
+C = TypeVar("C", bound=TaskConfig)
+
+
+class Task(ABC, Generic[C]):
+    """One task. Subclasses are final.
+
+    Units of the observation terms are in `units`; names, scales and limits of the action in
+    `actions`. Both end up in the policy card.
+    """
+
+    Config: ClassVar[type[TaskConfig]]
+    units: ClassVar[dict[str, str]]
+    """Observation term -> SI unit (`1` for pure numbers and mixtures)."""
+    camera: ClassVar[str] = "view"
+    """Camera that films an episode."""
+
+    def __init__(self, cfg: C) -> None:
+        self.cfg = cfg
+        self.memory: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def spec(self) -> mujoco.MjSpec:
+        """Return the world."""
+
+    @property
+    @abstractmethod
+    def actions(self) -> tuple[ActionChannel, ...]:
+        """Return the meaning of each number of the action."""
+
+    @property
+    def joints(self) -> tuple[Joint, ...]:
+        """Return the actuated joints in the policy's order."""
+        return ()
+
+    def randomize(self) -> list[Randomize]:
+        """Return the randomisation table."""
+        return []
+
+    def start(self, sim: Sim) -> None:
+        """Look up ids and allocate `memory`, once, when the simulation exists."""
+
+    @abstractmethod
+    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Write the initial state of the masked environments; draws come from rng alone.
+
+        mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
+        """
+
+    @abstractmethod
+    def apply_action(self, sim: Sim, action: Tensor) -> None:
+        """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
+
+    @abstractmethod
+    def observe(self, sim: Sim) -> dict[str, Tensor]:
+        """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
+
+    @abstractmethod
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return the named reward terms, (num_envs,) each, without their weights."""
+
+    @abstractmethod
+    def terminated(self, sim: Sim) -> Tensor:
+        """Return which environments ended by themselves, (num_envs,) bool; not the time limit."""
+
+    @abstractmethod
+    def success(self, sim: Sim) -> Tensor:
+        """Return which environments are in the state that the task asks for, (num_envs,) bool."""
+
+
+def load_task(name: str) -> type[Task[Any]]:
+    """Return the task class of `tasks/NAME.py`, or of a dotted module of the user's own.
+
+    Raises:
+        ValueError: no such module, or it binds no Task to `TASK`.
+    """
+    path = name if "." in name else f"tasks.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise
+        raise ValueError(f"there is no task {name!r} (no module {path})") from error
+    found = getattr(module, "TASK", None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"{path} binds no Task subclass to TASK")
+    return found

@@ -1,0 +1,127 @@
+"""What crosses from simulation to a robot, as plain data: named values, actions and the policy card.
+
+The card is the only carrier of facts between simulation and robot. It travels as exact JSON inside
+the checkpoint and inside the exported ONNX, so no constant is spelled twice.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+CARD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named value of an observation."""
+
+    name: str
+    shape: tuple[int, ...]
+    unit: str = "1"
+    """SI, as `m`, `rad/s`, `N`; `1` for a pure number."""
+    dtype: str = "float32"
+    history: int = 1
+    """How many past values are stacked, oldest first; 1 is the current one alone."""
+
+    @property
+    def size(self) -> int:
+        """Numbers that the feature takes in the policy's input vector."""
+        count = self.history
+        for n in self.shape:
+            count *= n
+        return count
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input tensor of a policy: its features, raveled and joined in this order."""
+
+    name: str
+    features: tuple[Feature, ...]
+
+    @property
+    def size(self) -> int:
+        """Numbers in the input vector."""
+        return sum(f.size for f in self.features)
+
+
+@dataclass(frozen=True)
+class ActionChannel:
+    """One number of the action vector, in [-1, 1], and what the robot makes of it."""
+
+    name: str
+    unit: str
+    scale: float
+    """Change, or value, in `unit` that an action of 1 asks for."""
+    low: float
+    """Lower limit of the resulting target, in `unit`."""
+    high: float
+    """Upper limit of the resulting target, in `unit`."""
+    mode: str
+    """`delta`: added to the last target and clipped to the limits. `absolute`: low..high for -1..1."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One actuated joint in the policy's order."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    stiffness: float
+    damping: float
+    default: float
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """Everything that the user of a policy must know to run it."""
+
+    task: str
+    inputs: tuple[Input, ...]
+    actions: tuple[ActionChannel, ...]
+    joints: tuple[Joint, ...]
+    control_dt: float
+    """Seconds between two actions."""
+    run: str = ""
+    preprocessing: dict[str, str] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    score: dict[str, Any] = field(default_factory=dict)
+    """Measured success and how it was measured."""
+    versions: dict[str, str] = field(default_factory=dict)
+    weights_sha256: str = ""
+    format: int = CARD_FORMAT
+
+    def to_json(self) -> str:
+        """Return exact JSON: every float reads back bit for bit."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PolicyCard":
+        """Read a card.
+
+        Raises:
+            ValueError: not JSON, another format, a field missing or unknown.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"policy card is not JSON: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format") != CARD_FORMAT:
+            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise ValueError(f"policy card has format {got!r}, this version reads {CARD_FORMAT}")
+        try:
+            raw["inputs"] = tuple(
+                Input(i["name"], tuple(_feature(f) for f in i["features"])) for i in raw["inputs"]
+            )
+            raw["actions"] = tuple(ActionChannel(**a) for a in raw["actions"])
+            raw["joints"] = tuple(Joint(**j) for j in raw["joints"])
+            return cls(**raw)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"policy card does not have the fields it should: {error}") from error
+
+
+def _feature(raw: dict[str, Any]) -> Feature:
+    return Feature(**{**raw, "shape": tuple(raw["shape"])})

@@ -1,0 +1,1 @@
+"""Torch bricks, and the policies made of them. A policy holds its normaliser and its squash."""

@@ -1,0 +1,46 @@
+"""Running mean and variance of observations, inside the policy and so inside the export."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalizer(nn.Module):
+    """Map x to (x - mean) / std, clipped; statistics move only in `update`.
+
+    Counts are float64 so that a long run neither saturates nor loses bits at a resume.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+    clip = 10.0
+    epsilon = 1e-5
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., size)."""
+        scaled = (x - self.mean) * torch.rsqrt(self.var + self.epsilon)
+        return scaled.clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, keep: Tensor | None = None) -> None:
+        """Merge a batch x (n, size) into the statistics (Chan et al. 1979).
+
+        keep: (n,) bool, rows that count; the others may hold anything finite.
+        """
+        weight = torch.ones(len(x), device=x.device) if keep is None else keep.to(x.dtype)
+        n = weight.sum(dtype=torch.float64)
+        share = (weight / n.clamp(min=1.0).to(x.dtype))[:, None]
+        mean = (share * x).sum(dim=0)
+        var = (share * (x - mean) ** 2).sum(dim=0)
+        total = self.count + n
+        part = (n / total.clamp(min=1.0)).to(x.dtype)
+        delta = mean - self.mean
+        self.mean += part * delta
+        self.var += part * (var - self.var) + part * (1.0 - part) * delta**2
+        self.count.copy_(total)

@@ -1,0 +1,95 @@
+"""Policies: normaliser, network and squash in one module, with one card.
+
+`GaussianPolicy.act` is the function that is exported: raw observation in, action in [-1, 1] out. In
+training the same module gives a normal distribution around that action; the environment clips what is
+drawn outside [-1, 1], and the log-probability is that of what was drawn.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from penspin_style.nets.mlp import mlp
+from penspin_style.nets.normalizer import Normalizer
+
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Gaussian(NamedTuple):
+    """Independent normals over the action's numbers."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log density of actions (..., naction), (...,)."""
+        z = (action - self.loc) / self.scale
+        return (-0.5 * z**2 - torch.log(self.scale) - _LOG_SQRT_2PI).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats, (...,)."""
+        return (0.5 + _LOG_SQRT_2PI + torch.log(self.scale)).expand_as(self.loc).sum(dim=-1)
+
+    def kl(self, other: "Gaussian") -> Tensor:
+        """Return KL(self || other), (...,), exactly."""
+        ratio = (self.scale / other.scale) ** 2
+        shift = ((self.loc - other.loc) / other.scale) ** 2
+        return 0.5 * (ratio + shift - 1.0 - torch.log(ratio)).sum(dim=-1)
+
+
+class GaussianPolicy(nn.Module):
+    """A perceptron on one observation group.
+
+    in_key: the group. Its vector is normalised here, so callers pass it raw.
+    """
+
+    min_std = 0.05
+
+    def __init__(
+        self,
+        in_key: str,
+        size: int,
+        naction: int,
+        *,
+        hidden: Sequence[int],
+        activation: str,
+        init_std: float,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.in_key = in_key
+        self.naction = naction
+        self.normalizer = Normalizer(size)
+        self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
+        # std = min_std + softplus(raw): positive whatever the optimiser does
+        raw = math.log(math.expm1(max(init_std - self.min_std, 1e-4)))
+        self.raw_std = nn.Parameter(torch.full((naction,), raw))
+
+    def act(self, observation: Tensor) -> Tensor:
+        """Return the mean action (..., naction) in [-1, 1] of raw observations (..., size)."""
+        return torch.tanh(self.net(self.normalizer(observation)))
+
+    def forward(self, observation: Tensor) -> Gaussian:
+        """Return the distribution that training draws from."""
+        loc = self.act(observation)
+        scale = self.min_std + nn.functional.softplus(self.raw_std)
+        return Gaussian(loc, scale.expand_as(loc))
+
+
+class ValueFunction(nn.Module):
+    """A perceptron from one observation group to the expected return."""
+
+    def __init__(
+        self, in_key: str, size: int, *, hidden: Sequence[int], activation: str, rng: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.in_key = in_key
+        self.normalizer = Normalizer(size)
+        self.net = mlp(size, hidden, 1, activation=activation, rng=rng)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return values (..., 1)."""
+        return self.net(self.normalizer(observation))

@@ -1,0 +1,266 @@
+"""The randomisation table: which model or state value differs between environments, how, and when.
+
+    Randomize("body_mass", names="cube", operation="scale", low=0.5, high=2.0)
+    Randomize("geom_friction", names=".*_pad", column=0, low=0.6, high=1.2, operation="abs")
+    Randomize("opt.gravity", column=2, operation="add", low=-0.1, high=0.1)
+    Randomize("xfrc_applied", names="cube", column=slice(0, 3), low=-0.2, high=0.2, when="interval",
+              interval=0.5)
+
+A row names a MuJoCo field, which of its objects (a regular expression over their names), an
+operation on the model's own value, a distribution, and when to draw. Draws never accumulate: `scale`
+and `add` start from the model's value every time.
+
+| when | drawn |
+| --- | --- |
+| `startup` | once, when the environment is built |
+| `reset` | at every reset of an environment, for that environment |
+| `interval` | every `interval` seconds, for all environments at once |
+
+Field kinds: model fields (`body_mass`, `dof_damping`, `actuator_gainprm`, `opt.gravity`, ...) go to
+`sim.params`; state fields (`qpos`, `qvel`, `ctrl`, `xfrc_applied`, ...) go to `sim.data` and are
+added to the state that the task's reset has set. `body_mass` scales `body_inertia` along with it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from penspin_style.sim.sim import STATE_FIELDS, Sim
+
+OPERATIONS = ("abs", "scale", "add")
+DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
+WHENS = ("startup", "reset", "interval")
+
+_OBJECT_OF_PREFIX = {
+    "body": mujoco.mjtObj.mjOBJ_BODY,
+    "geom": mujoco.mjtObj.mjOBJ_GEOM,
+    "site": mujoco.mjtObj.mjOBJ_SITE,
+    "cam": mujoco.mjtObj.mjOBJ_CAMERA,
+    "light": mujoco.mjtObj.mjOBJ_LIGHT,
+    "jnt": mujoco.mjtObj.mjOBJ_JOINT,
+    "actuator": mujoco.mjtObj.mjOBJ_ACTUATOR,
+    "sensor": mujoco.mjtObj.mjOBJ_SENSOR,
+    "tendon": mujoco.mjtObj.mjOBJ_TENDON,
+    "mat": mujoco.mjtObj.mjOBJ_MATERIAL,
+    "eq": mujoco.mjtObj.mjOBJ_EQUALITY,
+}
+
+
+@dataclass(frozen=True)
+class Randomize:
+    """One row of the table. See the module's docstring."""
+
+    field: str
+    names: str = ".*"
+    """Regular expression that an object's whole name must match; joints' names for dof and qpos fields."""
+    low: float = 0.0
+    """Lower end, or the mean of a gaussian."""
+    high: float = 0.0
+    """Upper end, or the standard deviation of a gaussian."""
+    operation: str = "abs"
+    distribution: str = "uniform"
+    when: str = "reset"
+    column: int | slice | None = None
+    """Which numbers of an object's row; None for all."""
+    interval: float = 0.0
+    """Seconds between draws when `when` is `interval`."""
+    shared: bool = False
+    """Draw one number for all matched values of an environment instead of one each."""
+
+    def __post_init__(self) -> None:
+        """Refuse a row that cannot mean anything."""
+        for name, value, legal in (
+            ("operation", self.operation, OPERATIONS),
+            ("distribution", self.distribution, DISTRIBUTIONS),
+            ("when", self.when, WHENS),
+        ):
+            if value not in legal:
+                raise ValueError(f"Randomize({self.field}): {name} must be one of {legal}, got {value!r}")
+        if self.distribution != "gaussian" and self.high < self.low:
+            raise ValueError(f"Randomize({self.field}): high {self.high} is below low {self.low}")
+        if self.distribution == "gaussian" and self.high < 0:
+            raise ValueError(f"Randomize({self.field}): high is a standard deviation, got {self.high}")
+        if self.distribution == "log_uniform" and self.low <= 0:
+            raise ValueError(f"Randomize({self.field}): log_uniform needs low > 0, got {self.low}")
+        if self.when == "interval" and self.interval <= 0:
+            raise ValueError(f"Randomize({self.field}): an interval row needs interval > 0 s")
+
+    @property
+    def is_state(self) -> bool:
+        """Whether the field belongs to the state rather than to the model."""
+        return self.field in STATE_FIELDS
+
+
+def per_env_fields(rows: Sequence[Randomize]) -> tuple[str, ...]:
+    """Return the model fields that the rows need per environment, for `make_sim(per_env=...)`."""
+    fields = {row.field: None for row in rows if not row.is_state}
+    if "body_mass" in fields:
+        fields["body_inertia"] = None
+    return tuple(fields)
+
+
+class Randomizer:
+    """Apply a table to a simulation."""
+
+    def __init__(self, sim: Sim, rows: Sequence[Randomize], control_dt: float) -> None:
+        self.sim = sim
+        self.rows = tuple(rows)
+        self._entries = [_Entry(sim, row, control_dt) for row in rows]
+        needs = mujoco.MjModel._setconst_inputs
+        self._sets_const = {
+            when: any(e.row.when == when and e.row.field in needs for e in self._entries)
+            for when in WHENS
+        }
+
+    def startup(self, rng: torch.Generator) -> None:
+        """Draw the startup rows for every environment."""
+        self._draw("startup", None, rng)
+
+    def reset_model(self, mask: Tensor, rng: torch.Generator) -> None:
+        """Draw the model rows of a reset for the masked environments, before their state is set."""
+        self._draw("reset", mask, rng, state=False)
+
+    def reset_state(self, mask: Tensor, rng: torch.Generator) -> None:
+        """Draw the state rows of a reset for the masked environments, after their state is set."""
+        self._draw("reset", mask, rng, state=True)
+
+    def interval(self, step: int, rng: torch.Generator) -> None:
+        """Draw the interval rows that are due at this control step."""
+        for entry in self._entries:
+            if entry.row.when == "interval" and step % entry.every == 0:
+                entry.apply(None, rng)
+                if entry.row.field in mujoco.MjModel._setconst_inputs:
+                    self.sim.set_const()
+
+    def restore_constants(self) -> None:
+        """Recompute the model constants after `params` were restored from a checkpoint."""
+        if any(self._sets_const.values()):
+            self.sim.set_const()
+
+    def _draw(
+        self, when: str, mask: Tensor | None, rng: torch.Generator, *, state: bool | None = None
+    ) -> None:
+        for entry in self._entries:
+            if entry.row.when == when and state in (None, entry.row.is_state):
+                entry.apply(mask, rng)
+        if self._sets_const[when] and not state:
+            self.sim.set_const(mask)
+
+
+class _Entry:
+    """One row bound to the tensors of one simulation."""
+
+    def __init__(self, sim: Sim, row: Randomize, control_dt: float) -> None:
+        self.row = row
+        self.every = max(1, round(row.interval / control_dt))
+        self.target = sim.data[row.field] if row.is_state else sim.params[row.field]
+        self.index = _index(sim.model, row, self.target.shape[1:])
+        self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
+        self.inertia: Tensor | None = None
+        if row.field == "body_mass":
+            self.inertia = sim.params["body_inertia"]
+            self.nominal_inertia = self.inertia[:1, self.index[1]].clone()
+
+    def apply(self, mask: Tensor | None, rng: torch.Generator) -> None:
+        current = self.target[self.index]
+        base = current if self.row.is_state else self.nominal
+        value = _operate(self.row, base, self._draw(current, rng)).expand_as(current)
+        self._write(self.target, self.index, value, mask)
+        if self.inertia is not None:
+            ratio = (value / self.nominal).unsqueeze(-1)
+            self._write(self.inertia, (slice(None), self.index[1]), self.nominal_inertia * ratio, mask)
+
+    def _draw(self, like: Tensor, rng: torch.Generator) -> Tensor:
+        row = self.row
+        shape = (like.shape[0], *(1 for _ in like.shape[1:])) if row.shared else like.shape
+        if row.distribution == "gaussian":
+            draw = torch.randn(shape, generator=rng, device=rng.device, dtype=like.dtype)
+            return row.low + row.high * draw
+        draw = torch.rand(shape, generator=rng, device=rng.device, dtype=like.dtype)
+        if row.distribution == "log_uniform":
+            return row.low * (row.high / row.low) ** draw
+        return row.low + (row.high - row.low) * draw
+
+    @staticmethod
+    def _write(target: Tensor, index: Any, value: Tensor, mask: Tensor | None) -> None:
+        if mask is not None:
+            value = torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, target[index])
+        target[index] = value
+
+
+def _operate(row: Randomize, base: Tensor, draw: Tensor) -> Tensor:
+    if row.operation == "scale":
+        return base * draw
+    if row.operation == "add":
+        return base + draw
+    return draw
+
+
+def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
+    """Return the index (environments, object rows, columns) that the row means."""
+    if row.field.startswith("opt."):
+        columns = slice(None) if row.column is None else row.column
+        return (slice(None), _columns(columns, shape[0])) if shape else (slice(None),)
+    objects = _objects(model, row)
+    if len(shape) == 1:
+        return (slice(None), torch.as_tensor(objects))
+    columns = _columns(slice(None) if row.column is None else row.column, shape[1])
+    return (slice(None), torch.as_tensor(objects)[:, None], columns[None, :])
+
+
+def _columns(column: int | slice, width: int) -> Tensor:
+    if isinstance(column, int):
+        column = slice(column, column + 1)
+    return torch.as_tensor(np.arange(width)[column])
+
+
+def _objects(model: mujoco.MjModel, row: Randomize) -> list[int]:
+    prefix = row.field.split("_")[0]
+    if row.field in ("qpos", "qvel", "qfrc_applied") or prefix == "dof":
+        return _joint_rows(model, row)
+    kind = {
+        "ctrl": mujoco.mjtObj.mjOBJ_ACTUATOR,
+        "xfrc_applied": mujoco.mjtObj.mjOBJ_BODY,
+    }.get(row.field, _OBJECT_OF_PREFIX.get(prefix))
+    if kind is None:
+        legal = ", ".join(f"{p}_*" for p in _OBJECT_OF_PREFIX)
+        raise ValueError(f"Randomize({row.field}): names select objects of {legal}, dof_*, qpos, qvel")
+    count = {
+        mujoco.mjtObj.mjOBJ_ACTUATOR: model.nu,
+        mujoco.mjtObj.mjOBJ_MATERIAL: model.nmat,
+    }.get(kind) or len(getattr(model, row.field, np.zeros(model.nbody)))
+    names = [mujoco.mj_id2name(model, int(kind), i) or "" for i in range(count)]
+    return _matching(row, names)
+
+
+def _joint_rows(model: mujoco.MjModel, row: Randomize) -> list[int]:
+    """Return the addresses in qpos or in the degrees of freedom that belong to the named joints."""
+    names = [mujoco.mj_id2name(model, int(mujoco.mjtObj.mjOBJ_JOINT), i) or "" for i in range(model.njnt)]
+    widths = {0: (7, 6), 1: (4, 3), 2: (1, 1), 3: (1, 1)}
+    addresses: list[int] = []
+    for joint in _matching(row, names):
+        nq, nv = widths[int(model.jnt_type[joint])]
+        start = model.jnt_qposadr[joint] if row.field == "qpos" else model.jnt_dofadr[joint]
+        addresses.extend(range(start, start + (nq if row.field == "qpos" else nv)))
+    return addresses
+
+
+def _matching(row: Randomize, names: list[str]) -> list[int]:
+    found = [i for i, name in enumerate(names) if re.fullmatch(row.names, name)]
+    if not found:
+        raise ValueError(
+            f"Randomize({row.field}): no name matches {row.names!r}; there are {[n for n in names if n]}"
+        )
+    return found
+
+
+def describe(rows: Sequence[Randomize]) -> list[dict[str, Any]]:
+    """Return the table as plain data, for the run's card."""
+    return [{k: str(v) if isinstance(v, slice) else v for k, v in dataclasses.asdict(r).items()} for r in rows]

@@ -1,0 +1,138 @@
+"""The Franka Panda as the tasks use it: its world, its joints, and a Cartesian controller."""
+
+import math
+import pathlib
+
+import mujoco
+import torch
+from torch import Tensor
+
+from penspin_style.features import Joint
+from penspin_style.rotation import rotation_vector
+from penspin_style.sim.sim import Sim
+
+ARM = tuple(f"joint{i}" for i in range(1, 8))
+FINGER = "finger_joint1"
+FINGER_OPEN = 0.04  # m, travel of one finger
+TCP = "gripper"
+
+_MODEL = pathlib.Path(__file__).with_name("panda.xml")
+
+
+def scene(*, gravcomp: bool) -> mujoco.MjSpec:
+    """Return a world with the robot, a floor, light and a camera named `view`.
+
+    gravcomp: cancel the robot's weight, as the real arm's controller does.
+    """
+    spec = mujoco.MjSpec.from_file(str(_MODEL))
+    world = spec.worldbody
+    spec.add_texture(
+        name="floor",
+        type=mujoco.mjtTexture.mjTEXTURE_2D,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        rgb1=[0.80, 0.82, 0.84],
+        rgb2=[0.74, 0.76, 0.79],
+        width=300,
+        height=300,
+    )
+    floor = spec.add_material(name="floor", texrepeat=[5, 5], texuniform=True, reflectance=0.0)
+    floor.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
+    world.add_geom(
+        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05], material="floor"
+    )
+    world.add_light(
+        name="top", pos=[0.3, 0.6, 2.0], dir=[0, -0.3, -1], diffuse=[0.7] * 3, specular=[0.2] * 3
+    )
+    world.add_camera(
+        name="view", pos=[1.35, -0.75, 0.75], xyaxes=[0.55, 0.835, 0, -0.38, 0.25, 0.89], fovy=45
+    )
+    if gravcomp:
+        for body in spec.bodies:
+            if body.name != "world":
+                body.gravcomp = 1.0
+    spec.visual.headlight.ambient = [0.35] * 3
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
+    return spec
+
+
+def add_box(
+    spec: mujoco.MjSpec, half: tuple[float, float, float], mass: float, rgba: tuple[float, ...]
+) -> None:
+    """Add a free box named `box` that rests on the floor at the origin of the workspace."""
+    body = spec.worldbody.add_body(name="box", pos=[0.5, 0.0, half[2]])
+    body.add_freejoint(name="box")
+    body.add_geom(
+        name="box",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=half,
+        mass=mass,
+        rgba=rgba,
+        contype=2,
+        conaffinity=1,
+        friction=[1, 0.03, 0.003],
+        solref=[0.01, 1],
+    )
+
+
+def joints(model: mujoco.MjModel, home: Tensor) -> tuple[Joint, ...]:
+    """Return the eight actuated joints: seven of the arm, then one finger (the other follows)."""
+    out = []
+    for i, name in enumerate((*ARM, FINGER)):
+        joint = model.joint(name)
+        out.append(
+            Joint(
+                name=name,
+                unit="m" if name == FINGER else "rad",
+                low=float(joint.range[0]),
+                high=float(joint.range[1]),
+                stiffness=float(model.actuator_gainprm[i, 0]),
+                damping=float(-model.actuator_biasprm[i, 2]),
+                default=float(home[i]),
+            )
+        )
+    return tuple(out)
+
+
+class CartesianArm:
+    """Drive the tool centre point to a target, gripper pointing down, through the joint servos.
+
+    Damped least squares on the measured joints, once per control step:
+    dq = z + J' (J J' + d^2 I)^-1 (e - J z), with e the pose error and z a pull towards the home
+    posture that acts where the task leaves freedom (Nakamura, Hanafusa 1986).
+    """
+
+    damping = 0.05
+    posture_gain = 0.2
+
+    def __init__(self, sim: Sim, home: Tensor) -> None:
+        model = sim.model
+        self.site = model.site(TCP).id
+        self.joint_ids = [model.joint(name).id for name in ARM]
+        self.home = home[: len(ARM)].to(sim.device, torch.float32)
+        self.limits = torch.as_tensor(model.actuator_ctrlrange[: len(ARM)], dtype=torch.float32).to(
+            sim.device
+        )
+        # the fingers close along the hand's y axis; down means the hand's z axis points to the floor
+        down = [[math.sqrt(0.5) * 0 + 1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]]
+        self.down = torch.tensor(down, device=sim.device)
+        self.ridge = self.damping**2 * torch.eye(6, device=sim.device)
+
+    def position(self, sim: Sim) -> Tensor:
+        """Return the tool centre point in the world, (num_envs, 3) m."""
+        return sim.data.site_xpos[:, self.site]
+
+    def command(self, sim: Sim, target: Tensor) -> None:
+        """Write the arm's seven position targets for a tool centre point target, (num_envs, 3) m."""
+        position = self.position(sim)
+        axis = sim.data.xaxis[:, self.joint_ids]  # (num_envs, 7, 3)
+        arm = position[:, None] - sim.data.xanchor[:, self.joint_ids]
+        jac_t = torch.cat((torch.linalg.cross(axis, arm), axis), dim=2)  # (num_envs, 7, 6)
+        turn = rotation_vector(self.down @ sim.data.site_xmat[:, self.site].transpose(1, 2))
+        error = torch.cat((target - position, turn), dim=1)
+        q = sim.data.qpos[:, : len(ARM)].float()
+        posture = self.posture_gain * (self.home - q)
+        gram = jac_t.transpose(1, 2) @ jac_t + self.ridge
+        rest = error - (posture[:, None] @ jac_t).squeeze(1)
+        wrench = torch.linalg.solve_ex(gram, rest[:, :, None])[0]
+        dq = posture + (jac_t @ wrench).squeeze(2)
+        sim.data.ctrl[:, : len(ARM)] = (q + dq).clamp(self.limits[:, 0], self.limits[:, 1])
