@@ -45,7 +45,7 @@ class Config(TaskConfig):
     control_dt: float = 0.05
     episode_length: int = 80
     reward: dict[str, float] = field(
-        default_factory=lambda: {"reach": 0.1, "grasp": 0.3, "lift": 0.7}
+        default_factory=lambda: {"reach": 0.1, "grasp": 0.3, "close": 0.3, "lift": 2.0}
     )
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
@@ -198,9 +198,11 @@ class PandaLiftCube(Task[Config]):
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return SERL's two terms, `grasp` and `lift`, and a wide `reach` that starts the approach."""
         distance = self._distance(sim)
+        near = torch.exp(-20.0 * distance)
         return {
             "reach": torch.exp(-5.0 * distance),
-            "grasp": torch.exp(-20.0 * distance),
+            "grasp": near,
+            "close": near * (1.0 - self.memory["opening"]),
             "lift": progress(self._rise(sim), 0.0, 1.1 * self.cfg.lift_height),
         }
 

@@ -27,7 +27,7 @@ from torchrl.envs import EnvBase
 
 from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
-from penspin_style.features import Input
+from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import Fault, make_sim
 
@@ -96,6 +96,29 @@ class Env(EnvBase):
         """Return the observation groups, with names, shapes and units of their terms."""
         return self.groups.inputs
 
+    def card(
+        self,
+        *,
+        task: str,
+        run: str,
+        network: dict[str, Any],
+        score: dict[str, Any],
+        versions: dict[str, str],
+        in_keys: tuple[str, ...],
+    ) -> PolicyCard:
+        """Return the card of a policy that was trained here and reads the groups `in_keys`."""
+        return PolicyCard(
+            task=task,
+            inputs=tuple(i for i in self.inputs if i.name in in_keys),
+            actions=self.task.actions,
+            joints=self.task.joints,
+            control_dt=self.cfg.control_dt,
+            run=run,
+            network=network,
+            score=score,
+            versions=versions,
+        )
+
     # The walk.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
@@ -111,7 +134,9 @@ class Env(EnvBase):
 
         terms = self.task.reward(self.sim, action)
         weighted = {name: self.cfg.reward[name] * value.float() for name, value in terms.items()}
+        self.terms = weighted
         reward = torch.stack(list(weighted.values())).sum(dim=0)
+        self.reward_terms = weighted
         terminated = self.task.terminated(self.sim)
         success = self.task.success(self.sim)
         observation = self.groups.observe(self.task.observe(self.sim))
@@ -195,12 +220,14 @@ class Env(EnvBase):
         _check_reward_keys(rewarded, self.cfg.reward)
         self.groups = Groups(self.cfg.observation, observed, self.task.units, self.rng)
         self._last = {i.name: torch.zeros(n, i.size, device=device) for i in self.inputs}
+        self.terms: dict[str, Tensor] = {}
         self.total_steps = 0
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=device)
         self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
         self.columns = ("return", "episode_len", *(f"reward/{name}" for name in rewarded))
         self.episode = torch.zeros(len(self.columns), n, device=device)
+        self.reward_terms: dict[str, Tensor] = {}  # of the last step, weighted
         self.finished = torch.zeros(len(self.columns) + 2, device=device, dtype=torch.float64)
         self.fault_counts = torch.zeros(len(Fault), dtype=torch.long, device=device)
         self._fault_code = torch.zeros(n, dtype=torch.int32, device=device)
@@ -310,8 +337,11 @@ class Env(EnvBase):
     # State.
 
     def _set_seed(self, seed: int | None) -> None:
+        """Make everything from the next reset on depend on the seed alone."""
         if seed is not None:
             self.rng.manual_seed(seed)
+            self.total_steps = 0  # interval rows count from here
+            self.randomizer.startup(self.rng)
 
     def state_dict(self, **_: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return every tensor that a bit-exact continuation needs, flat."""

@@ -6,12 +6,17 @@ drawn outside [-1, 1], and the log-probability is that of what was drawn.
 """
 
 import math
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from penspin_style import storage
+from penspin_style.features import PolicyCard
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
 
@@ -64,6 +69,7 @@ class GaussianPolicy(nn.Module):
         self.naction = naction
         self.normalizer = Normalizer(size)
         self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
+        self._network = {"hidden": list(hidden), "activation": activation}
         # std = min_std + softplus(raw): positive whatever the optimiser does
         raw = math.log(math.expm1(max(init_std - self.min_std, 1e-4)))
         self.raw_std = nn.Parameter(torch.full((naction,), raw))
@@ -77,6 +83,10 @@ class GaussianPolicy(nn.Module):
         loc = self.act(observation)
         scale = self.min_std + nn.functional.softplus(self.raw_std)
         return Gaussian(loc, scale.expand_as(loc))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `load_policy` needs to build the module again, as JSON values."""
+        return {"kind": "gaussian", "in_key": self.in_key, **self._network}
 
 
 class ValueFunction(nn.Module):
@@ -93,3 +103,43 @@ class ValueFunction(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Return values (..., 1)."""
         return self.net(self.normalizer(observation))
+
+
+_WEIGHTS, _CARD = "policy.safetensors", "card.json"
+
+
+def save_policy(policy: nn.Module, card: PolicyCard, folder: pathlib.Path) -> None:
+    """Publish weights and card as one folder, complete or absent.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    weights = save_tensors({k: v.cpu().contiguous() for k, v in policy.state_dict().items()})
+    with storage.publish(folder, {}) as stage:
+        (stage / _WEIGHTS).write_bytes(weights)
+        (stage / _CARD).write_text(card.to_json())
+
+
+def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
+    """Return the policy of a published folder, on the CPU and in evaluation mode, and its card.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the card names a network that is unknown here.
+    """
+    storage.verify(folder)
+    card = PolicyCard.from_json((folder / _CARD).read_text())
+    network = card.network
+    if network.get("kind") != "gaussian":
+        raise ValueError(f"{folder}: network kind {network.get('kind')!r} is unknown; known: gaussian")
+    size = {i.name: i.size for i in card.inputs}[network["in_key"]]
+    policy = GaussianPolicy(
+        network["in_key"],
+        size,
+        len(card.actions),
+        hidden=network["hidden"],
+        activation=network["activation"],
+        init_std=1.0,
+        rng=torch.Generator(),
+    )
+    policy.load_state_dict(load_tensors((folder / _WEIGHTS).read_bytes()))
+    return policy.eval(), card

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.sim.sim import (
+    ACCELERATION_FIELDS,
     DATA_FIELDS,
     MATRIX_FIELDS,
     STATE_FIELDS,
@@ -41,7 +42,8 @@ class BatchSim:
     """`Sim` on `mujoco.batch.Batch`; bit-identical to a loop of `mj_step` at any thread count.
 
     State fields are float64 views of the engine's own rows. Derived fields are copied once per call
-    into preallocated float32 tensors, and only those that somebody has touched.
+    into preallocated float32 tensors, and only those that somebody has touched. `eq_active` is
+    stored as 0.0 and 1.0.
     """
 
     def __init__(
@@ -61,11 +63,14 @@ class BatchSim:
         self.faults = torch.zeros(num_envs, dtype=torch.int32)
         self._rows = torch.from_numpy(self.batch.state)
         self._params = {name: torch.from_numpy(self.batch.expand(name)) for name in per_env}
-        self._derived: list[tuple[Tensor, Tensor]] = []  # (float64 view of the engine's, float32)
+        self._derived: list[tuple[np.ndarray, np.ndarray]] = []  # (the engine's, served)
         self._warnings = self.batch.warning[..., 1]  # (num_envs, mjNWARNING) counts, live
         self._seen = self._warnings.copy()
         self.data = FieldView(self._bind, DATA_FIELDS, "data")
         self.params = FieldView(self._params.__getitem__, per_env, "params")
+        self._outputs: dict[str, np.ndarray] = {}
+        for name in (*ACCELERATION_FIELDS, "sensordata"):
+            self._output(name)  # now, since later nothing could tell what acted before
         self.batch.reset(stage=_ACC)
 
     def step(self, nstep: int = 1) -> None:
@@ -96,9 +101,11 @@ class BatchSim:
         self.batch.set_const(_ids(mask))
 
     def overflow_hint(self) -> str:
-        """Say how to give MuJoCo more memory for contacts and constraints."""
-        megabytes = -(-2 * self.model.narena // 2**20)
-        return f'the arena is full; set <size memory="{megabytes}M"/> in the MJCF'
+        """Repeat MuJoCo's last error, if any, and say how to give it more memory."""
+        errors = filter(None, map(self.batch.error, range(self.num_envs)))
+        what = next(errors, "contacts or constraints were dropped").splitlines()[0]
+        megabytes = max(1, 2 * self.model.narena // 2**20)
+        return f'{what}; if memory ran out, set <size memory="{megabytes}M"/> in the MJCF'
 
     def get_state(self) -> Tensor:
         """Return a copy of the integration rows, (num_envs, nstate) float64."""
@@ -114,31 +121,40 @@ class BatchSim:
         self.forward(mask)
 
     def _bind(self, name: str) -> Tensor:
-        source = self.batch.bind(name)
         if name in STATE_FIELDS:
-            return torch.from_numpy(source)
-        source.flags.writeable = True  # torch has no read-only tensors; this one stays private
-        exact = torch.from_numpy(source)
-        source.flags.writeable = False
-        if name in MATRIX_FIELDS:
-            exact = exact.view(self.num_envs, -1, 3, 3)
-        served = torch.zeros(exact.shape, dtype=torch.float32)
-        # a field bound between calls is zero until the next one; forward leaves the state alone,
-        # but it would replace what acted in the last substep in the fields bound before
-        before = [earlier.clone() for earlier, _ in self._derived]
-        self.batch.forward(None, _ACC)
-        for (earlier, _), values in zip(self._derived, before, strict=True):
-            earlier.copy_(values)
+            return torch.from_numpy(self.batch.bind(name))
+        late = name not in self._outputs
+        exact = self._output(name)
+        if late:
+            self._compute_only(exact)
+        served = exact.astype(np.float32)
         self._derived.append((exact, served))
-        served.copy_(exact)
-        return served
+        return torch.from_numpy(served)
+
+    def _output(self, name: str) -> np.ndarray:
+        """Return the float64 array into which every call copies the field from now on."""
+        if name not in self._outputs:
+            exact = self.batch.bind(name)
+            exact.flags.writeable = True  # for _compute_only
+            if name in MATRIX_FIELDS:
+                exact = exact.reshape(self.num_envs, -1, 3, 3)
+            self._outputs[name] = exact
+        return self._outputs[name]
+
+    def _compute_only(self, output: np.ndarray) -> None:
+        """Compute an output that missed the last call; the others keep that call's values."""
+        others = [(other, other.copy()) for other in self._outputs.values() if other is not output]
+        self.batch.forward(None, _ACC)  # leaves the states as they are
+        for other, value in others:
+            other[:] = value
 
     def _refresh(self) -> None:
+        # numpy, not torch: torch's threads would spin on the cores that MuJoCo's threads need
         for exact, served in self._derived:
-            served.copy_(exact)
+            served[:] = exact
 
     def _collect_faults(self) -> None:
-        if not torch.isfinite(self._rows.sum()):
+        if not np.isfinite(self.batch.state.sum()):
             bad = ~torch.isfinite(self._rows).all(dim=1)
             self.faults[bad] |= int(Fault.NONFINITE)
         if not np.array_equal(self._warnings, self._seen):

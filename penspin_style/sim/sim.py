@@ -167,7 +167,7 @@ class Sim(Protocol):
         ...
 
     def overflow_hint(self) -> str:
-        """Say which setting to raise, and to what, if `faults` reports `OVERFLOW`; may wait."""
+        """Say which setting to raise if `faults` has `OVERFLOW` or `ERROR`. Waits for the GPU."""
         ...
 
     def get_state(self) -> Tensor:

@@ -1,0 +1,108 @@
+"""The command line: python -m penspin_style VERB, installed as `penspin`.
+
+Only the parser lives here, so that --help answers without importing torch; each verb is a function of
+`penspin_style.verbs`, imported when it runs. Exit codes: 0 done, 2 the words cannot be meant, 3 the data
+or physics cannot be trusted, 4 interrupted and saved.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_OVERRIDES = """
+Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
+num_envs=512; `penspin train --print-config` shows every key with its value.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> Any:
+        print(f"penspin: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="penspin",
+        description="Train, judge, export and run robot policies in MuJoCo, with PyTorch.",
+        epilog=_OVERRIDES,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, summary: str, *, overrides: bool = False) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary, description=summary, epilog=_OVERRIDES)
+        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        if overrides:
+            sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+        return sub
+
+    verb("tasks", "List the tasks.")
+
+    train = verb("train", "Train a teacher.", overrides=True)
+    train.add_argument("--print-config", action="store_true", help="print the configuration and stop")
+
+    evaluate = verb("eval", "Judge a policy over fixed seeds.")
+    evaluate.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    evaluate.add_argument("--episodes", type=_positive, default=500)
+    evaluate.add_argument("--seed", type=_natural, default=2_000_003)
+
+    play = verb("play", "Watch a policy: in a window, or as a film.")
+    play.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
+    play.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    play.add_argument("--video", metavar="OUT.mp4", help="film instead of opening a window")
+    play.add_argument("--strip", metavar="OUT.png", help="with --video: six frames side by side")
+    play.add_argument("--episodes", type=_positive, default=3)
+    play.add_argument("--size", type=_positive, default=480, help="pixels, even")
+    play.add_argument("--seed", type=_natural, default=2_000_003)
+    play.add_argument("--successful", action="store_true", help="film the first successful episodes")
+
+    export = verb("export", "Export a policy as one ONNX file, checked against torch.")
+    export.add_argument("policy", help="a run folder or a policy folder")
+    export.add_argument("--out", metavar="OUT.onnx", help="default: policy.onnx in the folder")
+    export.add_argument("--samples", type=_positive, default=10_000, help="parity observations")
+
+    bench = verbs.add_parser("bench", help="Measure speed.", description="Measure speed.")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    for name, summary in (
+        ("sim", "Env steps per second of the full environment over the bare engine."),
+        ("train", "PPO samples per second, end to end, over the bare engine."),
+    ):
+        sub = kinds.add_parser(name, help=summary, description=summary, epilog=_OVERRIDES)
+        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+        sub.add_argument("--rounds", type=_positive, default=7, help="alternating measurements")
+        sub.add_argument("--steps", type=_positive, default=72, help="control steps of each")
+
+    doctor = verb("doctor", "Check what this machine can do.", overrides=True)
+    doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
+    doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.lstrip("-").isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code."""
+    args = _parser().parse_args(words)
+    from penspin_style import verbs
+
+    return verbs.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Honest ratios: our code against the bare engine, on the same model, alternating, in one run.
+
+Machines drift; a ratio of two measurements that took turns does not. Each figure is the median over
+rounds, with the smallest and largest beside it.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mujoco
+import mujoco.batch
+import torch
+from tensordict import TensorDict
+
+from penspin_style.algo.algorithm import rollout
+from penspin_style.algo.ppo import PPO
+from penspin_style.config import TrainConfig
+from penspin_style.env.env import Env
+from penspin_style.env.task import Task
+from penspin_style.run import resolve_device
+from penspin_style.sim.batch_sim import BatchSim
+
+
+def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
+    """Return env steps/s of the full environment over the bare engine's.
+
+    `ratio` is against the engine call that leaves the same fields current (position and velocity
+    stages at the new state), `bare_ratio` against the substeps alone. All three start from the same
+    states and the engine repeats the controls that the environment's random actions led to.
+    """
+    env = _env(cfg, task)
+    batch, n = _batch(env), env.n_substeps
+    shape = (steps, cfg.num_envs, len(env.task.actions))
+    actions = torch.rand(shape, generator=env.rng) * 2.0 - 1.0
+    start = env.state_dict()
+    root = [env.current()]
+
+    def restore() -> None:
+        env.load_state_dict(start)
+        root[0] = env.current()
+
+    def full(i: int) -> None:
+        root[0].set("action", actions[i])
+        root[0] = env.step_and_maybe_reset(root[0])[1]
+
+    controls = []
+    for i in range(steps):
+        full(i)
+        controls.append(batch.ctrl.copy())
+
+    def engine(stage: mujoco.mjtStage) -> Callable[[int], None]:
+        def call(i: int) -> None:
+            batch.ctrl = controls[i]
+            batch.step(None, n, int(stage))
+
+        return call
+
+    contenders = {
+        "env": full,
+        "staged": engine(mujoco.mjtStage.mjSTAGE_VEL),
+        "bare": engine(mujoco.mjtStage.mjSTAGE_NONE),
+    }
+    speeds = _alternate(contenders, rounds, steps, restore)
+    return _report(cfg, speeds, {"ratio": ("env", "staged"), "bare_ratio": ("env", "bare")})
+
+
+def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
+    """Return PPO samples/s, roll-out and update together, over the bare engine's env steps/s.
+
+    steps: control steps of each measurement; rounded up to whole iterations.
+    """
+    env = _env(cfg, task)
+    batch, n = _batch(env), env.n_substeps
+    device = torch.device("cpu")
+    algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
+    root = [env.current()]
+    buffer: list[TensorDict | None] = [None]
+    start = env.state_dict()
+
+    def restore() -> None:
+        env.load_state_dict(start)
+        root[0] = env.current()
+
+    def iterate(i: int) -> None:
+        if i % algo.horizon == 0:
+            buffer[0], root[0] = rollout(env, algo, root[0], buffer[0])
+            algo.process(buffer[0])
+            algo.update()
+
+    def physics(_: int) -> None:
+        batch.step(None, n, int(mujoco.mjtStage.mjSTAGE_VEL))
+
+    whole = -(-steps // algo.horizon) * algo.horizon
+    speeds = _alternate({"train": iterate, "staged": physics}, rounds, whole, restore)
+    return _report(cfg, speeds, {"ratio": ("train", "staged")})
+
+
+def _env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
+    return Env(
+        task(cfg.task),
+        cfg.num_envs,
+        resolve_device(cfg.device),
+        seed=cfg.seed,
+        engine=cfg.sim.engine,
+        nthread=cfg.sim.nthread,
+        stagger=True,
+    )
+
+
+def _batch(env: Env) -> mujoco.batch.Batch:
+    if not isinstance(env.sim, BatchSim):
+        raise ValueError("this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu")
+    return env.sim.batch
+
+
+def _alternate(
+    contenders: dict[str, Callable[[int], None]],
+    rounds: int,
+    steps: int,
+    restore: Callable[[], None],
+) -> dict[str, list[float]]:
+    """Return control steps per second of each contender in each round, all from the same start."""
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name, call in contenders.items():
+            restore()
+            began = time.perf_counter()
+            for i in range(steps):
+                call(i)
+            if round_:  # the first round warms caches up
+                speeds[name].append(steps / (time.perf_counter() - began))
+    return speeds
+
+
+def _report(
+    cfg: TrainConfig, speeds: dict[str, list[float]], ratios: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
+    out: dict[str, Any] = {"num_envs": cfg.num_envs, "cores": os.cpu_count()}
+    for name, (ours, base) in ratios.items():
+        pairs = [a / b for a, b in zip(speeds[ours], speeds[base], strict=True)]
+        out[name] = round(statistics.median(pairs), 3)
+        out[f"{name}_spread"] = [round(min(pairs), 3), round(max(pairs), 3)]
+    for name, values in speeds.items():
+        steps = [v * cfg.num_envs for v in values]
+        out[f"{name}_per_s"] = [round(f(steps)) for f in (min, statistics.median, max)]
+    return out

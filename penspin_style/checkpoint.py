@@ -1,0 +1,131 @@
+"""Checkpoints: nested state as safetensors + JSON, never pickle; verified, rotating, atomic."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from penspin_style import __version__, storage
+
+_TENSORS = "state.safetensors"
+_VALUES = "state.json"
+
+
+class NoCheckpointError(ValueError):
+    """There is no checkpoint that can be trusted."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: `<folder>/<iteration>/`, the last few and the best."""
+
+    def __init__(self, folder: pathlib.Path, keep_last: int = 3) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def save(self, iteration: int, state: dict[str, Any], score: float | None) -> pathlib.Path:
+        """Write state under its iteration; then drop what is neither recent nor best.
+
+        score: the latest evaluation's success rate, larger is better; None if there was none.
+
+        Raises:
+            ValueError: a weight is not finite; such a state is not worth keeping.
+            OSError: nothing was published.
+        """
+        tensors: dict[str, Tensor] = {}
+        values = _flatten(state, "", tensors)
+        for name, tensor in tensors.items():
+            if name.startswith("algo/") and not torch.isfinite(tensor.double()).all():
+                raise ValueError(f"{name} is not finite")
+        target = self.folder / f"{iteration:08d}"
+        if target.exists():  # a resumed run passes its own checkpoint again, with the same content
+            return target
+        facts = {"iteration": iteration, "score": score, "version": __version__}
+        with storage.publish(target, facts) as stage:
+            (stage / _TENSORS).write_bytes(save_tensors(tensors))
+            (stage / _VALUES).write_text(json.dumps(values))
+        self._rotate()
+        return target
+
+    def load(self, folder: pathlib.Path) -> dict[str, Any]:
+        """Return the state of one checkpoint, verified.
+
+        Raises:
+            storage.DamagedError: names the damaged file.
+        """
+        storage.verify(folder)
+        tensors = load_tensors((folder / _TENSORS).read_bytes())
+        return _unflatten(json.loads((folder / _VALUES).read_text()), tensors)
+
+    def newest(self) -> tuple[pathlib.Path, dict[str, Any], list[str]]:
+        """Return (folder, state, messages about newer ones that are damaged and were passed over).
+
+        Raises:
+            NoCheckpointError: none is there, or none is whole.
+        """
+        messages: list[str] = []
+        for folder in reversed(self.published()):
+            try:
+                return folder, self.load(folder), messages
+            except storage.DamagedError as error:
+                messages.append(f"checkpoint {folder.name} is damaged and passed over: {error}")
+        reason = "; ".join(messages) or "the folder holds none"
+        raise NoCheckpointError(f"no usable checkpoint in {self.folder}: {reason}")
+
+    def best(self) -> pathlib.Path | None:
+        """Return the published checkpoint with the highest score; the newest if none has one."""
+        scored = [(s, f) for f in self.published() if (s := self._score(f)) is not None]
+        if scored:
+            return max(scored)[1]
+        folders = self.published()
+        return folders[-1] if folders else None
+
+    def published(self) -> list[pathlib.Path]:
+        """Return the checkpoint folders, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(f for f in self.folder.iterdir() if re.fullmatch(r"\d{8}", f.name))
+
+    def _score(self, folder: pathlib.Path) -> float | None:
+        try:
+            return json.loads((folder / storage.MANIFEST).read_text())["score"]
+        except (OSError, ValueError, KeyError):
+            return None  # a damaged one has no claim to be the best
+
+    def _rotate(self) -> None:
+        storage.remove_stages(self.folder)
+        folders = self.published()
+        keep = {*folders[-self.keep_last :], self.best()}
+        for folder in folders:
+            if folder not in keep:
+                storage.remove(folder)
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Return value with every tensor replaced by a reference, and the tensors collected."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        # a list of pairs keeps keys that are not strings, such as an optimiser's parameter numbers
+        return {"dict": [[k, _flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values; {path} is {type(value).__name__}")
+
+
+def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "list":
+        return [_unflatten(v, tensors) for v in content]
+    return {k: _unflatten(v, tensors) for k, v in content}

@@ -1,0 +1,179 @@
+"""From words on the command line to a checked configuration, through Hydra.
+
+Whatever is wrong with the words comes out as one `UsageError` line that names the offender, what is
+legal and the nearest match.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from penspin_style.config import TrainConfig
+from penspin_style.env.task import Task, TaskConfig, load_task
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
+
+
+class UsageError(ValueError):
+    """The user's words cannot be meant; exit code 2."""
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the closest legal word, or the list of all if none is close."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
+
+
+def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], str]:
+    """Return (the checked configuration, the task class, the resolved YAML) of override words.
+
+    Raises:
+        UsageError: unknown task, key or value.
+    """
+    if not FOLDER.is_dir():
+        raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
+    overrides = _parse(words)
+    task_name = next((str(o.value()) for o in overrides if o.key_or_group == "task"), None)
+    name = task_name or _default_task()
+    task = find_task(name)
+    _register(name, task)
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        try:
+            defaults = compose("train", [f"task={name}"])
+            _check_keys(overrides, defaults)
+            cfg = compose("train", list(words))
+            checked = OmegaConf.to_object(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(_one_line(error)) from error
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    assert isinstance(checked, TrainConfig)
+    return checked, task, f"task_name: {name}\n" + OmegaConf.to_yaml(cfg)
+
+
+def find_task(name: str) -> type[Task[Any]]:
+    """Return a task class by name.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    try:
+        return load_task(name)
+    except ValueError as error:
+        raise UsageError(f"{error}{nearest(name, task_names())}") from error
+
+
+def task_names() -> list[str]:
+    """Return the tasks of the `tasks` package, by listing its folder."""
+    import importlib
+
+    return importlib.import_module("tasks").task_names()
+
+
+def saved_words(config: pathlib.Path) -> list[str]:
+    """Return override words that reproduce a run's saved task and algorithm configuration.
+
+    Raises:
+        UsageError: the file is missing or not a run's configuration.
+    """
+    try:
+        saved = OmegaConf.load(config)
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
+    if not isinstance(saved, DictConfig) or "task_name" not in saved:
+        raise UsageError(f"{config} names no task: it is not the configuration of a run")
+    words = [f"task={saved.task_name}"]
+    for group in ("task", "algo", "sim"):
+        words += [f"{k}={_literal(v)}" for k, v in _leaves(saved.get(group, {}), group)]
+    return words
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join(_literal(v) for v in value) + "]"
+    return str(value)
+
+
+def _default_task() -> str:
+    raw = OmegaConf.load(FOLDER / "train.yaml")
+    return next(str(d["task"]) for d in raw["defaults"] if isinstance(d, DictConfig) and "task" in d)
+
+
+def _register(name: str, task: type[Task[Any]]) -> None:
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(group="task_schema", name=name, node=task.Config)
+    if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
+        store.store(group="task", name=name, node=task.Config)
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise UsageError(f"{_unparsable(words)!r} is not an override; write KEY=VALUE") from error
+    for override in overrides:
+        word = override.input_line
+        if override.is_add() or override.is_delete() or override.is_force_add():
+            raise UsageError(f"{word!r}: keys can be set, not added or deleted; write KEY=VALUE")
+        if override.is_sweep_override():
+            raise UsageError(f"{word!r}: one value per run; lists are written [a,b]")
+    return overrides
+
+
+def _unparsable(words: Sequence[str]) -> str:
+    """Return the first word that Hydra's grammar refuses."""
+    for word in words:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            return word
+    return " ".join(words)
+
+
+def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
+    legal = {"task"} | {path for path, _ in _leaves(defaults)}
+    nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
+    for override in overrides:
+        key = override.key_or_group
+        if key in nodes - {"task"}:
+            raise UsageError(f"{key} is a group; set one of its keys, for example {key}.{_child(key, legal)}")
+        if key not in legal:
+            raise UsageError(f"unknown key {key!r}{nearest(key, legal)}")
+
+
+def _child(group: str, legal: set[str]) -> str:
+    return min(path.removeprefix(f"{group}.") for path in legal if path.startswith(f"{group}."))
+
+
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted path, value) of every value below a node; lists are values."""
+    raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(raw, dict) or not raw:
+        return [(prefix, raw)] if prefix else []
+    out: list[tuple[str, Any]] = []
+    for key, value in raw.items():
+        out += _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _one_line(error: Exception) -> str:
+    """Return the reason in one line: Hydra wraps what OmegaConf found, which says more."""
+    reason = error.__cause__ or error
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    key = next((v for k, _, v in (line.partition(": ") for line in lines) if k == "full_key"), "")
+    return f"{key}: {text}" if key and key not in text else text

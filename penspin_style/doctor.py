@@ -1,0 +1,139 @@
+"""What this machine can do: versions, OpenGL, GPU, Warp's kernel cache, folders, how many envs fit."""
+
+import os
+import pathlib
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from penspin_style.compose import compose_train
+from penspin_style.env.env import Env
+from penspin_style.render.gl_renderer import NoOpenGLError, choose_platform
+from penspin_style.run import resolve_device, versions
+
+_FIT_STEPS = 20
+
+
+def examine(*, fit: bool, warm: bool, words: Sequence[str]) -> dict[str, Any]:
+    """Return the findings; `ok` is False when something that the quickstart needs is missing.
+
+    words: overrides; they choose the task whose environments `fit` counts and `warm` compiles for.
+    """
+    report: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "versions": versions(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "opengl": _opengl(),
+        "warp_cache": _warp_cache(),
+        "folders": {str(p): _writable(p) for p in (pathlib.Path("outputs"), pathlib.Path.home())},
+        "problems": [],
+    }
+    missing = [name for name, version in report["versions"].items() if version == "not installed"]
+    problems = report["problems"]
+    problems += [f"{name} is not installed: pip install -e ." for name in missing]
+    problems += [f"{p} is not writable" for p, ok in report["folders"].items() if not ok]
+    if not report["opengl"]["platform"]:
+        problems.append(f"no films and pictures: {report['opengl']['error']}")
+    if warm:
+        report["warm_seconds"] = _warm(words)
+    if fit:
+        report["fit"] = _fit(words)
+    report["ok"] = not missing and all(report["folders"].values())
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the findings for a person."""
+    for key in ("python", "cores", "memory_gib", "gpu", "warp_cache"):
+        print(f"{key:12} {report[key] if report[key] is not None else 'none'}")
+    for name, version in report["versions"].items():
+        print(f"{name:14} {version}")
+    print(f"{'opengl':12} {report['opengl']['platform'] or 'none'}")
+    for row in report.get("fit", []):
+        print(
+            f"{row['num_envs']:7} envs  {row['env_steps_per_s']:9.0f} env steps/s  "
+            f"{row['memory_mib']:7.0f} MiB"
+        )
+    for problem in report["problems"]:
+        print(f"problem: {problem}")
+    print("ok" if report["ok"] else "not ok")
+
+
+def _opengl() -> dict[str, str | None]:
+    try:
+        return {"platform": choose_platform(), "error": None}
+    except NoOpenGLError as error:
+        return {"platform": None, "error": str(error)}
+
+
+def _warp_cache() -> str:
+    import warp
+
+    warp.config.quiet = True
+    warp.init()
+    folder = pathlib.Path(str(warp.config.kernel_cache_dir))
+    kernels = sum(1 for f in folder.glob("*") if f.is_dir()) if folder.is_dir() else 0
+    return f"{folder} ({kernels} modules)"
+
+
+def _writable(folder: pathlib.Path) -> bool:
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 1 << 28
+
+
+def _warm(words: Sequence[str]) -> float:
+    """Compile Warp's kernels for the task by stepping one environment; return the seconds."""
+    cfg, task, _ = compose_train(words)
+    began = time.perf_counter()
+    env = Env(task(cfg.task), 1, resolve_device(cfg.device), engine="warp")
+    env.rollout(2)
+    return round(time.perf_counter() - began, 1)
+
+
+def _fit(words: Sequence[str]) -> list[dict[str, float]]:
+    """Double the number of environments until memory or speed says stop."""
+    cfg, task, _ = compose_train(words)
+    device = resolve_device(cfg.device)
+    rows: list[dict[str, float]] = []
+    num_envs = 64
+    while num_envs <= 65536:
+        before = _used_mib(device)
+        try:
+            env = Env(task(cfg.task), num_envs, device, engine=cfg.sim.engine)
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            break
+        td = env.current()
+        td.set("action", torch.zeros(num_envs, len(env.task.actions), device=device))
+        env.step_and_maybe_reset(td)
+        began = time.perf_counter()
+        for _ in range(_FIT_STEPS):
+            env.step_and_maybe_reset(td)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        speed = _FIT_STEPS * num_envs / (time.perf_counter() - began)
+        memory = max(_used_mib(device) - before, 0.0)
+        rows.append({"num_envs": num_envs, "env_steps_per_s": speed, "memory_mib": memory})
+        del env
+        if len(rows) > 1 and speed < 1.02 * rows[-2]["env_steps_per_s"]:
+            break
+        num_envs *= 2
+    return rows
+
+
+def _used_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / 2**20
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _memory_gib() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

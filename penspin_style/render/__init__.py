@@ -1,0 +1,1 @@
+"""Pixels: of one world through OpenGL, for films and pictures."""

@@ -1,0 +1,142 @@
+"""One world through OpenGL: films, pictures, and an independent view of what physics believes.
+
+The OpenGL platform is chosen here, so that nobody has to set MUJOCO_GL: EGL (a GPU or Mesa), then
+OSMesa (software). A platform that a user has set is respected.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable
+from fractions import Fraction
+from types import TracebackType
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+from penspin_style.sim.sim import Sim
+
+_PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
+_PROBE = "from mujoco.{0} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
+
+
+class NoOpenGLError(RuntimeError):
+    """No off-screen OpenGL platform works on this machine."""
+
+
+def choose_platform() -> str:
+    """Return `egl` or `osmesa`, whichever works, and make MuJoCo's renderer use it.
+
+    Each is tried in a process of its own: a platform that fails to start cannot be taken back in
+    the process that tried it.
+
+    Raises:
+        NoOpenGLError: neither works; names the Debian package to install.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if chosen not in _PACKAGES:
+        failures = []
+        for name in _PACKAGES:
+            probe = subprocess.run(
+                [sys.executable, "-c", _PROBE.format(name)],
+                env={**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if probe.returncode == 0:
+                chosen = name
+                break
+            failures.append(f"{name}: {(probe.stderr.strip().splitlines() or ['failed'])[-1]}")
+        else:
+            raise NoOpenGLError(
+                f"no off-screen OpenGL ({'; '.join(failures)}). Install one: "
+                f"apt-get install {' or '.join(_PACKAGES.values())}"
+            )
+        os.environ["MUJOCO_GL"] = chosen
+    _install(chosen)
+    return chosen
+
+
+def _install(name: str) -> None:
+    os.environ["PYOPENGL_PLATFORM"] = name
+    from mujoco.rendering.classic import gl_context
+
+    if name == "egl":
+        from mujoco.egl import GLContext
+    else:
+        from mujoco.osmesa import GLContext
+    gl_context.GLContext = GLContext
+
+
+class GLRenderer:
+    """Draw one environment of a simulation. Use it in a `with` block: it owns an OpenGL context."""
+
+    def __init__(self, sim: Sim, camera: str, *, height: int = 480, width: int = 480) -> None:
+        choose_platform()
+        names = [sim.model.camera(i).name for i in range(sim.model.ncam)]
+        if camera not in names:
+            raise ValueError(f"the model has no camera {camera!r}; it has {names}")
+        self.sim = sim
+        self.camera = camera
+        self.data = mujoco.MjData(sim.model)
+        self._renderer = mujoco.Renderer(sim.model, height, width)
+        option = mujoco.MjvOption()
+        option.geomgroup[3] = 0  # collision shapes
+        option.sitegroup[:] = 0
+        self._option = option
+
+    def render(self, env_id: int = 0) -> np.ndarray:
+        """Return the environment as it is now, (height, width, 3) uint8."""
+        for name in ("qpos", "qvel", "ctrl", "mocap_pos", "mocap_quat"):
+            field = getattr(self.data, name)
+            if field.size:
+                field[:] = self.sim.data[name][env_id].cpu().numpy()
+        mujoco.mj_forward(self.sim.model, self.data)
+        self._renderer.update_scene(self.data, self.camera, self._option)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._renderer.close()
+
+    def __enter__(self) -> "GLRenderer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write RGB frames (height, width, 3) uint8 as H.264 mp4. Sizes must be even."""
+    import av
+
+    container: Any = av.open(str(path), "w")
+    with container:
+        stream = None
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"crf": "20"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if stream is None:
+            raise ValueError("a video needs at least one frame")
+        container.mux(stream.encode())
+
+
+def write_strip(path: pathlib.Path, frames: list[np.ndarray], count: int = 6) -> None:
+    """Write `count` frames, evenly spread from first to last, side by side as a PNG."""
+    from PIL import Image
+
+    picks = torch.linspace(0, len(frames) - 1, count).round().long().tolist()
+    Image.fromarray(np.concatenate([frames[i] for i in picks], axis=1)).save(path)

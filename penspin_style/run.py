@@ -1,0 +1,375 @@
+"""A training run: its folder, its checkpoints, and the one training loop.
+
+    outputs/<task>/<name>/
+        config.yaml      the resolved configuration
+        git.txt git.diff versions.json
+        metrics.csv      and tensorboard/ or other trackers
+        checkpoints/     the last few and the best; see checkpoint.py
+        policy/          the best policy: weights, card with its score
+        videos/          an evaluation episode as mp4 and as a strip
+        faults/          bounded dumps of simulations that went wrong
+"""
+
+import collections
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from types import FrameType
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+from penspin_style import storage
+from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout
+from penspin_style.algo.ppo import PPO
+from penspin_style.checkpoint import Checkpoints
+from penspin_style.config import TrainConfig
+from penspin_style.env.env import Env, FaultRecord
+from penspin_style.env.task import Task
+from penspin_style.evaluate import Evaluation, evaluate
+from penspin_style.features import PolicyCard
+from penspin_style.metrics import CSVLog, Progress, make_trackers
+from penspin_style.nets.policy import save_policy
+from penspin_style.sim.sim import Fault
+
+EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
+FAULT_WINDOW = 10
+"""Iterations over which the share of faulty environments is taken."""
+MAX_FAULTY_SHARE = 0.01
+MAX_DUMPS = 16
+MAX_FAILED_SAVES = 3
+
+
+class FaultyRunError(RuntimeError):
+    """The run cannot go on with meaningful physics or numbers; exit code 3."""
+
+
+class BusyError(ValueError):
+    """Another process trains in the same folder."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; `auto` is the first GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch finds no GPU here; use device=cpu")
+    return torch.device(name)
+
+
+class Run:
+    """One run in one folder. `fit` trains, and may be called again after `Run` is rebuilt to resume."""
+
+    def __init__(self, cfg: TrainConfig, task: type[Task[Any]], resolved: str) -> None:
+        self.cfg = cfg
+        self.task = task
+        self.task_name = task.__module__.removeprefix("tasks.")
+        self.folder = pathlib.Path(cfg.out) / self.task_name / cfg.name
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
+        self.device = resolve_device(cfg.device)
+        self.env = self._make_env(cfg.num_envs, cfg.seed, stagger=cfg.stagger)
+        self.algo: Algorithm = PPO(
+            cfg.algo,
+            self.env.inputs,
+            len(self.env.task.actions),
+            device=self.device,
+            seed=cfg.seed,
+        )
+        self._lock_and_prepare(resolved)
+        self.iteration = 0
+        self.score: float | None = None
+        self.rate_halved = False
+        self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
+        self.faulty: collections.deque[float] = collections.deque(maxlen=FAULT_WINDOW)
+        self._dumps = len(list((self.folder / "faults").glob("*.npz")))
+        self._failed_saves = 0
+        self._signal = 0
+
+    @property
+    def samples(self) -> int:
+        """Environment steps so far, summed over environments."""
+        return self.iteration * self.algo.horizon * self.cfg.num_envs
+
+    # The loop.
+
+    def fit(self, *, quiet: bool = False) -> int:
+        """Train to the end or to a signal. Return the exit code."""
+        trackers = make_trackers(self.cfg.loggers, self.folder, self.cfg.name)
+        title = f"{self.task_name}/{self.cfg.name}"
+        with Progress(title, self.cfg.total_samples, quiet=quiet) as progress, _signals(self):
+            self._begin(progress)
+            buffer, root = None, self.env.current()
+            while self.samples < self.cfg.total_samples and not self._signal:
+                began = time.perf_counter()
+                try:
+                    buffer, root = rollout(self.env, self.algo, root, buffer)
+                    collected = time.perf_counter()
+                    self.algo.process(buffer)
+                    row = self.algo.update()
+                except DivergedError as error:
+                    self._roll_back(str(error), progress)
+                    root = self.env.current()
+                    continue
+                self.iteration += 1
+                row |= self.env.metrics() | self._check_faults()
+                updated = time.perf_counter()
+                stop = self._maybe_evaluate(row)
+                now = time.perf_counter()
+                row |= {
+                    "time/rollout": collected - began,
+                    "time/update": updated - collected,
+                    "time/eval": now - updated,
+                    "time/samples_per_s": self.algo.horizon * self.cfg.num_envs / (updated - began),
+                }
+                self._log(row, trackers, progress)
+                if self.iteration % self.cfg.checkpoint_every == 0:
+                    self._save(progress)
+                if stop:
+                    progress.say(f"success {self.score:.1%} reached stop_at_success: done")
+                    break
+            self._save(progress)
+            if self._signal:
+                progress.say(f"signal {self._signal}: saved iteration {self.iteration}; resume=true continues")
+                return EXIT_INTERRUPTED
+            self._finish(progress)
+        return EXIT_OK
+
+    def _begin(self, progress: Progress) -> None:
+        if self.cfg.resume:
+            folder, state, messages = self.checkpoints.newest()
+            for message in messages:
+                progress.say(message)
+            self._load(state)
+            progress.say(f"resuming from iteration {self.iteration} ({folder})")
+            if self.csv:
+                self.csv.truncate(self.iteration)
+        else:
+            self._save(progress)
+
+    def _log(self, row: dict[str, float], trackers: list[Any], progress: Progress) -> None:
+        row = {"iteration": self.iteration, "samples": self.samples, **row}
+        if self.csv:
+            self.csv.write(row)
+        for tracker in trackers:
+            tracker.log_metrics(row, step=self.samples)
+        progress.show(row)
+
+    def _maybe_evaluate(self, row: dict[str, float]) -> bool:
+        """Evaluate when it is time; return whether to stop."""
+        if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
+            return False
+        result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+        self.score = result.success_rate
+        row |= {
+            "eval/success_once": result.success_rate,
+            "eval/success_at_end": result.success_at_end,
+            "eval/return": result.return_,
+            "eval/episode_len": result.episode_len,
+        }
+        return self.cfg.stop_at_success is not None and self.score >= self.cfg.stop_at_success
+
+    def evaluate(self, episodes: int, seed: int) -> Evaluation:
+        """Judge the policy as it is, deterministic, on fresh environments."""
+        policy: Any = self.algo.policy
+        env = self._make_env(episodes, seed, stagger=False)
+        return evaluate(env, lambda td: policy.act(td[policy.in_key]), seed=seed)
+
+    def _finish(self, progress: Progress) -> None:
+        best = self.checkpoints.best()
+        if best is not None:
+            self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
+        result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+        target = self.folder / "policy"
+        if target.exists():
+            storage.remove(target)
+        save_policy(self.algo.policy, self._card(result), target)
+        low, high = result.interval
+        progress.say(
+            f"success {result.success_rate:.1%} (95% interval {low:.1%} to {high:.1%}, "
+            f"{result.episodes} episodes); policy in {target}"
+        )
+
+    def _card(self, result: Evaluation) -> PolicyCard:
+        policy: Any = self.algo.policy
+        return self.env.card(
+            task=self.task_name,
+            run=f"{self.task_name}/{self.cfg.name}/seed{self.cfg.seed}/samples{self.samples}",
+            network=policy.describe(),
+            score=result.as_dict(),
+            versions=versions(),
+            in_keys=(policy.in_key,),
+        )
+
+    # Faults.
+
+    def _check_faults(self) -> dict[str, float]:
+        """Count, dump and judge the faults of this iteration.
+
+        Raises:
+            FaultyRunError: a buffer overflowed, or too many environments are faulty.
+        """
+        counts = self.env.fault_counts.tolist()
+        self.env.fault_counts.zero_()
+        out = {f"fault/{f.name.lower()}": float(c) for f, c in zip(Fault, counts, strict=True) if f.name}
+        records = self.env.take_faults() if any(counts) else []
+        out["env/fault"] = float(len(records))
+        self.faulty.append(len(records) / self.cfg.num_envs)
+        for record in records[: MAX_DUMPS - self._dumps]:
+            self._dump(record)
+        if any(record.code & Fault.OVERFLOW for record in records):
+            raise FaultyRunError(f"a contact buffer overflowed: {self.env.sim.overflow_hint()}")
+        share = sum(self.faulty) / FAULT_WINDOW
+        if share > MAX_FAULTY_SHARE:
+            raise FaultyRunError(
+                f"{share:.1%} of the environments were faulty over {FAULT_WINDOW} iterations "
+                f"(limit {MAX_FAULTY_SHARE:.0%}); states are in {self.folder / 'faults'}; "
+                "a smaller timestep or stiffer solver settings may help"
+            )
+        return out
+
+    def _dump(self, record: FaultRecord) -> None:
+        folder = self.folder / "faults"
+        folder.mkdir(exist_ok=True)
+        model = folder / "model.xml"
+        if not model.exists():
+            model.write_text(self.env.task.spec().to_xml())
+        name = f"{self.iteration:08d}-env{record.env_id}-{'+'.join(f.name or '' for f in record.code)}"
+        np.savez(
+            folder / f"{name}.npz",
+            state=record.row.cpu().numpy(),
+            signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
+        )
+        self._dumps += 1
+
+    def _roll_back(self, reason: str, progress: Progress) -> None:
+        if self.rate_halved:
+            raise FaultyRunError(f"{reason}, again after the learning rate was halved")
+        folder, state, _ = self.checkpoints.newest()
+        self._load(state)
+        self.rate_halved = True
+        optimizer: torch.optim.Optimizer = self.algo.optimizer  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+        progress.say(f"{reason}: rolled back to {folder.name} with half the learning rate")
+        if self.csv:
+            self.csv.truncate(self.iteration)
+
+    # State.
+
+    def _save(self, progress: Progress) -> None:
+        state = {
+            "algo": self.algo.state_dict(),
+            "env": self.env.state_dict(),
+            "run": {
+                "iteration": self.iteration,
+                "score": self.score,
+                "rate_halved": self.rate_halved,
+                "faulty": list(self.faulty),
+            },
+        }
+        try:
+            self.checkpoints.save(self.iteration, state, self.score)
+            self._failed_saves = 0
+        except OSError as error:
+            self._failed_saves += 1
+            progress.say(f"warning: checkpoint not saved ({error}); earlier ones are untouched")
+            if self._failed_saves >= MAX_FAILED_SAVES:
+                raise FaultyRunError(f"{MAX_FAILED_SAVES} checkpoints in a row failed: {error}") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.algo.load_state_dict(state["algo"])
+        self.env.load_state_dict(state["env"])
+        self.iteration = state["run"]["iteration"]
+        self.score = state["run"]["score"]
+        self.rate_halved = state["run"]["rate_halved"]
+        self.faulty.extend(state["run"]["faulty"])
+
+    def _make_env(self, num_envs: int, seed: int, *, stagger: bool) -> Env:
+        sim = self.cfg.sim
+        return Env(
+            self.task(self.cfg.task),
+            num_envs,
+            self.device,
+            seed=seed,
+            engine=sim.engine,
+            nthread=sim.nthread,
+            nconmax=sim.nconmax,
+            njmax=sim.njmax,
+            stagger=stagger,
+        )
+
+    def _lock_and_prepare(self, resolved: str) -> None:
+        if self.checkpoints.published() and not self.cfg.resume:
+            raise ValueError(
+                f"{self.folder} holds a run already: resume=true continues it, name=OTHER starts another"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"another process trains in {self.folder}; choose another name") from error
+        (self.folder / "config.yaml").write_text(resolved)
+        (self.folder / "git.txt").write_text(_git("rev-parse", "HEAD"))
+        (self.folder / "git.diff").write_text(_git("diff", "HEAD"))
+        (self.folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+
+
+class _signals:  # noqa: N801  (a context manager, used like a function)
+    """While it lasts, SIGINT and SIGTERM ask the run to save and stop; a second one ends it at once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.run._signal:
+            os._exit(128 + number)
+        self.run._signal = number
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
+    names = ("penspin_style", "torch", "torchrl", "tensordict", "mujoco", "mujoco-warp", "numpy")
+    out = {}
+    for name in names:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def _git(*words: str) -> str:
+    """Return what git says about the code, or why it says nothing; never fail a run for it."""
+    root = pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no git: {error}\n"
+    return done.stdout or done.stderr
+
+
+def with_score(card: PolicyCard, result: Evaluation) -> PolicyCard:
+    """Return the card with another measured score."""
+    return dataclasses.replace(card, score=result.as_dict())

@@ -1,0 +1,115 @@
+"""Folders that are either complete or absent.
+
+A writer fills a hidden stage folder, every file and folder is flushed to disk, a manifest with the
+SHA-256 of each file goes in last, and one rename publishes it. A reader verifies the manifest before
+it believes a byte. A kill or a power cut at any moment leaves at most a stage folder, which no reader
+looks at and the next writer removes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+MANIFEST = "manifest.json"
+_STAGE = ".stage-"
+
+
+class DamagedError(ValueError):
+    """A published folder does not match its manifest."""
+
+
+@contextlib.contextmanager
+def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Path]:
+    """Yield a stage folder to fill; publish it as `target` when the block ends without an error.
+
+    facts: JSON values that go into the manifest beside the checksums.
+
+    Raises:
+        FileExistsError: target is there already; a published folder is never written over.
+        OSError: disk full, read only, ...; nothing is published, nothing published is touched.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    stage.mkdir()
+    try:
+        yield stage
+        sums = {f.name: _flush_and_hash(f) for f in sorted(stage.iterdir())}
+        manifest = stage / MANIFEST
+        manifest.write_text(json.dumps({**facts, "sha256": sums}, indent=1))
+        _flush_and_hash(manifest)
+        _flush_folder(stage)
+        os.rename(stage, target)
+        _flush_folder(target.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def verify(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the manifest of a published folder after checking every file against it.
+
+    Raises:
+        DamagedError: names the file that is missing, extra or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        sums = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is missing or unreadable ({error})") from error
+    present = {f.name for f in folder.iterdir()} - {MANIFEST}
+    for name in sorted(set(sums) | present):
+        if name not in sums:
+            raise DamagedError(f"{folder / name} is not in the manifest")
+        if name not in present:
+            raise DamagedError(f"{folder / name} is missing")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sums[name]:
+            raise DamagedError(f"{folder / name} does not match its checksum")
+    return manifest
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Unpublish a folder with one rename, then delete it."""
+    hidden = folder.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_stages(parent: pathlib.Path) -> None:
+    """Delete what killed writers left behind."""
+    if parent.is_dir():
+        for stage in parent.glob(f"{_STAGE}*"):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Write one file so that a reader finds the old content or the new, never a part."""
+    stage = path.with_name(f"{_STAGE}{path.name}-{uuid.uuid4().hex}")
+    try:
+        stage.write_bytes(content)
+        _flush_and_hash(stage)
+        os.replace(stage, path)
+        _flush_folder(path.parent)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def _flush_and_hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(path: pathlib.Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
