@@ -1,14 +1,15 @@
 """The command line: python -m penspin_style VERB, installed as `penspin`.
 
-Only the parser lives here, so that --help answers without importing torch; each verb is a function of
-`penspin_style.verbs`, imported when it runs. Exit codes: 0 done, 2 the words cannot be meant, 3 the data
-or physics cannot be trusted, 4 interrupted and saved.
+Only the parser lives here, so that --help answers without importing torch; each verb is a function
+of `penspin_style.verbs`, imported when it runs. Exit codes: 0 done, 2 the words cannot be meant, 3
+the data or physics cannot be trusted, 4 interrupted and saved.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -19,7 +20,7 @@ num_envs=512; `penspin train --print-config` shows every key with its value.
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors."""
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         print(f"penspin: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("tasks", "List the tasks.")
 
     train = verb("train", "Train a teacher.", overrides=True)
-    train.add_argument("--print-config", action="store_true", help="print the configuration and stop")
+    train.add_argument(
+        "--print-config", action="store_true", help="print the configuration and stop"
+    )
 
     evaluate = verb("eval", "Judge a policy over fixed seeds.")
     evaluate.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
@@ -58,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("--episodes", type=_positive, default=3)
     play.add_argument("--size", type=_positive, default=480, help="pixels, even")
     play.add_argument("--seed", type=_natural, default=2_000_003)
-    play.add_argument("--successful", action="store_true", help="film the first successful episodes")
+    play.add_argument(
+        "--successful", action="store_true", help="film the first successful episodes"
+    )
 
     export = verb("export", "Export a policy as one ONNX file, checked against torch.")
     export.add_argument("policy", help="a run folder or a policy folder")
@@ -84,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.lstrip("-").isdigit() else 0
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
 
 
 def _natural(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
@@ -99,9 +104,13 @@ def _natural(text: str) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     args = _parser().parse_args(words)
-    from penspin_style import verbs
+    try:
+        from penspin_style import verbs
 
-    return verbs.run(args)
+        return verbs.run(args)
+    except KeyboardInterrupt:
+        print("penspin: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -112,7 +112,9 @@ def _env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
 
 def _batch(env: Env) -> mujoco.batch.Batch:
     if not isinstance(env.sim, BatchSim):
-        raise ValueError("this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu")
+        raise ValueError(
+            "this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu"
+        )
     return env.sim.batch
 
 

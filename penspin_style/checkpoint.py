@@ -1,5 +1,6 @@
 """Checkpoints: nested state as safetensors + JSON, never pickle; verified, rotating, atomic."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -30,7 +31,7 @@ class Checkpoints:
     def save(self, iteration: int, state: dict[str, Any], score: float | None) -> pathlib.Path:
         """Write state under its iteration; then drop what is neither recent nor best.
 
-        score: the latest evaluation's success rate, larger is better; None if there was none.
+        score: success rate of exactly these weights, larger is better; None if not evaluated.
 
         Raises:
             ValueError: a weight is not finite; such a state is not worth keeping.
@@ -42,8 +43,12 @@ class Checkpoints:
             if name.startswith("algo/") and not torch.isfinite(tensor.double()).all():
                 raise ValueError(f"{name} is not finite")
         target = self.folder / f"{iteration:08d}"
-        if target.exists():  # a resumed run passes its own checkpoint again, with the same content
-            return target
+        if target.exists():
+            try:
+                self.load(target)
+                return target  # a resumed run passes its own checkpoint again: the same content
+            except storage.DamagedError:
+                storage.remove(target)
         facts = {"iteration": iteration, "score": score, "version": __version__}
         with storage.publish(target, facts) as stage:
             (stage / _TENSORS).write_bytes(save_tensors(tensors))
@@ -57,7 +62,11 @@ class Checkpoints:
         Raises:
             storage.DamagedError: names the damaged file.
         """
-        storage.verify(folder)
+        manifest = storage.verify(folder)
+        if manifest["iteration"] != int(folder.name):
+            raise storage.DamagedError(
+                f"{folder / storage.MANIFEST} is of iteration {manifest['iteration']}"
+            )
         tensors = load_tensors((folder / _TENSORS).read_bytes())
         return _unflatten(json.loads((folder / _VALUES).read_text()), tensors)
 
@@ -92,8 +101,8 @@ class Checkpoints:
 
     def _score(self, folder: pathlib.Path) -> float | None:
         try:
-            return json.loads((folder / storage.MANIFEST).read_text())["score"]
-        except (OSError, ValueError, KeyError):
+            return storage.read_manifest(folder)["score"]
+        except storage.DamagedError:
             return None  # a damaged one has no claim to be the best
 
     def _rotate(self) -> None:
@@ -102,7 +111,8 @@ class Checkpoints:
         keep = {*folders[-self.keep_last :], self.best()}
         for folder in folders:
             if folder not in keep:
-                storage.remove(folder)
+                with contextlib.suppress(OSError):  # one too many does no harm; next time again
+                    storage.remove(folder)
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -112,12 +122,16 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": path}
     if isinstance(value, dict):
         # a list of pairs keeps keys that are not strings, such as an optimiser's parameter numbers
-        return {"dict": [[k, _flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in value.items()]}
+        return {
+            "dict": [[k, _flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in value.items()]
+        }
     if isinstance(value, list | tuple):
         return {"list": [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint holds tensors and plain values; {path} is {type(value).__name__}")
+    raise TypeError(
+        f"a checkpoint holds tensors and plain values; {path} is {type(value).__name__}"
+    )
 
 
 def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -4,7 +4,6 @@ Whatever is wrong with the words comes out as one `UsageError` line that names t
 legal and the nearest match.
 """
 
-import dataclasses
 import difflib
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from penspin_style.config import TrainConfig
-from penspin_style.env.task import Task, TaskConfig, load_task
+from penspin_style.env.task import Task, load_task
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
 
@@ -29,7 +28,7 @@ class UsageError(ValueError):
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
-    """Return "; did you mean X?" with the closest legal word, or the list of all if none is close."""
+    """Return "; did you mean X?" with the closest legal word, or all of them."""
     names = sorted(legal)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
@@ -99,6 +98,12 @@ def saved_words(config: pathlib.Path) -> list[str]:
     return words
 
 
+def differences(saved: str, resolved: str) -> list[str]:
+    """Return KEY=VALUE of what a saved configuration has otherwise than the resolved one."""
+    before, now = (dict(_leaves(OmegaConf.create(text))) for text in (saved, resolved))
+    return [f"{k}={_literal(v)}" for k, v in before.items() if k != "resume" and now.get(k) != v]
+
+
 def _literal(value: Any) -> str:
     if value is None:
         return "null"
@@ -108,8 +113,10 @@ def _literal(value: Any) -> str:
 
 
 def _default_task() -> str:
-    raw = OmegaConf.load(FOLDER / "train.yaml")
-    return next(str(d["task"]) for d in raw["defaults"] if isinstance(d, DictConfig) and "task" in d)
+    raw: Any = OmegaConf.load(FOLDER / "train.yaml")
+    return next(
+        str(d["task"]) for d in raw["defaults"] if isinstance(d, DictConfig) and "task" in d
+    )
 
 
 def _register(name: str, task: type[Task[Any]]) -> None:
@@ -150,7 +157,9 @@ def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
     for override in overrides:
         key = override.key_or_group
         if key in nodes - {"task"}:
-            raise UsageError(f"{key} is a group; set one of its keys, for example {key}.{_child(key, legal)}")
+            raise UsageError(
+                f"{key} is a group; set one of its keys, for example {key}.{_child(key, legal)}"
+            )
         if key not in legal:
             raise UsageError(f"unknown key {key!r}{nearest(key, legal)}")
 

@@ -1,4 +1,4 @@
-"""The structured-config schemas that Hydra composes; `cfg/*.yaml` hold deviations with their reasons.
+"""The structured-config schemas that Hydra composes; `cfg/*.yaml` hold deviations, with reasons.
 
 Every field is checked where it is defined: an illegal value is a ValueError that names the key, the
 value and what is legal.
@@ -28,7 +28,12 @@ class SimConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _require(self.engine in ("auto", "mujoco", "warp"), "sim.engine", self.engine, "auto, mujoco or warp")
+        _require(
+            self.engine in ("auto", "mujoco", "warp"),
+            "sim.engine",
+            self.engine,
+            "auto, mujoco or warp",
+        )
         _require(self.nthread >= 0, "sim.nthread", self.nthread, ">= 0")
         for key in ("nconmax", "njmax"):
             value = getattr(self, key)
@@ -47,6 +52,8 @@ class PPOConfig:
     num_minibatches: int = 4
     gamma: float = 0.99
     gae_lambda: float = 0.95
+    reward_scale: float = 1.0
+    """Multiplies rewards before values are learned from them, so that returns are near 1 to 100."""
     clip_coef: float = 0.2
     value_coef: float = 1.0
     value_clip: float | None = None
@@ -70,7 +77,7 @@ class PPOConfig:
             _require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         for key in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
-        for key in ("clip_coef", "learning_rate", "max_grad_norm", "init_std"):
+        for key in ("clip_coef", "learning_rate", "max_grad_norm", "init_std", "reward_scale"):
             value = getattr(self, key)
             _require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
         for key in ("value_coef", "entropy_coef"):

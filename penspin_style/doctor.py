@@ -1,4 +1,4 @@
-"""What this machine can do: versions, OpenGL, GPU, Warp's kernel cache, folders, how many envs fit."""
+"""What this machine can do: versions, OpenGL, GPU, Warp's cache, folders, how many envs fit."""
 
 import os
 import pathlib
@@ -75,7 +75,7 @@ def _opengl() -> dict[str, str | None]:
 def _warp_cache() -> str:
     import warp
 
-    warp.config.quiet = True
+    setattr(warp.config, "quiet", True)  # noqa: B010  (the module's types leave it out)
     warp.init()
     folder = pathlib.Path(str(warp.config.kernel_cache_dir))
     kernels = sum(1 for f in folder.glob("*") if f.is_dir()) if folder.is_dir() else 0

@@ -1,7 +1,7 @@
 """Judge a policy: one episode in each of many environments, from fixed seeds.
 
-`run.py` evaluates while it trains, the command line evaluates run folders and ONNX files; both through
-this one function, so the numbers mean the same.
+`run.py` evaluates while it trains, the command line evaluates run folders and ONNX files; both
+through this one function, so the numbers mean the same.
 """
 
 import math
@@ -30,6 +30,8 @@ class Evaluation:
     """Share of episodes whose last step was a success."""
     return_: float
     episode_len: float
+    first_success: float | None
+    """Mean step of the first success, over the episodes that have one."""
     reward: dict[str, float]
     """Mean episode sum of every weighted reward term."""
     episodes: int
@@ -45,7 +47,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | None = None) -> Evaluation:
+def evaluate(
+    env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | None = None
+) -> Evaluation:
     """Run the first episode of every environment to its end.
 
     env: built with this seed and without staggering; its `num_envs` is the number of episodes.
@@ -54,7 +58,7 @@ def evaluate(env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | Non
     n, device = env.num_envs, env.device
     alive = torch.ones(n, dtype=torch.bool, device=device)
     once, at_end, faulty = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(3))
-    total, length = torch.zeros(n, device=device), torch.zeros(n, device=device)
+    total, length, first = (torch.zeros(n, device=device) for _ in range(3))
     terms: dict[str, Tensor] = {}
     root = env.current()
     if on_step:
@@ -62,14 +66,15 @@ def evaluate(env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | Non
     for _ in range(env.cfg.episode_length):
         root.set("action", act(root))
         transition, root = env.step_and_maybe_reset(root)
-        after = transition["next"]
+        after: Any = transition["next"]
         success, done = after["success"].view(-1), after["done"].view(-1)
         once |= success & alive
         at_end = torch.where(alive, success, at_end)
         faulty |= after["fault"].view(-1) & alive
         total += after["reward"].view(-1) * alive
         length += alive
-        for name, value in env.terms.items():
+        first += (alive & ~once).float()
+        for name, value in env.reward_terms.items():
             terms[name] = terms.get(name, torch.zeros_like(total)) + value * alive
         alive = alive & ~done
         if on_step:
@@ -81,6 +86,7 @@ def evaluate(env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | Non
         success_at_end=(at_end & ~faulty).float().mean().item(),
         return_=total.mean().item(),
         episode_len=length.mean().item(),
+        first_success=first[once].mean().item() if once.any() else None,
         reward={name: value.mean().item() for name, value in terms.items()},
         episodes=n,
         seed=seed,

@@ -1,4 +1,4 @@
-"""What crosses from simulation to a robot, as plain data: named values, actions and the policy card.
+"""What crosses from simulation to a robot, as plain data: named values, actions, the policy card.
 
 The card is the only carrier of facts between simulation and robot. It travels as exact JSON inside
 the checkpoint and inside the exported ONNX, so no constant is spelled twice.
@@ -59,7 +59,7 @@ class ActionChannel:
     high: float
     """Upper limit of the resulting target, in `unit`."""
     mode: str
-    """`delta`: added to the last target and clipped to the limits. `absolute`: low..high for -1..1."""
+    """`delta`: added to the last target, clipped to the limits. `absolute`: low..high for -1..1."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,11 @@ class PolicyCard:
         """Read a card.
 
         Raises:
-            ValueError: not JSON, another format, a field missing or unknown.
+            ValueError: not JSON (NaN and infinity are not), another format, a field missing or
+                unknown.
         """
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, parse_constant=_refuse)
         except json.JSONDecodeError as error:
             raise ValueError(f"policy card is not JSON: {error}") from error
         if not isinstance(raw, dict) or raw.get("format") != CARD_FORMAT:
@@ -121,6 +122,10 @@ class PolicyCard:
             return cls(**raw)
         except (KeyError, TypeError) as error:
             raise ValueError(f"policy card does not have the fields it should: {error}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"policy card is not JSON: it holds {constant}")
 
 
 def _feature(raw: dict[str, Any]) -> Feature:

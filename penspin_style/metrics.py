@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import pathlib
 import sys
 import time
@@ -29,12 +30,19 @@ class CSVLog:
         new = [name for name in row if name not in self.columns]
         if new:
             self._rewrite(self._rows(), [*self.columns, *new])
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        except OSError:
+            os.truncate(self.path, size)  # the next row must not continue half a row
+            raise
 
     def truncate(self, iteration: int) -> None:
         """Drop the rows after an iteration: a resumed run writes them anew."""
-        rows = [r for r in self._rows() if r.get("iteration") and float(r["iteration"]) <= iteration]
+        rows = [
+            r for r in self._rows() if r.get("iteration") and float(r["iteration"]) <= iteration
+        ]
         self._rewrite(rows, self.columns)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -69,10 +77,11 @@ def make_trackers(names: list[str], folder: pathlib.Path, run: str) -> list[Any]
                 from torchrl.record.loggers import get_logger
 
                 label = "tensorboard" if name == "tensorboard" else run
-                trackers.append(get_logger(name, str(folder), label))
+                kind: Any = name
+                trackers.append(get_logger(kind, str(folder), label))
         except ImportError as error:
             raise ValueError(
-                f"loggers={name} needs a package that is not installed ({error}); pip install {name}"
+                f"loggers={name} needs a package that is missing ({error}): pip install {name}"
             ) from error
     return trackers
 

@@ -1,19 +1,20 @@
 """A training run: its folder, its checkpoints, and the one training loop.
 
-    outputs/<task>/<name>/
-        config.yaml      the resolved configuration
-        git.txt git.diff versions.json
-        metrics.csv      and tensorboard/ or other trackers
-        checkpoints/     the last few and the best; see checkpoint.py
-        policy/          the best policy: weights, card with its score
-        videos/          an evaluation episode as mp4 and as a strip
-        faults/          bounded dumps of simulations that went wrong
+outputs/<task>/<name>/
+    config.yaml      the resolved configuration
+    git.txt git.diff versions.json
+    metrics.csv      and tensorboard/ or other trackers
+    checkpoints/     the last few and the best; see checkpoint.py
+    policy/          the best policy: weights, card with its score
+    videos/          an evaluation episode as mp4 and as a strip
+    faults/          bounded dumps of simulations that went wrong
 """
 
 import collections
 import dataclasses
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -31,6 +32,7 @@ from penspin_style import storage
 from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout
 from penspin_style.algo.ppo import PPO
 from penspin_style.checkpoint import Checkpoints
+from penspin_style.compose import differences
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env, FaultRecord
 from penspin_style.env.task import Task
@@ -70,14 +72,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Run:
-    """One run in one folder. `fit` trains, and may be called again after `Run` is rebuilt to resume."""
+    """One run in one folder."""
 
     def __init__(self, cfg: TrainConfig, task: type[Task[Any]], resolved: str) -> None:
         self.cfg = cfg
         self.task = task
         self.task_name = task.__module__.removeprefix("tasks.")
+        self.resolved = resolved
         self.folder = pathlib.Path(cfg.out) / self.task_name / cfg.name
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
+        self._check_use()
         self.device = resolve_device(cfg.device)
         self.env = self._make_env(cfg.num_envs, cfg.seed, stagger=cfg.stagger)
         self.algo: Algorithm = PPO(
@@ -87,9 +91,10 @@ class Run:
             device=self.device,
             seed=cfg.seed,
         )
-        self._lock_and_prepare(resolved)
+        self._claim()
         self.iteration = 0
         self.score: float | None = None
+        self.scored = -1  # the iteration whose weights have the score
         self.rate_halved = False
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
         self.faulty: collections.deque[float] = collections.deque(maxlen=FAULT_WINDOW)
@@ -123,26 +128,17 @@ class Run:
                     root = self.env.current()
                     continue
                 self.iteration += 1
-                row |= self.env.metrics() | self._check_faults()
                 updated = time.perf_counter()
-                stop = self._maybe_evaluate(row)
-                now = time.perf_counter()
-                row |= {
-                    "time/rollout": collected - began,
-                    "time/update": updated - collected,
-                    "time/eval": now - updated,
-                    "time/samples_per_s": self.algo.horizon * self.cfg.num_envs / (updated - began),
-                }
-                self._log(row, trackers, progress)
-                if self.iteration % self.cfg.checkpoint_every == 0:
-                    self._save(progress)
-                if stop:
+                row |= {"time/rollout": collected - began, "time/update": updated - collected}
+                row["time/samples_per_s"] = (
+                    self.algo.horizon * self.cfg.num_envs / (updated - began)
+                )
+                if self._close_iteration(row, trackers, progress):
                     progress.say(f"success {self.score:.1%} reached stop_at_success: done")
                     break
-            self._save(progress)
+            saved = self._save(progress)
             if self._signal:
-                progress.say(f"signal {self._signal}: saved iteration {self.iteration}; resume=true continues")
-                return EXIT_INTERRUPTED
+                return self._interrupted(progress, saved=saved)
             self._finish(progress)
         return EXIT_OK
 
@@ -151,17 +147,43 @@ class Run:
             folder, state, messages = self.checkpoints.newest()
             for message in messages:
                 progress.say(message)
-            self._load(state)
+            self._load_own(folder, state)
             progress.say(f"resuming from iteration {self.iteration} ({folder})")
             if self.csv:
                 self.csv.truncate(self.iteration)
+            self._describe()
         else:
+            self._describe()
             self._save(progress)
+
+    def _close_iteration(
+        self, row: dict[str, float], trackers: list[Any], progress: Progress
+    ) -> bool:
+        """Judge, log and save what an iteration has led to; return whether to stop."""
+        row |= self.env.metrics() | self._check_faults(progress)
+        began = time.perf_counter()
+        stop = self._maybe_evaluate(row)
+        row["time/eval"] = time.perf_counter() - began
+        self._log(row, trackers, progress)
+        # what was judged is kept too, or the best would be lost between two checkpoints
+        if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
+            self._save(progress)
+        return stop
+
+    def _interrupted(self, progress: Progress, *, saved: bool) -> int:
+        kept = "saved" if saved else "could not save"
+        progress.say(
+            f"signal {self._signal}: {kept} iteration {self.iteration}; resume=true continues"
+        )
+        return EXIT_INTERRUPTED if saved else EXIT_DATA
 
     def _log(self, row: dict[str, float], trackers: list[Any], progress: Progress) -> None:
         row = {"iteration": self.iteration, "samples": self.samples, **row}
         if self.csv:
-            self.csv.write(row)
+            try:
+                self.csv.write(row)
+            except OSError as error:
+                progress.say(f"warning: no row in {self.csv.path} ({error})")
         for tracker in trackers:
             tracker.log_metrics(row, step=self.samples)
         progress.show(row)
@@ -171,7 +193,7 @@ class Run:
         if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
             return False
         result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
-        self.score = result.success_rate
+        self.score, self.scored = result.success_rate, self.iteration
         row |= {
             "eval/success_once": result.success_rate,
             "eval/success_at_end": result.success_at_end,
@@ -188,8 +210,11 @@ class Run:
 
     def _finish(self, progress: Progress) -> None:
         best = self.checkpoints.best()
-        if best is not None:
-            self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
+        try:
+            if best is not None:
+                self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
+        except storage.DamagedError as error:
+            progress.say(f"warning: {error}; the policy is the last one instead of the best")
         result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
         target = self.folder / "policy"
         if target.exists():
@@ -214,7 +239,7 @@ class Run:
 
     # Faults.
 
-    def _check_faults(self) -> dict[str, float]:
+    def _check_faults(self, progress: Progress) -> dict[str, float]:
         """Count, dump and judge the faults of this iteration.
 
         Raises:
@@ -222,12 +247,19 @@ class Run:
         """
         counts = self.env.fault_counts.tolist()
         self.env.fault_counts.zero_()
-        out = {f"fault/{f.name.lower()}": float(c) for f, c in zip(Fault, counts, strict=True) if f.name}
+        out = {
+            f"fault/{f.name.lower()}": float(c)
+            for f, c in zip(Fault, counts, strict=True)
+            if f.name
+        }
         records = self.env.take_faults() if any(counts) else []
         out["env/fault"] = float(len(records))
         self.faulty.append(len(records) / self.cfg.num_envs)
-        for record in records[: MAX_DUMPS - self._dumps]:
-            self._dump(record)
+        try:
+            for record in records[: max(0, MAX_DUMPS - self._dumps)]:
+                self._dump(record)
+        except OSError as error:
+            progress.say(f"warning: faulty state not written ({error})")
         if any(record.code & Fault.OVERFLOW for record in records):
             raise FaultyRunError(f"a contact buffer overflowed: {self.env.sim.overflow_hint()}")
         share = sum(self.faulty) / FAULT_WINDOW
@@ -244,19 +276,25 @@ class Run:
         folder.mkdir(exist_ok=True)
         model = folder / "model.xml"
         if not model.exists():
-            model.write_text(self.env.task.spec().to_xml())
-        name = f"{self.iteration:08d}-env{record.env_id}-{'+'.join(f.name or '' for f in record.code)}"
+            storage.write_file(model, self.env.task.spec().to_xml().encode())
+        name = (
+            f"{self.iteration:08d}-env{record.env_id}-{'+'.join(f.name or '' for f in record.code)}"
+        )
+        content = io.BytesIO()
         np.savez(
-            folder / f"{name}.npz",
+            content,
             state=record.row.cpu().numpy(),
             signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
         )
+        storage.write_file(folder / f"{name}.npz", content.getvalue())
         self._dumps += 1
 
     def _roll_back(self, reason: str, progress: Progress) -> None:
         if self.rate_halved:
             raise FaultyRunError(f"{reason}, again after the learning rate was halved")
-        folder, state, _ = self.checkpoints.newest()
+        folder, state, messages = self.checkpoints.newest()
+        for message in messages:
+            progress.say(message)
         self._load(state)
         self.rate_halved = True
         optimizer: torch.optim.Optimizer = self.algo.optimizer  # type: ignore[attr-defined]
@@ -268,32 +306,68 @@ class Run:
 
     # State.
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress) -> bool:
+        """Write a checkpoint; return whether it is there.
+
+        Raises:
+            FaultyRunError: too many failed in a row, or the weights are not worth keeping.
+        """
         state = {
             "algo": self.algo.state_dict(),
             "env": self.env.state_dict(),
             "run": {
                 "iteration": self.iteration,
                 "score": self.score,
+                "scored": self.scored,
                 "rate_halved": self.rate_halved,
                 "faulty": list(self.faulty),
             },
         }
+        score = self.score if self.scored == self.iteration else None
         try:
-            self.checkpoints.save(self.iteration, state, self.score)
-            self._failed_saves = 0
+            self.checkpoints.save(self.iteration, state, score)
+        except ValueError as error:
+            raise FaultyRunError(
+                f"{error} after iteration {self.iteration}; resume=true continues from the "
+                "checkpoint before"
+            ) from error
         except OSError as error:
             self._failed_saves += 1
             progress.say(f"warning: checkpoint not saved ({error}); earlier ones are untouched")
             if self._failed_saves >= MAX_FAILED_SAVES:
-                raise FaultyRunError(f"{MAX_FAILED_SAVES} checkpoints in a row failed: {error}") from error
+                raise FaultyRunError(
+                    f"{MAX_FAILED_SAVES} checkpoints in a row failed: {error}"
+                ) from error
+            return False
+        self._failed_saves = 0
+        return True
+
+    def _load_own(self, folder: pathlib.Path, state: dict[str, Any]) -> None:
+        """Load a checkpoint of this run.
+
+        Raises:
+            ValueError: it is of another configuration; names what differs.
+        """
+        try:
+            self._load(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            saved = (self.folder / "config.yaml").read_text()
+            changed = ", ".join(differences(saved, self.resolved)) or str(error)
+            raise ValueError(
+                f"{folder} does not fit this configuration; it was trained with {changed}"
+            ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.algo.load_state_dict(state["algo"])
-        self.env.load_state_dict(state["env"])
+        self.env.load_state_dict(
+            # generators keep their state on the CPU whatever they draw on
+            {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
+        )
         self.iteration = state["run"]["iteration"]
         self.score = state["run"]["score"]
+        self.scored = state["run"]["scored"]
         self.rate_halved = state["run"]["rate_halved"]
+        self.faulty.clear()
         self.faulty.extend(state["run"]["faulty"])
 
     def _make_env(self, num_envs: int, seed: int, *, stagger: bool) -> Env:
@@ -310,25 +384,49 @@ class Run:
             stagger=stagger,
         )
 
-    def _lock_and_prepare(self, resolved: str) -> None:
-        if self.checkpoints.published() and not self.cfg.resume:
+    def _check_use(self) -> None:
+        """Refuse to write over a run, and to continue one that is not there."""
+        found = bool(self.checkpoints.published())
+        if found and not self.cfg.resume:
             raise ValueError(
-                f"{self.folder} holds a run already: resume=true continues it, name=OTHER starts another"
+                f"{self.folder} holds a run already: resume=true continues it, "
+                "name=OTHER starts another"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".lock").open("w")
+        if self.cfg.resume and not found:
+            raise ValueError(
+                f"resume=true, but {self.folder} holds no checkpoint: leave resume out to start"
+            )
+
+    def _claim(self) -> None:
+        """Make the folder, lock it for the life of the process, remove what a kill left there."""
+        try:
+            storage.make_folder(self.folder)
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"out={self.cfg.out}: cannot write there ({error})") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"another process trains in {self.folder}; choose another name") from error
-        (self.folder / "config.yaml").write_text(resolved)
-        (self.folder / "git.txt").write_text(_git("rev-parse", "HEAD"))
-        (self.folder / "git.diff").write_text(_git("diff", "HEAD"))
-        (self.folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+            raise BusyError(
+                f"another process trains in {self.folder}; choose another name"
+            ) from error
+        self._check_use()  # it may have begun and ended meanwhile
+        storage.remove_stages(self.folder)
+        storage.remove_stages(self.checkpoints.folder)
+
+    def _describe(self) -> None:
+        """Write what the run depends on."""
+        for name, text in (
+            ("config.yaml", self.resolved),
+            ("git.txt", _git("rev-parse", "HEAD")),
+            ("git.diff", _git("diff", "HEAD")),
+            ("versions.json", json.dumps(versions(), indent=1)),
+        ):
+            storage.write_file(self.folder / name, text.encode())
 
 
 class _signals:  # noqa: N801  (a context manager, used like a function)
-    """While it lasts, SIGINT and SIGTERM ask the run to save and stop; a second one ends it at once."""
+    """Let SIGINT and SIGTERM ask the run to save and stop; a second one ends it at once."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -1,9 +1,9 @@
 """Folders that are either complete or absent.
 
 A writer fills a hidden stage folder, every file and folder is flushed to disk, a manifest with the
-SHA-256 of each file goes in last, and one rename publishes it. A reader verifies the manifest before
-it believes a byte. A kill or a power cut at any moment leaves at most a stage folder, which no reader
-looks at and the next writer removes.
+SHA-256 of each file goes in last, and one rename publishes it. A reader verifies the manifest
+before it believes a byte. A kill or a power cut at any moment leaves at most a stage folder, which
+no reader looks at and the next writer removes.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 _STAGE = ".stage-"
+_OWN_SUM = "manifest_sha256"
 
 
 class DamagedError(ValueError):
@@ -36,20 +37,51 @@ def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Pat
     """
     if target.exists():
         raise FileExistsError(f"{target} exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     stage = target.parent / f"{_STAGE}{uuid.uuid4().hex}"
     stage.mkdir()
     try:
         yield stage
         sums = {f.name: _flush_and_hash(f) for f in sorted(stage.iterdir())}
         manifest = stage / MANIFEST
-        manifest.write_text(json.dumps({**facts, "sha256": sums}, indent=1))
+        manifest.write_text(_render({**facts, "sha256": sums}))
         _flush_and_hash(manifest)
         _flush_folder(stage)
         os.rename(stage, target)
-        _flush_folder(target.parent)
+        try:
+            _flush_folder(target.parent)
+        except OSError:
+            os.rename(target, stage)  # it might not outlive a power cut: not published
+            raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Make a folder and its parents so that they outlive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the facts of a published folder and, under `sha256`, the checksums of its files.
+
+    Raises:
+        DamagedError: the manifest is missing or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text()
+        manifest = json.loads(text)
+        manifest.pop(_OWN_SUM)
+        manifest["sha256"] = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is missing or unreadable ({error})") from error
+    if text != _render(manifest):
+        raise DamagedError(f"{path} does not match its checksum")
+    return manifest
 
 
 def verify(folder: pathlib.Path) -> dict[str, Any]:
@@ -58,19 +90,19 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         DamagedError: names the file that is missing, extra or altered.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        sums = dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} is missing or unreadable ({error})") from error
+    manifest = read_manifest(folder)
+    sums = manifest["sha256"]
     present = {f.name for f in folder.iterdir()} - {MANIFEST}
     for name in sorted(set(sums) | present):
         if name not in sums:
             raise DamagedError(f"{folder / name} is not in the manifest")
         if name not in present:
             raise DamagedError(f"{folder / name} is missing")
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sums[name]:
+        try:
+            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise DamagedError(f"{folder / name} is unreadable ({error})") from error
+        if found != sums[name]:
             raise DamagedError(f"{folder / name} does not match its checksum")
     return manifest
 
@@ -86,7 +118,10 @@ def remove_stages(parent: pathlib.Path) -> None:
     """Delete what killed writers left behind."""
     if parent.is_dir():
         for stage in parent.glob(f"{_STAGE}*"):
-            shutil.rmtree(stage, ignore_errors=True)
+            if stage.is_dir():
+                shutil.rmtree(stage, ignore_errors=True)
+            else:  # of write_file
+                stage.unlink(missing_ok=True)
 
 
 def write_file(path: pathlib.Path, content: bytes) -> None:
@@ -99,6 +134,13 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
         _flush_folder(path.parent)
     finally:
         stage.unlink(missing_ok=True)
+
+
+def _render(manifest: dict[str, Any]) -> str:
+    """Return the one text that a manifest can have; it carries its own checksum."""
+    body = json.dumps(manifest, sort_keys=True)
+    own = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({**manifest, _OWN_SUM: own}, indent=1, sort_keys=True)
 
 
 def _flush_and_hash(path: pathlib.Path) -> str:

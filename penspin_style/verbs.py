@@ -30,19 +30,25 @@ from penspin_style.run import (
     versions,
 )
 
+STRIP_TAIL = 4
+"""Frames after the first success that a strip still shows: what follows is standing still."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb that the words name; turn what users can mend into one line and an exit code."""
     name = f"{args.verb}_{args.kind}" if args.verb == "bench" else args.verb
-    torch.set_num_threads(_threads())
     try:
+        torch.set_num_threads(_threads())
         return _VERBS[name](args)
-    except (UsageError, ValueError, FileNotFoundError) as error:
-        code = EXIT_USAGE
-        message = error
     except (FaultyRunError, NoCheckpointError, storage.DamagedError) as error:
         code = EXIT_DATA
         message = error
+    except (ValueError, OSError) as error:
+        code = EXIT_USAGE
+        message = error
+    except MemoryError:
+        code = EXIT_USAGE
+        message = "not enough memory; fewer environments need less"
     print(f"penspin: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 
@@ -53,7 +59,10 @@ def _threads() -> int:
     Policies are small: a second thread gains less in them than its busy waiting takes from the
     physics threads (measured on two cores: roll-outs 2.7 times slower with two).
     """
-    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+    text = os.environ.get("OMP_NUM_THREADS", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"OMP_NUM_THREADS={text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -131,11 +140,15 @@ def _open(path: pathlib.Path, words: list[str]) -> _Source:
         UsageError: it is none of these.
     """
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a run folder, a policy folder or an .onnx file")
+        raise UsageError(
+            f"{path} does not exist; give a run folder, a policy folder or an .onnx file"
+        )
     if path.suffix == ".onnx":
         return _open_bundle(path, words)
     folder = path / "policy" if (path / "policy").is_dir() else path
-    config = next((f / "config.yaml" for f in (path, path.parent) if (f / "config.yaml").exists()), None)
+    config = next(
+        (f / "config.yaml" for f in (path, path.parent) if (f / "config.yaml").exists()), None
+    )
     if (folder / "card.json").exists():
         policy, card = load_policy(folder)
         start = saved_words(config) if config else [f"task={card.task}"]
@@ -166,7 +179,9 @@ def _open_bundle(path: pathlib.Path, words: list[str]) -> _Source:
     return _Source(cfg, task, bundle.card, act)
 
 
-def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[GaussianPolicy, PolicyCard]:
+def _from_checkpoint(
+    path: pathlib.Path, cfg: TrainConfig, task: Any
+) -> tuple[GaussianPolicy, PolicyCard]:
     """Return the policy of an unfinished run's newest whole checkpoint."""
     from penspin_style.algo.ppo import PPO
 
@@ -252,26 +267,36 @@ def _film(
     from penspin_style.render.gl_renderer import GLRenderer, write_strip, write_video
 
     films: list[list[np.ndarray]] = []
+    strip_end = 0
     for attempt in range(20 * episodes):
         env = source.env(1, seed + attempt)
         frames: list[np.ndarray] = []
         with GLRenderer(env.sim, env.task.camera, height=size, width=size) as renderer:
-            result = evaluate(env, source.act, seed=seed, on_step=lambda r=renderer, f=frames: f.append(r.render()))
-        frames = frames[: int(result.episode_len) + 1 if result.episode_len < env.cfg.episode_length else -1]
+            result = evaluate(
+                env,
+                source.act,
+                seed=seed,
+                on_step=lambda r=renderer, f=frames: f.append(r.render()),
+            )
+        # the environment restarts at the end of its episode: what follows shows the next one
+        frames = frames[: max(1, round(result.episode_len))]
         if not successful or result.success_rate == 1.0:
             films.append(frames)
+            strip_end = strip_end or round(result.first_success or len(frames)) + STRIP_TAIL
         if len(films) == episodes:
             break
     if not films:
         raise UsageError(f"no successful episode among {20 * episodes}; leave out --successful")
     write_video(video, [f for film in films for f in film], 1.0 / source.cfg.task.control_dt)
     if strip is not None:
-        write_strip(strip, films[0])
+        write_strip(strip, films[0][:strip_end])
     return sum(len(film) for film in films)
 
 
 def _play_window(source: _Source, seed: int) -> int:
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         raise UsageError("there is no display to open a window on; use --video OUT.mp4")
     import mujoco
     import mujoco.viewer

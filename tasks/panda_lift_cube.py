@@ -3,17 +3,17 @@
 A 4 cm cube lies at a random place on the floor. The action moves the tool centre point (three
 numbers) and the gripper (one); the gripper keeps pointing down.
 
-**Success**: the cube's centre has risen by at least `lift_height` (0.2 m) above where it lay, and is
-within `hold_distance` (5 cm) of the tool centre point: held, not thrown. `success_once` counts an
-episode in which that was so at any step.
+**Success**: the cube's centre has risen by at least `lift_height` (0.2 m) above where it lay, and
+is within `hold_distance` (5 cm) of the tool centre point: held, not thrown. `success_once` counts
+an episode in which that was so at any step.
 
 The episode terminates when the cube leaves the workspace by more than 15 cm; the time limit
 truncates it.
 
 What SERL's version gets wrong and this one does not: success is defined; the time limit is
-`truncated`, never `terminated`; the gripper term is the measured joint, not the command; cameras have
-names; every environment draws from the one seeded generator; no noslip iterations, which MuJoCo Warp
-refuses. A step moves the target by at most 2.5 cm, not 10 cm.
+`truncated`, never `terminated`; the gripper term is the measured joint, not the command; cameras
+have names; every environment draws from the one seeded generator; no noslip iterations, which
+MuJoCo Warp refuses. A step moves the target by at most 2.5 cm, not 10 cm.
 """
 
 import math
@@ -33,9 +33,7 @@ from tasks.robots import panda
 
 HALF = 0.02  # m
 WORKSPACE = ((0.25, 0.55), (-0.25, 0.25), (0.014, 0.45))  # m, of the tool centre point
-HOME = torch.tensor(
-    [0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4, panda.FINGER_OPEN]
-)
+HOME = torch.tensor([0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4, panda.FINGER_OPEN])
 
 
 @dataclass
@@ -114,7 +112,10 @@ class PandaLiftCube(Task[Config]):
             ActionChannel(f"tcp_{axis}", "m", self.cfg.move_scale, low, high, "delta")
             for axis, (low, high) in zip("xyz", WORKSPACE, strict=True)
         )
-        return (*move, ActionChannel("gripper_opening", "1", self.cfg.grip_scale, 0.0, 1.0, "delta"))
+        return (
+            *move,
+            ActionChannel("gripper_opening", "1", self.cfg.grip_scale, 0.0, 1.0, "delta"),
+        )
 
     @property
     def joints(self) -> tuple[Joint, ...]:
@@ -196,7 +197,7 @@ class PandaLiftCube(Task[Config]):
         }
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return SERL's two terms, `grasp` and `lift`, and a wide `reach` that starts the approach."""
+        """Return SERL's `grasp` and `lift`, a wide `reach`, and `close` that finds the grasp."""
         distance = self._distance(sim)
         near = torch.exp(-20.0 * distance)
         return {

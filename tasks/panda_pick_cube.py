@@ -96,6 +96,7 @@ class PickCube(Task[P]):
             name="target",
             type=mujoco.mjtGeom.mjGEOM_BOX,
             size=HALF,
+            mass=0,
             rgba=[0.2, 0.65, 0.3, 0.3],
             contype=0,
             conaffinity=0,

@@ -15,9 +15,15 @@ class DivergedError(RuntimeError):
 class Algorithm(Protocol):
     """Four verbs and a state. `policy` is what acts in the end and what is exported."""
 
-    policy: nn.Module
-    horizon: int
-    """Steps collected per environment and iteration."""
+    @property
+    def policy(self) -> nn.Module:
+        """The network that acts."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps collected per environment and iteration."""
+        ...
 
     def act(self, td: TensorDict) -> TensorDict:
         """Write `action`, and what `update` will need, into the root td [num_envs]."""
@@ -50,10 +56,11 @@ def rollout(
     the true last observation of an episode also where the environment has restarted.
     """
     for t in range(algorithm.horizon):
-        transition, root = env.step_and_maybe_reset(algorithm.act(root))
+        transition: Any
+        transition, root = env.step_and_maybe_reset(algorithm.act(root))  # type: ignore[assignment]
         if buffer is None:
-            buffer = transition.unsqueeze(0).expand(algorithm.horizon, *env.batch_size).clone()
-        buffer[t] = transition
+            buffer = transition.expand(algorithm.horizon, *env.batch_size).clone()
+        buffer[t] = transition  # type: ignore[index]
     assert buffer is not None
     return buffer, root
 

@@ -1,9 +1,10 @@
 """Proximal policy optimisation on TorchRL's loss (Schulman et al. 2017, arXiv 1707.06347).
 
-One iteration: `rollout` collects [horizon, num_envs] transitions with `act`; `process` adds advantages
-and returns (generalised advantage estimation: truncation bootstraps from the true last observation,
-termination does not); `update` makes several passes of shuffled minibatches. Faulty transitions carry
-no weight anywhere: not in the losses, not in the advantage's scale, not in the normaliser.
+One iteration: `rollout` collects [horizon, num_envs] transitions with `act`; `process` adds
+advantages and returns (generalised advantage estimation: truncation bootstraps from the true last
+observation, termination does not); `update` makes several passes of shuffled minibatches. Faulty
+transitions carry no weight anywhere: not in the losses, not in the advantage's scale, not in the
+normaliser.
 """
 
 from typing import Any
@@ -38,7 +39,9 @@ class PPO:
     ) -> None:
         sizes = {i.name: i.size for i in inputs}
         if "teacher" not in sizes:
-            raise ValueError(f"PPO reads the observation group 'teacher'; the task has {sorted(sizes)}")
+            raise ValueError(
+                f"PPO reads the observation group 'teacher'; the task has {sorted(sizes)}"
+            )
         critic_key = "critic" if "critic" in sizes else "teacher"
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg = cfg
@@ -60,10 +63,10 @@ class PPO:
             activation=cfg.activation,
             rng=init,
         ).to(device)
-        self._actor = _Actor(self.policy)
+        self._actor, self._value = _Actor(self.policy), _Critic(self.critic)
         self.loss = ClipPPOLoss(
-            self._actor,
-            _Critic(self.critic),
+            self._actor,  # type: ignore[arg-type]  (any module with get_dist is accepted)
+            self._value,  # type: ignore[arg-type]
             clip_epsilon=cfg.clip_coef,
             entropy_bonus=True,
             entropy_coeff=cfg.entropy_coef,
@@ -75,22 +78,24 @@ class PPO:
             functional=False,
         )
         self.loss.set_keys(sample_log_prob="log_prob")
-        self.parameters = [p for net in (self.policy, self.critic) for p in net.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=cfg.learning_rate, eps=1e-5)
+        parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=cfg.learning_rate, eps=1e-5)
         self.schedule = None
         if cfg.target_kl is not None:
             self.schedule = KLAdaptiveLR(self.optimizer, cfg.target_kl, min_lr=1e-5, max_lr=3e-3)
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
         self._skipped_in_a_row = 0
+        self._has_statistics = False  # whether the normalisers have seen anything
 
     # The four verbs.
 
     @torch.no_grad()
     def act(self, td: TensorDict) -> TensorDict:
         """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
-        if not self.policy.normalizer.count:
+        if not self._has_statistics:
             self._update_normalizers(td)
+            self._has_statistics = True
         dist = self.policy(td[self.policy.in_key])
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
         action = dist.loc + dist.scale * noise
@@ -103,20 +108,24 @@ class PPO:
     @torch.no_grad()
     def process(self, batch: TensorDict) -> None:
         """Add `state_value`, `advantage` and `value_target` to a batch [horizon, num_envs]."""
-        nxt = batch["next"]
+        nxt: Any = batch["next"]
+        fault = nxt["fault"]
         value = self.critic(batch[self.critic.in_key])
-        next_value = self.critic(nxt[self.critic.in_key])
+        # a faulty transition gets advantage zero, so that the steps before it bootstrap where it
+        # began and nothing that it computed reaches them
+        next_value = torch.where(fault, 0.0, self.critic(nxt[self.critic.in_key]))
+        reward = torch.where(fault, value, self.cfg.reward_scale * nxt["reward"])
         advantage, target = generalized_advantage_estimate(
             self.cfg.gamma,
             self.cfg.gae_lambda,
             value,
             next_value,
-            nxt["reward"],
+            reward,
             nxt["done"],
             nxt["terminated"],
             time_dim=0,
         )
-        weight = (~nxt["fault"]).float()
+        weight = (~fault).float()
         mean = masked_mean(advantage, weight)
         std = masked_mean((advantage - mean) ** 2, weight).sqrt()
         keys = {self.policy.in_key, self.critic.in_key, "action", "log_prob", "loc", "scale"}
@@ -125,7 +134,10 @@ class PPO:
         self._batch["advantage"] = (advantage - mean) / (std + 1e-8)
         self._batch["value_target"] = target
         self._batch["weight"] = weight
-        self._rollout_metrics = _summary(nxt["reward"], advantage, target, weight)
+        # a weight of 0 does not undo infinity: whatever the action was, its row becomes harmless
+        self._batch["action"] = torch.where(fault, batch["loc"], batch["action"])
+        self._batch["log_prob"] = batch["log_prob"].masked_fill(fault.squeeze(-1), 0.0)
+        self._rollout_metrics = _summary(nxt["reward"], advantage, target, ~fault)
 
     def update(self) -> dict[str, float]:
         """Run `epochs` passes of shuffled minibatches over the processed batch."""
@@ -157,12 +169,19 @@ class PPO:
         loss, metrics = self._losses(mb)
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.max_grad_norm)
+        # each network has its own bound: a large value error must not shrink the policy's step
+        norms = [
+            nn.utils.clip_grad_norm_(net.parameters(), self.cfg.max_grad_norm)
+            for net in (self.policy, self.critic)
+        ]
+        norm = torch.stack(norms).norm()
         if not torch.isfinite(loss.detach() + norm):
             self.optimizer.zero_grad()
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= MAX_SKIPPED:
-                raise DivergedError(f"{MAX_SKIPPED} updates in a row had a non-finite loss or gradient")
+                raise DivergedError(
+                    f"{MAX_SKIPPED} updates in a row had a non-finite loss or gradient"
+                )
             return None
         self._skipped_in_a_row = 0
         self.optimizer.step()
@@ -184,7 +203,7 @@ class PPO:
             low, high = 1.0 - self.cfg.clip_coef, 1.0 + self.cfg.clip_coef
             # the clipped branch is active only on the side that the advantage pushes towards
             clipped = ((ratio > high) & (advantage > 0)) | ((ratio < low) & (advantage < 0))
-            moved = (self._critic_value(mb) - mb["state_value"]).abs().view(-1)
+            moved = (self._value.value - mb["state_value"]).abs().view(-1)
             radius = self.cfg.value_clip or float("inf")
             rows = (
                 out["loss_objective"].view(-1).abs(),
@@ -199,16 +218,15 @@ class PPO:
             means = [masked_mean(row, weight) for row in rows]
         return total, torch.stack([objective.detach(), critic.detach(), total.detach(), *means])
 
-    def _critic_value(self, mb: TensorDict) -> Tensor:
-        return self.loss.critic_network.value
-
     def _report(self, totals: list[Tensor], flat: TensorDict) -> dict[str, float]:
         out: dict[str, float] = {"train/actor/lr": self.optimizer.param_groups[0]["lr"]}
         if totals:
             means = torch.stack(totals).mean(dim=0).tolist()
             out |= {f"train/{name}": value for name, value in zip(_NAMES, means, strict=True)}
             if self.schedule is not None:
-                self.schedule.step(torch.stack(totals)[-self.cfg.num_minibatches :, _KL].mean().item())
+                self.schedule.step(
+                    torch.stack(totals)[-self.cfg.num_minibatches :, _KL].mean().item()
+                )
         weight = flat["weight"].view(-1)
         target, value = flat["value_target"].view(-1), flat["state_value"].view(-1)
         out["train/critic/explained_variance"] = explained_variance(target, value, weight).item()
@@ -239,6 +257,7 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         self._skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._has_statistics = bool(self.policy.normalizer.count)
 
 
 _NAMES = (
@@ -288,7 +307,7 @@ class _Critic(TensorDictModuleBase):
 
 
 def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """Return 1 - Var(target - value) / Var(target) over the weighted rows; NaN-free at zero variance."""
+    """Return 1 - Var(target - value) / Var(target) over the rows of weight 1."""
 
     def var(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, weight)) ** 2, weight)
@@ -296,18 +315,19 @@ def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     return 1.0 - var(target - value) / var(target).clamp(min=1e-12)
 
 
-def _summary(reward: Tensor, advantage: Tensor, target: Tensor, weight: Tensor) -> dict[str, float]:
+def _summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> dict[str, float]:
     names = ("rewards", "advantages_mean", "advantages_max", "advantages_min",
              "returns_mean", "returns_max", "returns_min")  # fmt: skip
+    weight, inf = keep.float(), float("inf")
     values = torch.stack(
         (
             masked_mean(reward, weight),
             masked_mean(advantage, weight),
-            (advantage * weight).max(),
-            (advantage * weight).min(),
+            torch.where(keep, advantage, -inf).max(),
+            torch.where(keep, advantage, inf).min(),
             masked_mean(target, weight),
-            (target * weight).max(),
-            (target * weight).min(),
+            torch.where(keep, target, -inf).max(),
+            torch.where(keep, target, inf).min(),
         )
     )
     return {f"rollout/{name}": v for name, v in zip(names, values.tolist(), strict=True)}

@@ -1,8 +1,8 @@
 """The walk of a step: action -> physics -> reward, termination, observation.
 
 `Env` is a TorchRL `EnvBase` with its own `step_and_maybe_reset`: no branch on a GPU value, the true
-last observation under `next`, finished environments restarted in the same call. Keys of a TensorDict
-with batch size [num_envs]:
+last observation under `next`, finished environments restarted in the same call. Keys of a
+TensorDict with batch size [num_envs]:
 
 | key | shape, type | meaning |
 | --- | --- | --- |
@@ -134,16 +134,16 @@ class Env(EnvBase):
 
         terms = self.task.reward(self.sim, action)
         weighted = {name: self.cfg.reward[name] * value.float() for name, value in terms.items()}
-        self.terms = weighted
         reward = torch.stack(list(weighted.values())).sum(dim=0)
-        self.reward_terms = weighted
         terminated = self.task.terminated(self.sim)
         success = self.task.success(self.sim)
         observation = self.groups.observe(self.task.observe(self.sim))
 
         fault = self._collect_faults(before, bad_action, observation, reward)
-        # a faulty step ends its episode; what it computed is never shown to a network
+        # a faulty step ends its episode; what it computed enters no network and no sum
         reward = torch.where(fault, 0.0, reward)
+        weighted = {name: torch.where(fault, 0.0, value) for name, value in weighted.items()}
+        self.reward_terms = weighted
         success = success & ~fault
         terminated = terminated & ~fault
         truncated = (self.step_count >= self.cfg.episode_length) | fault
@@ -214,13 +214,10 @@ class Env(EnvBase):
     def _allocate(self) -> None:
         n, device = self.num_envs, self.device
         observed = self.task.observe(self.sim)
-        rewarded = self.task.reward(
-            self.sim, torch.zeros(n, len(self.task.actions), device=device)
-        )
+        rewarded = self.task.reward(self.sim, torch.zeros(n, len(self.task.actions), device=device))
         _check_reward_keys(rewarded, self.cfg.reward)
         self.groups = Groups(self.cfg.observation, observed, self.task.units, self.rng)
         self._last = {i.name: torch.zeros(n, i.size, device=device) for i in self.inputs}
-        self.terms: dict[str, Tensor] = {}
         self.total_steps = 0
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=device)
@@ -235,20 +232,21 @@ class Env(EnvBase):
         self._bits = torch.tensor([int(f) for f in Fault], dtype=torch.int32, device=device)
 
     def _make_specs(self) -> None:
-        n, device = self.num_envs, self.device
+        n, device = torch.Size([self.num_envs]), self.device
 
         def flag() -> Binary:
-            return Binary(n=1, shape=(n, 1), dtype=torch.bool, device=device)
+            return Binary(n=1, shape=torch.Size([*n, 1]), dtype=torch.bool, device=device)
 
-        groups = {i.name: Unbounded((n, i.size), device=device) for i in self.inputs}
-        self.observation_spec = Composite(
-            **groups, success=flag(), fault=flag(), shape=(n,), device=device
-        )
-        self.action_spec = Bounded(-1.0, 1.0, (n, len(self.task.actions)), device=device)
-        self.reward_spec = Unbounded((n, 1), device=device)
-        self.full_done_spec = Composite(
-            done=flag(), terminated=flag(), truncated=flag(), shape=(n,), device=device
-        )
+        spec: dict[str, Any] = {
+            i.name: Unbounded(torch.Size([*n, i.size]), device=device) for i in self.inputs
+        }
+        spec |= {"success": flag(), "fault": flag()}
+        self.observation_spec = Composite(spec, shape=n, device=device)
+        naction = len(self.task.actions)
+        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, naction]), device=device)
+        self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
+        done = {"done": flag(), "terminated": flag(), "truncated": flag()}
+        self.full_done_spec = Composite(done, shape=n, device=device)
 
     def _tensordict(
         self,
@@ -326,7 +324,7 @@ class Env(EnvBase):
         return out
 
     def take_faults(self) -> list[FaultRecord]:
-        """Return one record per environment that has been faulty since the last call; clear them."""
+        """Return a record per environment that was faulty since the last call; clear them."""
         ids = self._fault_code.nonzero().flatten().tolist()
         records = [
             FaultRecord(i, Fault(int(self._fault_code[i])), self._fault_row[i].clone()) for i in ids
@@ -358,7 +356,7 @@ class Env(EnvBase):
         }
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
         """Continue exactly where `state_dict` was taken; `current()` is then the root."""
         for name in dir(self.sim.params):
             self.sim.params[name].copy_(state_dict[f"params/{name}"])
@@ -394,7 +392,8 @@ def _substeps(control_dt: float, model: mujoco.MjModel) -> int:
     n = round(control_dt / model.opt.timestep)
     if n < 1 or abs(n * model.opt.timestep - control_dt) > 1e-9:
         raise ValueError(
-            f"task.control_dt {control_dt} s must be a multiple of the timestep {model.opt.timestep} s"
+            f"task.control_dt {control_dt} s must be a multiple of the timestep, "
+            f"{model.opt.timestep} s"
         )
     return n
 

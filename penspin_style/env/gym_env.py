@@ -3,9 +3,9 @@
     gymnasium.make("penspin_style/PandaLiftCube-v0", render_mode="rgb_array")
     gymnasium.make_vec("penspin_style/PandaLiftCube-v0", num_envs=64, config={"episode_length": 40})
 
-Thin fronts of `Env` for programs that speak Gymnasium; training does not go through them. Both take
-the name of a task, `render_mode` (None or `rgb_array`, the task's camera) and what `Settings` lists,
-and return NumPy arrays of their own. `info` after a step has
+Thin fronts of `Env` for programs that speak Gymnasium; training does not go through them. Both
+take the name of a task, `render_mode` (None or `rgb_array`, the task's camera) and the fields of
+`Settings`; they return NumPy arrays of their own. `info` after a step has
 
 | key | type | meaning |
 | --- | --- | --- |
@@ -205,8 +205,9 @@ class _Front:
             self.env.set_seed(seed)
         if mask is None:
             return self.observation(self.env.reset())
-        where = torch.from_numpy(mask)[:, None].to(self.env.device)
-        return self.observation(self.env.reset(TensorDict({"_reset": where}, self.env.batch_size)))
+        root = self.env.current()
+        root["_reset"] = torch.from_numpy(mask)[:, None].to(self.env.device)
+        return self.observation(self.env.reset(root))
 
     def pack(self, actions: np.ndarray) -> TensorDict:
         action = torch.as_tensor(actions, dtype=torch.float32, device=self.env.device)

@@ -1,6 +1,7 @@
 """The contract of a task: everything that a paper's "environment" paragraph says, in one file.
 
-A task file defines a `Config` dataclass and a final `Task` subclass, and binds the subclass to `TASK`:
+A task file defines a `Config` dataclass and a final `Task` subclass, and binds the subclass to
+`TASK`:
 
     @dataclass
     class Config(TaskConfig):

@@ -80,7 +80,10 @@ class Groups:
         flat = {name: _flat(value) for name, value in terms.items()}
         return {
             group: torch.cat(
-                [self._enter(f"{group}/{name}", term, flat[name], mask) for name, term in members.items()],
+                [
+                    self._enter(f"{group}/{name}", term, flat[name], mask)
+                    for name, term in members.items()
+                ],
                 dim=1,
             )
             for group, members in self.groups.items()

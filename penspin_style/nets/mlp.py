@@ -1,5 +1,6 @@
 """Multi-layer perceptrons."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,7 @@ def mlp(
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     sizes = [in_features, *hidden]
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes):
         layers += [_linear(n_in, n_out, 2.0**0.5, rng), ACTIVATIONS[activation]()]
     layers.append(_linear(sizes[-1], out_features, out_gain, rng))
     return nn.Sequential(*layers)

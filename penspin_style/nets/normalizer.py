@@ -31,9 +31,13 @@ class Normalizer(nn.Module):
     def update(self, x: Tensor, keep: Tensor | None = None) -> None:
         """Merge a batch x (n, size) into the statistics (Chan et al. 1979).
 
-        keep: (n,) bool, rows that count; the others may hold anything finite.
+        keep: (n,) bool, rows that count; the others may hold anything.
         """
-        weight = torch.ones(len(x), device=x.device) if keep is None else keep.to(x.dtype)
+        if keep is None:
+            weight = torch.ones(len(x), device=x.device)
+        else:
+            weight = keep.to(x.dtype)
+            x = torch.where(keep[:, None], x, 0.0)  # a weight of 0 does not undo infinity
         n = weight.sum(dtype=torch.float64)
         share = (weight / n.clamp(min=1.0).to(x.dtype))[:, None]
         mean = (share * x).sum(dim=0)

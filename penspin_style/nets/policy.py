@@ -1,8 +1,8 @@
 """Policies: normaliser, network and squash in one module, with one card.
 
 `GaussianPolicy.act` is the function that is exported: raw observation in, action in [-1, 1] out. In
-training the same module gives a normal distribution around that action; the environment clips what is
-drawn outside [-1, 1], and the log-probability is that of what was drawn.
+training the same module gives a normal distribution around that action; the environment clips what
+is drawn outside [-1, 1], and the log-probability is that of what was drawn.
 """
 
 import math
@@ -93,7 +93,13 @@ class ValueFunction(nn.Module):
     """A perceptron from one observation group to the expected return."""
 
     def __init__(
-        self, in_key: str, size: int, *, hidden: Sequence[int], activation: str, rng: torch.Generator
+        self,
+        in_key: str,
+        size: int,
+        *,
+        hidden: Sequence[int],
+        activation: str,
+        rng: torch.Generator,
     ) -> None:
         super().__init__()
         self.in_key = in_key
@@ -130,7 +136,9 @@ def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
     card = PolicyCard.from_json((folder / _CARD).read_text())
     network = card.network
     if network.get("kind") != "gaussian":
-        raise ValueError(f"{folder}: network kind {network.get('kind')!r} is unknown; known: gaussian")
+        raise ValueError(
+            f"{folder}: network kind {network.get('kind')!r} is unknown; known: gaussian"
+        )
     size = {i.name: i.size for i in card.inputs}[network["in_key"]]
     policy = GaussianPolicy(
         network["in_key"],

@@ -7,8 +7,8 @@
               interval=0.5)
 
 A row names a MuJoCo field, which of its objects (a regular expression over their names), an
-operation on the model's own value, a distribution, and when to draw. Draws never accumulate: `scale`
-and `add` start from the model's value every time.
+operation on the model's own value, a distribution, and when to draw. Draws never accumulate:
+`scale` and `add` start from the model's value every time.
 
 | when | drawn |
 | --- | --- |
@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import mujoco
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +58,7 @@ class Randomize:
 
     field: str
     names: str = ".*"
-    """Regular expression that an object's whole name must match; joints' names for dof and qpos fields."""
+    """Regular expression for whole names of objects; of joints for dof and qpos fields."""
     low: float = 0.0
     """Lower end, or the mean of a gaussian."""
     high: float = 0.0
@@ -82,11 +81,15 @@ class Randomize:
             ("when", self.when, WHENS),
         ):
             if value not in legal:
-                raise ValueError(f"Randomize({self.field}): {name} must be one of {legal}, got {value!r}")
+                raise ValueError(
+                    f"Randomize({self.field}): {name} must be one of {legal}, got {value!r}"
+                )
         if self.distribution != "gaussian" and self.high < self.low:
             raise ValueError(f"Randomize({self.field}): high {self.high} is below low {self.low}")
         if self.distribution == "gaussian" and self.high < 0:
-            raise ValueError(f"Randomize({self.field}): high is a standard deviation, got {self.high}")
+            raise ValueError(
+                f"Randomize({self.field}): high is a standard deviation, got {self.high}"
+            )
         if self.distribution == "log_uniform" and self.low <= 0:
             raise ValueError(f"Randomize({self.field}): log_uniform needs low > 0, got {self.low}")
         if self.when == "interval" and self.interval <= 0:
@@ -161,7 +164,10 @@ class _Entry:
         self.row = row
         self.every = max(1, round(row.interval / control_dt))
         self.target = sim.data[row.field] if row.is_state else sim.params[row.field]
-        self.index = _index(sim.model, row, self.target.shape[1:])
+        self.index = tuple(  # on the target's device: an index from elsewhere is copied each time
+            i.to(self.target.device) if isinstance(i, Tensor) else i
+            for i in _index(sim.model, row, self.target.shape[1:])
+        )
         self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
         self.inertia: Tensor | None = None
         if row.field == "body_mass":
@@ -174,8 +180,11 @@ class _Entry:
         value = _operate(self.row, base, self._draw(current, rng)).expand_as(current)
         self._write(self.target, self.index, value, mask)
         if self.inertia is not None:
-            ratio = (value / self.nominal).unsqueeze(-1)
-            self._write(self.inertia, (slice(None), self.index[1]), self.nominal_inertia * ratio, mask)
+            # a body without mass has no inertia either
+            ratio = torch.where(self.nominal > 0, value / self.nominal, 1.0).unsqueeze(-1)
+            self._write(
+                self.inertia, (slice(None), self.index[1]), self.nominal_inertia * ratio, mask
+            )
 
     def _draw(self, like: Tensor, rng: torch.Generator) -> Tensor:
         row = self.row
@@ -206,22 +215,30 @@ def _operate(row: Randomize, base: Tensor, draw: Tensor) -> Tensor:
 def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
     """Return the index (environments, object rows, columns) that the row means."""
     if row.field.startswith("opt."):
-        columns = slice(None) if row.column is None else row.column
-        return (slice(None), _columns(columns, shape[0])) if shape else (slice(None),)
-    objects = _objects(model, row)
+        return (slice(None), _columns(row, shape[0])) if shape else (slice(None),)
+    objects = _objects(model, row, shape[0])
     if len(shape) == 1:
+        if row.column is not None:
+            raise ValueError(
+                f"Randomize({row.field}): column {row.column} means nothing, "
+                "there is one number per object"
+            )
         return (slice(None), torch.as_tensor(objects))
-    columns = _columns(slice(None) if row.column is None else row.column, shape[1])
-    return (slice(None), torch.as_tensor(objects)[:, None], columns[None, :])
+    return (slice(None), torch.as_tensor(objects)[:, None], _columns(row, shape[1])[None, :])
 
 
-def _columns(column: int | slice, width: int) -> Tensor:
-    if isinstance(column, int):
-        column = slice(column, column + 1)
-    return torch.as_tensor(np.arange(width)[column])
+def _columns(row: Randomize, width: int) -> Tensor:
+    columns = torch.arange(width)
+    if row.column is None:
+        return columns
+    which = row.column
+    columns = columns[which] if isinstance(which, slice) else columns[columns == which]
+    if not len(columns):
+        raise ValueError(f"Randomize({row.field}): column {row.column} is not in 0..{width - 1}")
+    return columns
 
 
-def _objects(model: mujoco.MjModel, row: Randomize) -> list[int]:
+def _objects(model: mujoco.MjModel, row: Randomize, count: int) -> list[int]:
     prefix = row.field.split("_")[0]
     if row.field in ("qpos", "qvel", "qfrc_applied") or prefix == "dof":
         return _joint_rows(model, row)
@@ -231,18 +248,18 @@ def _objects(model: mujoco.MjModel, row: Randomize) -> list[int]:
     }.get(row.field, _OBJECT_OF_PREFIX.get(prefix))
     if kind is None:
         legal = ", ".join(f"{p}_*" for p in _OBJECT_OF_PREFIX)
-        raise ValueError(f"Randomize({row.field}): names select objects of {legal}, dof_*, qpos, qvel")
-    count = {
-        mujoco.mjtObj.mjOBJ_ACTUATOR: model.nu,
-        mujoco.mjtObj.mjOBJ_MATERIAL: model.nmat,
-    }.get(kind) or len(getattr(model, row.field, np.zeros(model.nbody)))
+        raise ValueError(
+            f"Randomize({row.field}): names select objects of {legal}, dof_*, qpos, qvel"
+        )
     names = [mujoco.mj_id2name(model, int(kind), i) or "" for i in range(count)]
     return _matching(row, names)
 
 
 def _joint_rows(model: mujoco.MjModel, row: Randomize) -> list[int]:
     """Return the addresses in qpos or in the degrees of freedom that belong to the named joints."""
-    names = [mujoco.mj_id2name(model, int(mujoco.mjtObj.mjOBJ_JOINT), i) or "" for i in range(model.njnt)]
+    names = [
+        mujoco.mj_id2name(model, int(mujoco.mjtObj.mjOBJ_JOINT), i) or "" for i in range(model.njnt)
+    ]
     widths = {0: (7, 6), 1: (4, 3), 2: (1, 1), 3: (1, 1)}
     addresses: list[int] = []
     for joint in _matching(row, names):
@@ -256,11 +273,15 @@ def _matching(row: Randomize, names: list[str]) -> list[int]:
     found = [i for i, name in enumerate(names) if re.fullmatch(row.names, name)]
     if not found:
         raise ValueError(
-            f"Randomize({row.field}): no name matches {row.names!r}; there are {[n for n in names if n]}"
+            f"Randomize({row.field}): no name matches {row.names!r}; "
+            f"there are {[n for n in names if n]}"
         )
     return found
 
 
 def describe(rows: Sequence[Randomize]) -> list[dict[str, Any]]:
     """Return the table as plain data, for the run's card."""
-    return [{k: str(v) if isinstance(v, slice) else v for k, v in dataclasses.asdict(r).items()} for r in rows]
+    return [
+        {k: str(v) if isinstance(v, slice) else v for k, v in dataclasses.asdict(r).items()}
+        for r in rows
+    ]

@@ -15,6 +15,8 @@ A `Sim` steps `num_envs` copies of one MuJoCo model. Its fields carry MuJoCo's n
 | derived: xpos xmat site_xpos sensordata cvel ... | float32, read only | float32, read only |
 | params: body_mass dof_damping ... | engine's precision, writable | float32, writable |
 
+`eq_active` is 0.0 or 1.0 on BatchSim, bool on WarpSim: write numbers, compare with `> 0`. `history`
+holds the same past on both, but Warp stores a delayed sensor's sample one call earlier.
 Matrices (`xmat`, `ximat`, `geom_xmat`, `site_xmat`, `cam_xmat`) are (num_envs, n, 3, 3) on both.
 Position- and velocity-stage fields and sensors describe the state after the call; forces and other
 acceleration-stage values are those that acted in the last substep.

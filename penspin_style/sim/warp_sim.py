@@ -1,7 +1,9 @@
-"""The GPU engine: MuJoCo Warp, one CUDA graph per control step. Runs on Warp's CPU device too."""
+"""The GPU engine: MuJoCo Warp, one graph per control step. Runs on Warp's CPU device too."""
 
 import dataclasses
 import difflib
+import functools
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -64,6 +66,7 @@ def _collect_faults(
     qpos: Floats,
     qvel: Floats,
     act: Floats,
+    ctrl: Floats,
     overflow: Ints,
     overflowed: Ints,
     faults: Ints,
@@ -79,6 +82,9 @@ def _collect_faults(
             bad = _NONFINITE
     for i in range(act.shape[1]):
         if not wp.isfinite(act[world, i]):
+            bad = _NONFINITE
+    for i in range(ctrl.shape[1]):
+        if not wp.isfinite(ctrl[world, i]):
             bad = _NONFINITE
     bits = overflow[world] & _DROPPED
     if bits != 0:
@@ -147,9 +153,9 @@ class WarpSim:
         self._set_const_groups = 0
         for name in per_env:
             self._set_const_groups |= _READ.get(name, 0)
-        with wp.ScopedDevice(self._wp_device):
-            self._m = self._put_model(per_env)
-            self._d = mjw.make_data(model, num_envs, nconmax=nconmax, njmax=njmax)
+        with wp.ScopedDevice(self._wp_device):  # m and d are public for renderers
+            self.m = self._put_model(per_env)
+            self.d = mjw.make_data(model, num_envs, nconmax=nconmax, njmax=njmax)
             wp.synchronize_device()
         self._graphs: dict[Hashable, Any] = {}  # None: has run once
         self._template = mujoco.MjData(model)
@@ -170,11 +176,11 @@ class WarpSim:
             raise ValueError(f"keyframe must be -1 or one of {self.model.nkey}, got {keyframe}")
         self._set_mask(mask)
         if keyframe < 0:
-            self._run("reset", lambda: mjw.reset_data(self._m, self._d, self._wp_mask))
+            self._run("reset", lambda: mjw.reset_data(self.m, self.d, self._wp_mask))
             return
         # Warp leaves a world alone whose keyframe is -1
         self._keyframes.fill_(-1).masked_fill_(self._mask, keyframe)
-        self._run("keyframe", lambda: mjw.reset_data_keyframe(self._m, self._d, self._wp_keyframes))
+        self._run("keyframe", lambda: mjw.reset_data_keyframe(self.m, self.d, self._wp_keyframes))
 
     def forward(self, mask: Tensor | None = None) -> None:
         """Run `forward` everywhere; only the masked keep its accelerations and force sensors."""
@@ -187,30 +193,26 @@ class WarpSim:
     def set_const(self, mask: Tensor | None = None) -> None:
         """Run Warp's `set_const`, always everywhere, and pose the geoms of static bodies."""
         if self._set_const_groups:
-            self._run(
-                "set_const", lambda: mjw.set_const(self._m, self._d, self._set_const_groups)
-            )
+            self._run("set_const", lambda: mjw.set_const(self.m, self.d, self._set_const_groups))
         if self._static_geoms is not None:
             self._pose_static_geoms(self._static_geoms)
 
     def overflow_hint(self) -> str:
         """Name the setting to raise after all overflows so far. Waits for the GPU."""
-        bits = 0
-        for world in set(self._overflowed.tolist()):
-            bits |= world
+        bits = functools.reduce(operator.or_, self._overflowed.tolist())
         if not bits:
             return "no buffer has overflowed"
         remedies = []
         if bits & (OverflowType.NEFC | OverflowType.NJMAX_NNZ):
-            remedies.append(f"sim.njmax={2 * self._d.njmax}")
+            remedies.append(f"sim.njmax={2 * self.d.njmax}")
         if bits & (OverflowType.BROADPHASE | OverflowType.NARROWPHASE | OverflowType.CCD):
-            remedies.append(f"sim.nconmax={max(1, 2 * self._d.naconmax // self.num_envs)}")
-        names = "|".join(str(bit.name) for bit in OverflowType if bit.bit_count() == 1 & bits)
+            remedies.append(f"sim.nconmax={max(1, 2 * self.d.naconmax // self.num_envs)}")
+        names = "|".join(str(bit.name) for bit in OverflowType if bit & bits)
         return f"{names} overflowed; set {' '.join(remedies) or 'fewer contacts in the model'}"
 
     def get_state(self) -> Tensor:
         """Return a copy of the integration rows, (num_envs, nstate) float32."""
-        self._run("get_state", lambda: mjw.get_state(self._m, self._d, self._wp_rows, _STATE))
+        self._run("get_state", lambda: mjw.get_state(self.m, self.d, self._wp_rows, _STATE))
         return self._rows.clone()
 
     def set_state(self, rows: Tensor, mask: Tensor | None = None) -> None:
@@ -220,43 +222,43 @@ class WarpSim:
         self._set_mask(mask)
         self._run(
             "set_state",
-            lambda: mjw.set_state(self._m, self._d, self._wp_rows, _STATE, self._wp_mask),
+            lambda: mjw.set_state(self.m, self.d, self._wp_rows, _STATE, self._wp_mask),
         )
         self.forward(mask)
 
     def _step(self, nstep: int) -> None:
+        # before too: Warp makes a rotation of a NaN quaternion, and a bound of a NaN control
+        self._collect_faults()
         for _ in range(nstep):
-            mjw.step(self._m, self._d)
+            mjw.step(self.m, self.d)
         self._collect_faults()
         # not step1: it zeroes sensordata, and force sensors must keep what acted
-        mjw.fwd_position(self._m, self._d, factorize=False)
-        mjw.sensor_pos(self._m, self._d)
-        mjw.fwd_velocity(self._m, self._d)
-        mjw.sensor_vel(self._m, self._d)
+        mjw.fwd_position(self.m, self.d, factorize=False)
+        mjw.sensor_pos(self.m, self.d)
+        mjw.fwd_velocity(self.m, self.d)
+        mjw.sensor_vel(self.m, self.d)
 
     def _forward(self) -> None:
-        mjw.forward(self._m, self._d)
+        mjw.forward(self.m, self.d)
         self._collect_faults()
 
     def _collect_faults(self) -> None:
-        d = self._d
-        state = [d.qpos, d.qvel, d.act]
+        d = self.d
+        state = [d.qpos, d.qvel, d.act, d.ctrl]
         buffers = [d.overflow, self._wp_overflowed, self._wp_faults]
         wp.launch(_collect_faults, dim=self.num_envs, inputs=state, outputs=buffers)
 
     def _run(self, key: Hashable, work: Callable[[], object]) -> None:
-        """Run device work in the order of torch's stream; CUDA replays a graph from the second on.
+        """Run device work in the order of torch's stream, as a graph from the second time on.
 
         Work under one key may differ between calls only in the contents of arrays.
         """
-        if not self._wp_device.is_cuda:
-            with wp.ScopedDevice(self._wp_device):
-                work()
-            return
-        stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
+        stream = None
+        if self._wp_device.is_cuda:
+            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
         if key not in self._graphs:
             self._graphs[key] = None
-            with wp.ScopedStream(stream):
+            with wp.ScopedDevice(self._wp_device), wp.ScopedStream(stream):
                 work()
             return
         if self._graphs[key] is None:
@@ -322,13 +324,13 @@ class WarpSim:
         shape = np.shape(getattr(self._template, name))
         if name in MATRIX_FIELDS:
             shape = (shape[0], 3, 3)
-        return self._view(getattr(self._d, name), shape)
+        return self._view(getattr(self.d, name), shape)
 
     def _bind_param(self, name: str) -> Tensor:
         if name.startswith("opt."):
             name = name.removeprefix("opt.")
-            return self._view(getattr(self._m.opt, name), np.shape(getattr(self.model.opt, name)))
-        return self._view(getattr(self._m, name), getattr(self.model, name).shape)
+            return self._view(getattr(self.m.opt, name), np.shape(getattr(self.model.opt, name)))
+        return self._view(getattr(self.m, name), getattr(self.model, name).shape)
 
     def _view(self, array: wp.array, shape: tuple[int, ...]) -> Tensor:
         if array.size == 0:
@@ -347,11 +349,11 @@ class WarpSim:
         self._static_bodies = torch.from_numpy(m.geom_bodyid[static]).long().to(self.device)
 
     def _pose_static_geoms(self, geoms: Tensor) -> None:
-        pos = wp.to_torch(self._m.geom_pos)[:, geoms]
-        quat = wp.to_torch(self._m.geom_quat)[:, geoms]
+        pos = wp.to_torch(self.m.geom_pos)[:, geoms]
+        quat = wp.to_torch(self.m.geom_quat)[:, geoms]
         body_quat = self.data.xquat[:, self._static_bodies]
-        self.data.geom_xpos[:, geoms] = (
-            self.data.xpos[:, self._static_bodies] + rotation.rotate(body_quat, pos)
+        self.data.geom_xpos[:, geoms] = self.data.xpos[:, self._static_bodies] + rotation.rotate(
+            body_quat, pos
         )
         self.data.geom_xmat[:, geoms] = rotation.to_matrix(rotation.multiply(body_quat, quat))
 

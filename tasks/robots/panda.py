@@ -1,9 +1,9 @@
 """The Franka Panda as the tasks use it: its world, its joints, and a Cartesian controller."""
 
-import math
 import pathlib
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +27,15 @@ def scene(*, gravcomp: bool) -> mujoco.MjSpec:
     spec = mujoco.MjSpec.from_file(str(_MODEL))
     world = spec.worldbody
     spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=[0.86, 0.90, 0.94],
+        rgb2=[0.60, 0.68, 0.76],
+        width=64,
+        height=64,
+    )
+    spec.add_texture(
         name="floor",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
         builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
@@ -41,18 +50,31 @@ def scene(*, gravcomp: bool) -> mujoco.MjSpec:
         name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05], material="floor"
     )
     world.add_light(
-        name="top", pos=[0.3, 0.6, 2.0], dir=[0, -0.3, -1], diffuse=[0.7] * 3, specular=[0.2] * 3
+        name="top",
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        pos=[0.3, 0.6, 2.0],
+        dir=[0.1, -0.3, -1],
+        diffuse=[0.6] * 3,
+        specular=[0.2] * 3,
     )
-    world.add_camera(
-        name="view", pos=[1.35, -0.75, 0.75], xyaxes=[0.55, 0.835, 0, -0.38, 0.25, 0.89], fovy=45
-    )
+    view, focus = np.array([1.45, -0.95, 0.85]), np.array([0.27, 0.0, 0.32])
+    world.add_camera(name="view", pos=view, xyaxes=_look_at(view, focus), fovy=42)
     if gravcomp:
         for body in spec.bodies:
             if body.name != "world":
                 body.gravcomp = 1.0
     spec.visual.headlight.ambient = [0.35] * 3
+    spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec
+
+
+def _look_at(position: np.ndarray, focus: np.ndarray) -> np.ndarray:
+    """Return the x and y axes (6,) of a camera that looks from position to focus, upright."""
+    back = position - focus
+    right = np.cross([0.0, 0.0, 1.0], back)
+    up = np.cross(back, right)
+    return np.concatenate((right / np.linalg.norm(right), up / np.linalg.norm(up)))
 
 
 def add_box(
@@ -112,9 +134,8 @@ class CartesianArm:
         self.limits = torch.as_tensor(model.actuator_ctrlrange[: len(ARM)], dtype=torch.float32).to(
             sim.device
         )
-        # the fingers close along the hand's y axis; down means the hand's z axis points to the floor
-        down = [[math.sqrt(0.5) * 0 + 1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]]
-        self.down = torch.tensor(down, device=sim.device)
+        # the hand's z axis points to the floor, the fingers close along the world's y
+        self.down = torch.diag(torch.tensor([1.0, -1.0, -1.0], device=sim.device))
         self.ridge = self.damping**2 * torch.eye(6, device=sim.device)
 
     def position(self, sim: Sim) -> Tensor:
@@ -122,7 +143,7 @@ class CartesianArm:
         return sim.data.site_xpos[:, self.site]
 
     def command(self, sim: Sim, target: Tensor) -> None:
-        """Write the arm's seven position targets for a tool centre point target, (num_envs, 3) m."""
+        """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
         position = self.position(sim)
         axis = sim.data.xaxis[:, self.joint_ids]  # (num_envs, 7, 3)
         arm = position[:, None] - sim.data.xanchor[:, self.joint_ids]

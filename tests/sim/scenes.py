@@ -129,7 +129,7 @@ def _edit(kind: str, name: str, **values):
 VARIANTS = {
     "mass": (_edit("geom", "hand", mass=0.3), ("body_mass", "body_inertia", "actuator_biasprm")),
     "centre": (_edit("geom", "box", pos=[0.004, 0.002, -0.003]), ("body_ipos", "geom_pos")),
-    "gravity": (_edit("option", "", gravity=[0.5, 0.2, -2]), ("opt.gravity",)),
+    "gravity": (_edit("option", "", gravity=[0, 0, -4.5]), ("opt.gravity",)),
     "damping": (_edit("joint", "shoulder", damping=[0.9, 0, 0]), ("dof_damping",)),
     "armature": (
         _edit("joint", "wrist", armature=0.03),

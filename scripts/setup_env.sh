@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: make .venv with this package and its extras, once, and activate it.
+#   source scripts/setup_env.sh [EXTRA]      PENSPIN_VENV names another folder
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+if [ -n "${PENSPIN_SKIP_INSTALL:-}" ]; then # the tests run the scripts where they are themselves
+    return 0
+fi
+venv="${PENSPIN_VENV:-.venv}"
+extra="${1:+[$1]}"
+stamp="$venv/.installed-${1:-core}"
+
+if [ ! -x "$venv/bin/python" ]; then
+    python="${PYTHON:-python3}"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON=" >&2
+        exit 2
+    fi
+    "$python" -m venv "$venv" || exit 2
+fi
+if [ -e "$venv/.installed-dev" ]; then
+    stamp="$venv/.installed-dev" # has all of the core
+    extra="[dev]"
+fi
+if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
+    echo "installing into $venv (several hundred MB the first time) ..."
+    "$venv/bin/python" -m pip install --quiet --upgrade pip || exit 2
+    "$venv/bin/python" -m pip install --quiet --editable ".$extra" || exit 2
+    touch "$stamp"
+fi
+source "$venv/bin/activate"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train a teacher.
+#   scripts/train_teacher.sh GPU SEED NAME [KEY=VALUE ...]
+# GPU: a number, or cpu. The run lands in outputs/<task>/NAME/.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    echo "usage: scripts/train_teacher.sh GPU SEED NAME [KEY=VALUE ...]   (GPU: a number, or cpu)" >&2
+    exit 2
+fi
+gpu=$1 seed=$2 name=$3
+shift 3
+device="cuda:$gpu"
+[ "$gpu" = cpu ] && device=cpu
+source "$(dirname "$0")/setup_env.sh"
+exec penspin train device="$device" seed="$seed" name="$name" "$@"

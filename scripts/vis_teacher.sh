@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Watch a teacher: in a window where there is a display, as a film otherwise.
+#   scripts/vis_teacher.sh NAME [KEY=VALUE ...]      task=TASK if it is not panda_lift_cube
+set -euo pipefail
+if [ $# -lt 1 ]; then
+    echo "usage: scripts/vis_teacher.sh NAME [task=TASK] [KEY=VALUE ...]" >&2
+    exit 2
+fi
+name=$1
+shift
+task=panda_lift_cube
+words=()
+for word in "$@"; do
+    case "$word" in
+        task=*) task=${word#task=} ;;
+        *) words+=("$word") ;;
+    esac
+done
+source "$(dirname "$0")/setup_env.sh"
+run="outputs/$task/$name"
+if [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
+    exec penspin play "$run" "${words[@]}"
+fi
+mkdir -p "$run/videos"
+exec penspin play "$run" "${words[@]}" --video "$run/videos/teacher.mp4" --strip "$run/videos/teacher.png"
