@@ -119,6 +119,8 @@ class TrainConfig:
     eval_every: int = 20
     """Iterations between two evaluations; 0 for none before the end."""
     eval_episodes: int = 100
+    final_episodes: int = 500
+    """Episodes of the last evaluation, whose score goes on the policy's card."""
     eval_seed: int = 1_000_003
     stop_at_success: float | None = None
     """End early once an evaluation reaches this success rate; null to use all samples."""
@@ -135,7 +137,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for key in ("num_envs", "total_samples", "eval_episodes", "checkpoint_every", "keep_last"):
+        for key in (
+            "num_envs",
+            "total_samples",
+            "eval_episodes",
+            "final_episodes",
+            "checkpoint_every",
+            "keep_last",
+        ):
             _require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         _require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")
         _require(self.seed >= 0, "seed", self.seed, ">= 0")

@@ -215,7 +215,7 @@ class Run:
                 self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
         except storage.DamagedError as error:
             progress.say(f"warning: {error}; the policy is the last one instead of the best")
-        result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+        result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
         target = self.folder / "policy"
         if target.exists():
             storage.remove(target)

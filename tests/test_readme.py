@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- runnable -->\n```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
-SCALE = "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 video=false"
+SCALE = "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 final_episodes=8 video=false"
 
 
 def scaled(language: str, text: str) -> str:
@@ -25,7 +25,14 @@ def scaled(language: str, text: str) -> str:
 
 def test_the_readme_has_the_blocks_that_a_newcomer_runs():
     shell = "\n".join(text for language, text in BLOCKS if language == "bash")
-    for command in ("quickstart.sh", "train_teacher.sh", "vis_teacher.sh", "eval", "play", "export"):
+    for command in (
+        "quickstart.sh",
+        "train_teacher.sh",
+        "vis_teacher.sh",
+        "eval",
+        "play",
+        "export",
+    ):
         assert command in shell
 
 
@@ -35,7 +42,9 @@ def test_a_runnable_block_of_the_readme_runs(language, text, tmp_path):
         link = tmp_path / name
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(ROOT / name)
-    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[
+        language
+    ]
     done = subprocess.run(
         [*command, scaled(language, text)],
         cwd=tmp_path,

@@ -27,6 +27,7 @@ _MAX_CARD = 2**20
 _MAX_FIELDS = 500_000
 _DOMAINS = ("", "ai.onnx")
 _MODES = ("delta", "absolute")
+_TEXTS = ("name", "unit", "mode")
 # onnxruntime's tanh exceeds 1 by a rounding
 _SQUASHED = 1.0 + 1e-6
 _ONNX_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
@@ -70,6 +71,8 @@ class Bundle:
             self._probe()
         except BundleError as error:
             raise BundleError(f"{where}: {error}") from error.__cause__
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{where}: is damaged, a name in it is not UTF-8") from error
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Bundle":
@@ -195,12 +198,12 @@ class Bundle:
                 raise ObservationError(f"one array is not enough: the policy has inputs {names}")
             observation = {self.card.inputs[0].name: observation}
         chosen = self._choose(observation)
-        arrays = [[(s, s.read(observation[s.name])) for s in slots] for slots in chosen]
-        batch = _common_batch([pair for group in arrays for pair in group])
+        read = [[(s, *s.read(observation[s.name])) for s in slots] for slots in chosen]
+        batch = _common_batch([(s, batches) for values in read for s, _, batches in values])
         n = 1 if batch is None else batch
         tensors = {}
-        for group, (dtype, shape), pairs in zip(self.card.inputs, self._types, arrays, strict=True):
-            columns = [array.reshape(n, -1) for _, array in pairs]
+        for group, (dtype, shape), values in zip(self.card.inputs, self._types, read, strict=True):
+            columns = [array.reshape(n, -1) for _, array, _ in values]
             joined = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
             tensors[group.name] = joined.reshape(n, *shape).astype(dtype, copy=False)
         return tensors, batch is not None
@@ -247,8 +250,11 @@ class _Slot:
         units = ", ".join(dict.fromkeys(f.unit for f in self.features))
         return f"{self.name!r}, {_shape(self.shape)} {self.dtype} in [{units}]"
 
-    def read(self, value: Any) -> np.ndarray:
-        """Return the value as an array of the right type, with finite numbers only."""
+    def read(self, value: Any) -> tuple[np.ndarray, set[int | None]]:
+        """Return the value as an array fit for the graph, and the batch sizes it can mean.
+
+        A batch size of None is no batch axis.
+        """
         try:
             array = np.asarray(value)
         except (TypeError, ValueError) as error:
@@ -256,30 +262,25 @@ class _Slot:
         if self.dtype != "float32":
             if array.dtype != self.dtype:
                 raise ObservationError(f"{self}: got {array.dtype}; convert it on the robot's side")
-            return array
+            return array, self._batches(array)
         if array.dtype.kind != "f":
             raise ObservationError(
                 f"{self}: got {array.dtype}; give real numbers in the unit, as float32"
             )
+        batches = self._batches(array)
         # a float64 beyond float32's range becomes infinite, and is refused as that
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ObservationError(f"{self}: {self._first_bad(array)}")
-        return array
+        return array, batches
 
     def _first_bad(self, array: np.ndarray) -> str:
-        flat = array.reshape(-1)
-        at = int(np.flatnonzero(~np.isfinite(flat))[0])
-        column = at % max(1, sum(f.size for f in self.features))
-        for feature in self.features:
-            if column < feature.size:
-                return f"{feature.name}[{column}] is {flat[at]}; every number must be finite"
-            column -= feature.size
-        return f"number {at} is {flat[at]}; every number must be finite"
+        names = [f"{f.name}[{i}]" for f in self.features for i in range(f.size)]
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        return f"{names[at % len(names)]} is {array.flat[at]}; every number must be finite"
 
-    def batches(self, array: np.ndarray) -> set[int | None]:
-        """Return the batch sizes that the array's shape can mean; None for no batch axis."""
+    def _batches(self, array: np.ndarray) -> set[int | None]:
         found: set[int | None] = set()
         if array.shape in self.forms:
             found.add(None)
@@ -321,17 +322,15 @@ def _slots_of(group: Input) -> tuple[_Slot, tuple[_Slot, ...]]:
     return whole, tuple(parts)
 
 
-def _common_batch(pairs: list[tuple[_Slot, np.ndarray]]) -> int | None:
-    """Return the one batch size that all shapes can mean; None, no batch axis, before any other."""
-    common = pairs[0][0].batches(pairs[0][1])
-    for slot, array in pairs[1:]:
-        these = slot.batches(array)
-        if not common & these:
+def _common_batch(read: list[tuple[_Slot, set[int | None]]]) -> int | None:
+    """Return the one batch size that all values can mean; None, no batch axis, before any other."""
+    common = read[0][1]
+    for slot, batches in read[1:]:
+        if not common & batches:
             raise ObservationError(
-                f"{slot}: got {array.shape}, {_or(these)}, where the values before it have "
-                f"{_or(common)}"
+                f"{slot}: got {_or(batches)}, where the values before it have {_or(common)}"
             )
-        common &= these
+        common = common & batches
     return None if None in common else next(iter(common))
 
 
@@ -391,14 +390,19 @@ def check_card(card: PolicyCard) -> None:
     for kind, items in named.items():
         names = [item.name for item in items]
         faults += [f"{kind} {n!r} is there twice" for n in names if names.count(n) > 1]
-        faults += [f"{kind} {n!r}: a name is a text" for n in names if not isinstance(n, str)]
     for group in card.inputs:
         faults += _feature_faults(group, card)
+    for item in (*card.inputs, *card.actions, *card.joints):
+        for part in (item, *getattr(item, "features", ())):
+            texts = {k: v for k, v in vars(part).items() if k in _TEXTS}
+            faults += [
+                f"{k} {v!r} is not a text" for k, v in texts.items() if not isinstance(v, str)
+            ]
     for a in card.actions:
         if a.mode not in _MODES:
             faults.append(f"action {a.name!r}: mode {a.mode!r} is not one of {_MODES}")
     for item in (*card.actions, *card.joints):
-        numbers = [v for v in vars(item).values() if not isinstance(v, str)]
+        numbers = [v for k, v in vars(item).items() if k not in _TEXTS]
         if not all(_finite(v) for v in numbers) or item.low > item.high:
             faults.append(f"{item}: its numbers cannot be meant")
     if not _finite(card.control_dt) or card.control_dt <= 0:
@@ -421,7 +425,7 @@ def _feature_faults(group: Input, card: PolicyCard) -> list[str]:
 
 
 def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _open_session(data: bytes) -> onnxruntime.InferenceSession:
@@ -433,7 +437,10 @@ def _open_session(data: bytes) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     # onnxruntime's exceptions have no common base of their own
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # its fallback prints the error and tries the same again
+        return onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception as error:
         raise BundleError(f"onnxruntime refuses it: {error}") from error
 
@@ -596,5 +603,7 @@ def _text(view: memoryview) -> str:
 def _check_weights(raw: bytes | memoryview, layout: str) -> None:
     if len(raw) % int(layout[-1]):
         raise BundleError("is damaged: a weight is cut off")
-    if np.isnan(np.frombuffer(raw, layout)).any():
-        raise BundleError("has weights that are NaN")
+    weights = np.frombuffer(raw, layout)
+    # an infinity alone is the bound of a clip, or what a mask fills in
+    if np.isnan(weights).any() or (weights.size > 1 and np.isinf(weights).any()):
+        raise BundleError("has weights that are NaN or infinite")

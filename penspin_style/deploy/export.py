@@ -96,11 +96,9 @@ def export(
     path = pathlib.Path(path)
     check_card(card)
     _check_names(policy, card)
-    acting = ActingModule(copy.deepcopy(policy).cpu()).eval()
     card = _with_weights(policy, card)
-    model = _graph(acting, card)
-    _attach_metadata(model, card)
-    data = model.SerializeToString(deterministic=True)
+    acting = ActingModule(copy.deepcopy(policy).cpu()).eval()
+    data = _with_metadata(_graph(acting, card), card).SerializeToString(deterministic=True)
     samples = max(samples, sum(BATCHES))
     diff = _compare(acting, data, card, samples, np.random.default_rng(seed))
     if not diff <= tolerance:
@@ -141,7 +139,7 @@ def _with_weights(policy: nn.Module, card: PolicyCard) -> PolicyCard:
 
 
 def _graph(acting: ActingModule, card: PolicyCard) -> onnx.ModelProto:
-    """Return the graph, without what torch notes about the source it came from."""
+    """Return the graph of the acting function, with a dynamic batch and no metadata."""
     rng = np.random.default_rng(0)
     # torch takes a batch of 1 for a constant
     example = tuple(torch.from_numpy(x) for x in _observation(acting, card, 2, rng).values())
@@ -169,8 +167,11 @@ def _graph(acting: ActingModule, card: PolicyCard) -> onnx.ModelProto:
             ) from error
     if program is None:
         raise ValueError("torch.onnx.export returned no program")
-    model = program.model_proto
-    # torch writes the stack trace of each operator's source line here: paths of this computer
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what torch notes about the source of each operator: paths of this computer."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -201,14 +202,17 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch.export copies a tree of its own through a constructor that torch deprecates
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # it is one axis on purpose
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not", UserWarning)
             yield
     finally:
         log.setLevel(level)
 
 
-def _attach_metadata(model: onnx.ModelProto, card: PolicyCard) -> None:
+def _with_metadata(model: onnx.ModelProto, card: PolicyCard) -> onnx.ModelProto:
     for key, value in {CARD_KEY: card.to_json(), **_mjlab_metadata(card)}.items():
         model.metadata_props.add(key=key, value=value)
+    return model
 
 
 def _mjlab_metadata(card: PolicyCard) -> dict[str, str]:
@@ -280,18 +284,24 @@ def _compare(
         ParityError: a second session answers with other bits.
     """
     first, second = Bundle(data, "the exported model"), Bundle(data, "the exported model")
-    worst, left = 0.0, samples
-    for size in itertools.cycle(BATCHES):
-        batch = min(size, left)
-        left -= batch
+    worst = 0.0
+    for batch in _batches(samples):
         drawn = _observation(acting, card, batch, rng)
         action = first(drawn)
         if second(drawn).tobytes() != action.tobytes():
             raise ParityError(f"two sessions of one model differ on a batch of {batch}")
-        worst = max(worst, float(np.abs(action - _act(acting, drawn)).max()))
-        if left == 0:
-            return worst
-    raise AssertionError("unreachable: cycle does not end")
+        # unlike max, np.maximum keeps a NaN
+        worst = np.maximum(worst, np.abs(action - _act(acting, drawn)).max())
+    return float(worst)
+
+
+def _batches(samples: int) -> Iterator[int]:
+    """Yield the batch sizes in turn until they add up to samples."""
+    for size in itertools.cycle(BATCHES):
+        yield min(size, samples)
+        samples -= size
+        if samples <= 0:
+            return
 
 
 def _explain(acting: ActingModule, card: PolicyCard, diff: float, tolerance: float) -> str:
@@ -303,8 +313,8 @@ def _explain(acting: ActingModule, card: PolicyCard, diff: float, tolerance: flo
     return (
         f"torch and onnxruntime differ by {diff:.1e}, more than {tolerance:.1e}; nothing was "
         f"written. torch alone differs by {rounding:.1e} between one observation and a batch: if "
-        "that is about as much, the policy is steeper than float32 resolves, and a larger tolerance "
-        "is right; if not, the exported graph is wrong"
+        "that is about as much, the policy is steeper than float32 resolves, and a larger "
+        "tolerance is right; if not, the exported graph is wrong"
     )
 
 

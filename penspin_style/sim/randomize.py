@@ -215,7 +215,7 @@ def _operate(row: Randomize, base: Tensor, draw: Tensor) -> Tensor:
 def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
     """Return the index (environments, object rows, columns) that the row means."""
     if row.field.startswith("opt."):
-        return (slice(None), _columns(row, shape[0])) if shape else (slice(None),)
+        return (slice(None), _selection(_columns(row, shape[0]))) if shape else (slice(None),)
     objects = _objects(model, row, shape[0])
     if len(shape) == 1:
         if row.column is not None:
@@ -223,8 +223,19 @@ def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[An
                 f"Randomize({row.field}): column {row.column} means nothing, "
                 "there is one number per object"
             )
-        return (slice(None), torch.as_tensor(objects))
-    return (slice(None), torch.as_tensor(objects)[:, None], _columns(row, shape[1])[None, :])
+        return (slice(None), _selection(torch.as_tensor(objects)))
+    rows, columns = (_selection(i) for i in (torch.as_tensor(objects), _columns(row, shape[1])))
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        rows = rows[:, None]
+    return (slice(None), rows, columns)
+
+
+def _selection(ids: Tensor) -> Tensor | slice:
+    """Return ids as a slice where they are consecutive: views cost a tenth of gathers."""
+    first, count = int(ids[0]), len(ids)
+    if torch.equal(ids, torch.arange(first, first + count)):
+        return slice(first, first + count)
+    return ids
 
 
 def _columns(row: Randomize, width: int) -> Tensor:

@@ -204,7 +204,7 @@ class WarpSim:
             return "no buffer has overflowed"
         remedies = []
         if bits & (OverflowType.NEFC | OverflowType.NJMAX_NNZ):
-            remedies.append(f"sim.njmax={2 * self.d.njmax}")
+            remedies.append(f"sim.njmax={max(1, 2 * self.d.njmax)}")
         if bits & (OverflowType.BROADPHASE | OverflowType.NARROWPHASE | OverflowType.CCD):
             remedies.append(f"sim.nconmax={max(1, 2 * self.d.naconmax // self.num_envs)}")
         names = "|".join(str(bit.name) for bit in OverflowType if bit & bits)

@@ -129,7 +129,8 @@ class CartesianArm:
     def __init__(self, sim: Sim, home: Tensor) -> None:
         model = sim.model
         self.site = model.site(TCP).id
-        self.joint_ids = [model.joint(name).id for name in ARM]
+        first = model.joint(ARM[0]).id
+        self.joints = slice(first, first + len(ARM))
         self.home = home[: len(ARM)].to(sim.device, torch.float32)
         self.limits = torch.as_tensor(model.actuator_ctrlrange[: len(ARM)], dtype=torch.float32).to(
             sim.device
@@ -145,8 +146,8 @@ class CartesianArm:
     def command(self, sim: Sim, target: Tensor) -> None:
         """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
         position = self.position(sim)
-        axis = sim.data.xaxis[:, self.joint_ids]  # (num_envs, 7, 3)
-        arm = position[:, None] - sim.data.xanchor[:, self.joint_ids]
+        axis = sim.data.xaxis[:, self.joints]  # (num_envs, 7, 3)
+        arm = position[:, None] - sim.data.xanchor[:, self.joints]
         jac_t = torch.cat((torch.linalg.cross(axis, arm), axis), dim=2)  # (num_envs, 7, 6)
         turn = rotation_vector(self.down @ sim.data.site_xmat[:, self.site].transpose(1, 2))
         error = torch.cat((target - position, turn), dim=1)

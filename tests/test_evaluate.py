@@ -1,0 +1,130 @@
+"""Judging a policy: the interval by hand, and the first episode of every environment only."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from penspin_style.env.env import Env
+from penspin_style.evaluate import evaluate, wilson
+from tests.env.toy import Cart, Config, substep
+
+# Newcombe 1998, Statistics in Medicine 17, p. 861, table I, method 3 (score, 95 %)
+NEWCOMBE = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611)}
+
+
+@pytest.mark.parametrize(("counts", "interval"), NEWCOMBE.items())
+def test_the_interval_is_wilsons(counts, interval):
+    successes, n = counts
+    assert wilson(successes / n, n) == pytest.approx(interval, abs=5e-5)
+
+
+def test_the_interval_worked_out_for_half_of_four():
+    # with z = 2: centre (1/2 + 4/8) / (1 + 4/4) = 1/2, half 2 / 2 sqrt(1/16 + 4/64) = sqrt(1/8)
+    assert wilson(0.5, 4, z=2.0) == pytest.approx((0.5 - math.sqrt(1 / 8), 0.5 + math.sqrt(1 / 8)))
+
+
+def test_the_interval_solves_the_quadratic_that_defines_it():
+    z = 1.959964
+    for n, rate in ((10, 0.3), (100, 0.97), (7, 1 / 7)):
+        for p in wilson(rate, n):
+            assert (rate - p) ** 2 == pytest.approx(z * z * p * (1 - p) / n)
+
+
+def test_the_interval_stays_within_zero_and_one():
+    for n in range(1, 50):
+        assert 0.0 <= wilson(0.0, n)[0] < 1e-15
+        assert 1.0 - 1e-15 < wilson(1.0, n)[1] <= 1.0
+
+
+def make(positions, *, kind=Cart, **config):
+    env = Env(kind(Config(randomize=False, **config)), len(positions), seed=1)
+    env.sim.data.qpos[:, 0] = torch.tensor(positions, dtype=torch.float64)
+    env.sim.forward()
+    env._last = env.groups.observe(env.task.observe(env.sim))
+    return env
+
+
+def push(*actions):
+    return lambda td: torch.tensor(actions)[:, None]
+
+
+def test_only_the_first_episode_of_every_environment_counts():
+    # the first cart leaves the rail after two steps and restarts; the second stays out its time;
+    # the third crosses the middle and goes on
+    positions, actions = (1.4, 0.5, -0.2), (1.0, 0.0, 1.0)
+    env = make(positions, episode_length=20, rail=1.5, close=0.1)
+    calls = []
+    result = evaluate(env, push(*actions), seed=9, on_step=lambda: calls.append(env.total_steps))
+    near, effort, length, once, at_end = [], [], [], [], []
+    for x, a in zip(positions, actions, strict=True):
+        v, inside, total = 0.0, [], 0.0
+        while len(inside) < 20 and abs(x) <= 1.5:
+            x, v = substep(x, v, a)
+            inside.append(abs(x) < 0.1)
+            total += 1.0 - abs(x)
+        near.append(total)
+        effort.append(-0.1 * a * a * len(inside))
+        length.append(len(inside))
+        once.append(any(inside))
+        at_end.append(inside[-1])
+    assert length[0] < 10 and length[1:] == [20, 20]
+    assert (once, at_end) == ([False, False, True], [False, False, False])
+    assert result.success_rate == pytest.approx(1 / 3)
+    assert result.success_at_end == 0.0
+    assert result.episode_len == pytest.approx(sum(length) / 3)
+    assert result.reward == pytest.approx(
+        {"near": sum(near) / 3, "effort": sum(effort) / 3}, abs=1e-5
+    )
+    assert result.return_ == pytest.approx((sum(near) + sum(effort)) / 3, abs=1e-5)
+    assert result.interval == wilson(result.success_rate, 3)
+    assert (result.episodes, result.seed, result.faults) == (3, 9, 0)
+    assert calls == list(range(21))
+
+
+def test_success_at_the_end_is_that_of_the_last_step():
+    env = make((0.0, 0.6), episode_length=5)
+    result = evaluate(env, push(0.0, 0.0), seed=0)
+    assert (result.success_rate, result.success_at_end) == (0.5, 0.5)
+
+
+def test_a_faulty_episode_is_a_failure_even_after_success():
+    def act(td):
+        action = torch.zeros(2, 1)
+        if env.total_steps == 2:
+            action[0] = math.nan
+        return action
+
+    env = make((0.0, 0.0), episode_length=5)
+    result = evaluate(env, act, seed=0)
+    assert (result.success_rate, result.success_at_end, result.faults) == (0.5, 0.5, 1)
+    assert result.episode_len == (3 + 5) / 2
+
+
+class Fragile(Cart):
+    """A cart whose reward fails in environment 0 from the third step on."""
+
+    def reward(self, sim, action):
+        terms = super().reward(sim, action)
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps > 3:  # one call was made when the environment was built
+            terms["near"][0] = math.nan
+        return terms
+
+
+def test_a_nan_reward_ends_its_episode_and_spoils_no_sum():
+    env = make((0.5, 0.5), kind=Fragile, episode_length=4)
+    result = evaluate(env, push(0.0, 0.0), seed=0)
+    assert result.faults == 1
+    assert result.reward["near"] == pytest.approx((2 * 0.5 + 4 * 0.5) / 2)
+    assert result.return_ == pytest.approx(result.reward["near"])
+
+
+def test_the_result_is_plain_json():
+    result = evaluate(make((0.0, 0.6), episode_length=2), push(0.0, 0.0), seed=3)
+    raw = json.loads(json.dumps(result.as_dict()))
+    assert raw["return"] == result.return_
+    assert "return_" not in raw
+    assert raw["interval"] == list(result.interval)
+    assert set(raw["reward"]) == {"near", "effort"}

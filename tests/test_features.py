@@ -1,0 +1,104 @@
+"""The policy card: exact JSON, and nothing else."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
+
+CARD = PolicyCard(
+    task="cart",
+    inputs=(
+        Input("teacher", (Feature("pose", (3, 2), "m", history=4), Feature("on", (), "1"))),
+        Input("pixels", (Feature("front", (8, 8, 3), "1", dtype="uint8"),)),
+    ),
+    actions=(ActionChannel("push", "N", 0.1, -math.pi, 1e-300, "delta"),),
+    joints=(Joint("rail", "m", -1.5, 1.5, 0.1 + 0.2, 2.0 / 3.0, 5e-324),),
+    control_dt=1.0 / 3.0,
+    run="cart/run/seed0",
+    preprocessing={"front": "divide by 255"},
+    network={"kind": "gaussian", "in_key": "teacher", "hidden": [8, 4], "activation": "elu"},
+    score={"success_rate": 0.1, "interval": [0.05, 0.2]},
+    versions={"torch": "2.13.0"},
+    weights_sha256="ab" * 32,
+)
+
+
+def edited(**changes):
+    raw = json.loads(CARD.to_json())
+    for path, value in changes.items():
+        *outer, last = [int(key) if key.isdigit() else key for key in path.split("__")]
+        inner = raw
+        for key in outer:
+            inner = inner[key]
+        if value is KeyError:
+            del inner[last]
+        else:
+            inner[last] = value
+    return json.dumps(raw)
+
+
+def test_a_card_survives_json_bit_for_bit():
+    back = PolicyCard.from_json(CARD.to_json())
+    assert back == CARD
+    assert back.to_json() == CARD.to_json()
+    assert back.control_dt.hex() == (1.0 / 3.0).hex()
+    assert back.joints[0].default == 5e-324
+    assert isinstance(back.inputs[0].features[0].shape, tuple)
+
+
+def test_sizes_are_shape_times_history():
+    assert [f.size for f in CARD.inputs[0].features] == [24, 1]
+    assert [i.size for i in CARD.inputs] == [25, 192]
+
+
+def test_cards_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CARD.task = "other"
+
+
+def test_a_card_with_a_number_that_json_lacks_is_not_written():
+    bad = dataclasses.replace(CARD, control_dt=math.nan)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        bad.to_json()
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_a_card_with_a_number_that_json_lacks_is_not_read(constant):
+    text = CARD.to_json().replace('"scale": 0.1', f'"scale": {constant}')
+    assert constant in text
+    with pytest.raises(ValueError, match=f"not JSON: it holds {constant}"):
+        PolicyCard.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        (CARD.to_json()[:-20], "not JSON"),
+        ("[]", "format 'list', this version reads 1"),
+        ("null", "format 'NoneType'"),
+        ("{}", "format None"),
+        (edited(format=2), "format 2, this version reads 1"),
+        (edited(task=KeyError), "missing 1 required positional argument: 'task'"),
+        (edited(inputs=KeyError), "fields it should: 'inputs'"),
+        (edited(surprise=1), "unexpected keyword argument 'surprise'"),
+        (edited(actions__0__low=KeyError), "missing 1 required positional argument: 'low'"),
+        (edited(joints__0__torque=3.0), "unexpected keyword argument 'torque'"),
+        (edited(inputs__0__features__0__shape=KeyError), "fields it should: 'shape'"),
+        (edited(inputs__0__features__0__shape=3), "not iterable"),
+        (edited(inputs=3), "not iterable"),
+        (edited(inputs=["teacher"]), "fields it should"),
+    ],
+)
+def test_a_bad_card_is_refused_with_its_reason(text, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyCard.from_json(text)
+
+
+def test_defaults_fill_what_a_card_may_leave_out():
+    short = edited(versions=KeyError, score=KeyError)
+    assert PolicyCard.from_json(short).score == {}
