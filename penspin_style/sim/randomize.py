@@ -22,6 +22,7 @@ added to the state that the task's reset has set. `body_mass` scales `body_inert
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,11 @@ class Randomize:
             raise ValueError(f"Randomize({self.field}): log_uniform needs low > 0, got {self.low}")
         if self.when == "interval" and self.interval <= 0:
             raise ValueError(f"Randomize({self.field}): an interval row needs interval > 0 s")
+        if self.when == "startup" and self.is_state:
+            raise ValueError(
+                f"Randomize({self.field}): the first reset overwrites a state drawn at startup; "
+                "draw it at reset"
+            )
 
     @property
     def is_state(self) -> bool:
@@ -169,6 +175,8 @@ class _Entry:
             for i in _index(sim.model, row, self.target.shape[1:])
         )
         self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
+        if row.field in ("actuator_delay", "sensor_delay"):
+            _check_history(sim.model, row, self.nominal.cpu())
         self.inertia: Tensor | None = None
         if row.field == "body_mass":
             self.inertia = sim.params["body_inertia"]
@@ -210,6 +218,20 @@ def _operate(row: Randomize, base: Tensor, draw: Tensor) -> Tensor:
     if row.operation == "add":
         return base + draw
     return draw
+
+
+def _check_history(model: mujoco.MjModel, row: Randomize, nominal: Tensor) -> None:
+    """Refuse delays for which the model has no memory: MuJoCo would shorten them silently."""
+    high = row.low + 3.0 * row.high if row.distribution == "gaussian" else row.high
+    longest = _operate(row, nominal, torch.full_like(nominal, high)).max().item()
+    history = getattr(model, row.field.replace("delay", "history"))
+    samples = history[_objects(model, row, len(history)), 0].min()
+    if longest > samples * model.opt.timestep + 1e-9:
+        need = math.ceil(longest / model.opt.timestep - 1e-6)
+        raise ValueError(
+            f"Randomize({row.field}): delays of up to {longest:g} s need nsample >= {need} in the "
+            f"MJCF of what {row.names!r} matches, there is {samples}"
+        )
 
 
 def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
