@@ -35,6 +35,7 @@ class Checkpoints:
 
         Raises:
             ValueError: a weight is not finite; such a state is not worth keeping.
+        TypeError: the state holds something else than tensors and plain values.
             OSError: nothing was published.
         """
         tensors: dict[str, Tensor] = {}
@@ -118,9 +119,13 @@ class Checkpoints:
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Return value with every tensor replaced by a reference, and the tensors collected."""
     if isinstance(value, Tensor):
+        if path in tensors:
+            raise TypeError(f"two keys of a checkpoint are spelled {path}")
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, dict):
+        if odd := [k for k in value if not isinstance(k, str | int)]:
+            raise TypeError(f"a checkpoint's keys are words and numbers; {path} has {odd[0]!r}")
         # a list of pairs keeps keys that are not strings, such as an optimiser's parameter numbers
         return {
             "dict": [[k, _flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in value.items()]

@@ -5,6 +5,7 @@ legal and the nearest match.
 """
 
 import difflib
+import math
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,11 +17,18 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from penspin_style.config import TrainConfig
 from penspin_style.env.task import Task, load_task
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
+_MANY = 20
+"""Legal words beyond which a message does not list them all."""
+_ODD_REASONS = {
+    "is not a ListConfig, list or tuple": "a list is written [a,b]",
+    "is not Optional": "the value must not be null",
+}
 
 
 class UsageError(ValueError):
@@ -31,7 +39,11 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     """Return "; did you mean X?" with the closest legal word, or all of them."""
     names = sorted(legal)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]}?"
+    if len(names) > _MANY:
+        return f"; penspin train --print-config shows all {len(names)}"
+    return f"; there are {', '.join(names)}"
 
 
 def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], str]:
@@ -43,8 +55,10 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
     if not FOLDER.is_dir():
         raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
     overrides = _parse(words)
-    task_name = next((str(o.value()) for o in overrides if o.key_or_group == "task"), None)
-    name = task_name or _default_task()
+    named = [str(o.value()) for o in overrides if o.key_or_group == "task"]
+    if len(set(named)) > 1:
+        raise UsageError(f"task={named[1]}: the task is {named[0]} already")
+    name = named[0] if named else _default_task()
     task = find_task(name)
     _register(name, task)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
@@ -52,6 +66,7 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
             defaults = compose("train", [f"task={name}"])
             _check_keys(overrides, defaults)
             cfg = compose("train", list(words))
+            _check_numbers(cfg)
             checked = OmegaConf.to_object(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_one_line(error)) from error
@@ -67,6 +82,8 @@ def find_task(name: str) -> type[Task[Any]]:
     Raises:
         UsageError: unknown; names the nearest.
     """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"task={name} is not the name of a task{nearest(name, task_names())}")
     try:
         return load_task(name)
     except ValueError as error:
@@ -88,7 +105,7 @@ def saved_words(config: pathlib.Path) -> list[str]:
     """
     try:
         saved = OmegaConf.load(config)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
     if not isinstance(saved, DictConfig) or "task_name" not in saved:
         raise UsageError(f"{config} names no task: it is not the configuration of a run")
@@ -164,6 +181,19 @@ def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
             raise UsageError(f"unknown key {key!r}{nearest(key, legal)}")
 
 
+def _check_numbers(cfg: DictConfig) -> None:
+    """Refuse what passes as a number but cannot be meant as one: NaN, infinity, more than 64 bits.
+
+    A comparison with NaN is false, so range checks further on would let it through.
+    """
+    for key, value in _leaves(cfg):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{key} must be finite, got {number}")
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UsageError(f"{key} must be below 2**63, got {number}")
+
+
 def _child(group: str, legal: set[str]) -> str:
     return min(path.removeprefix(f"{group}.") for path in legal if path.startswith(f"{group}."))
 
@@ -185,4 +215,7 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     key = next((v for k, _, v in (line.partition(": ") for line in lines) if k == "full_key"), "")
+    for odd, plain in _ODD_REASONS.items():
+        if odd in text:
+            text = plain
     return f"{key}: {text}" if key and key not in text else text

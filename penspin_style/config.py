@@ -147,7 +147,9 @@ class TrainConfig:
         ):
             _require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         _require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")
-        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+        for key in ("seed", "eval_seed"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
+        _require(self.num_envs < 2**31, "num_envs", self.num_envs, "below 2**31")
         known = ("tensorboard", "csv", "wandb", "swanlab", "trackio", "mlflow")
         for name in self.loggers:
             _require(name in known, "loggers", name, f"among {', '.join(known)}")
@@ -157,4 +159,5 @@ class TrainConfig:
         _require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
         stop = self.stop_at_success
         _require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
-        _require(bool(self.name) and "/" not in self.name, "name", self.name, "a folder name")
+        legal = self.name not in ("", ".", "..") and "/" not in self.name
+        _require(legal, "name", repr(self.name), "a folder name")

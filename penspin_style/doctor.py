@@ -1,9 +1,11 @@
 """What this machine can do: versions, OpenGL, GPU, Warp's cache, folders, how many envs fit."""
 
+import contextlib
 import os
 import pathlib
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -75,8 +77,8 @@ def _opengl() -> dict[str, str | None]:
 def _warp_cache() -> str:
     import warp
 
-    setattr(warp.config, "quiet", True)  # noqa: B010  (the module's types leave it out)
-    warp.init()
+    with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json must stay one object
+        warp.init()
     folder = pathlib.Path(str(warp.config.kernel_cache_dir))
     kernels = sum(1 for f in folder.glob("*") if f.is_dir()) if folder.is_dir() else 0
     return f"{folder} ({kernels} modules)"

@@ -107,13 +107,19 @@ class Run:
         """Environment steps so far, summed over environments."""
         return self.iteration * self.algo.horizon * self.cfg.num_envs
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked this process to end."""
+        return self._signal != 0
+
     # The loop.
 
     def fit(self, *, quiet: bool = False) -> int:
-        """Train to the end or to a signal. Return the exit code."""
+        """Train to the end or to a signal, once; give the folder free. Return the exit code."""
         trackers = make_trackers(self.cfg.loggers, self.folder, self.cfg.name)
         title = f"{self.task_name}/{self.cfg.name}"
-        with Progress(title, self.cfg.total_samples, quiet=quiet) as progress, _signals(self):
+        shown = Progress(title, self.cfg.total_samples, quiet=quiet)
+        with self._lock, shown as progress, _signals(self):
             self._begin(progress)
             buffer, root = None, self.env.current()
             while self.samples < self.cfg.total_samples and not self._signal:
@@ -398,7 +404,7 @@ class Run:
             )
 
     def _claim(self) -> None:
-        """Make the folder, lock it for the life of the process, remove what a kill left there."""
+        """Make the folder, lock it until `fit` ends, remove what a kill left there."""
         try:
             storage.make_folder(self.folder)
             self._lock = (self.folder / ".lock").open("w")

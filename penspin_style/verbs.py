@@ -43,14 +43,21 @@ def run(args: argparse.Namespace) -> int:
     except (FaultyRunError, NoCheckpointError, storage.DamagedError) as error:
         code = EXIT_DATA
         message = error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         code = EXIT_USAGE
         message = error
-    except MemoryError:
-        code = EXIT_USAGE
-        message = "not enough memory; fewer environments need less"
+        if _ran_out(error):
+            message = "not enough memory; a smaller num_envs or algo.hidden needs less"
+        elif isinstance(error, RuntimeError):
+            raise
     print(f"penspin: {' '.join(str(message).split())}", file=sys.stderr)
     return code
+
+
+def _ran_out(error: Exception) -> bool:
+    """Tell whether memory ran out: each library has its own way to say it."""
+    ways = ("bad_alloc", "allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(way in str(error).lower() for way in ways)
 
 
 def _threads() -> int:
@@ -86,7 +93,7 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
-    if code == EXIT_OK and cfg.video:
+    if code == EXIT_OK and cfg.video and not trained.interrupted:
         _film_run(trained)
     if args.json:
         print_json(
@@ -120,8 +127,13 @@ class _Source:
         self.cfg, self.task, self.card, self.act = cfg, task, card, act
 
     def env(self, num_envs: int, seed: int) -> Env:
+        """Return the environment.
+
+        Raises:
+            UsageError: it does not observe what the policy reads.
+        """
         sim = self.cfg.sim
-        return Env(
+        env = Env(
             self.task(self.cfg.task),
             num_envs,
             resolve_device(self.cfg.device),
@@ -131,6 +143,15 @@ class _Source:
             nconmax=sim.nconmax,
             njmax=sim.njmax,
         )
+        observed = {i.name: i for i in env.inputs}
+        for wanted in self.card.inputs:
+            found = observed.get(wanted.name)
+            if found != wanted:
+                raise UsageError(
+                    f"the policy reads {wanted.name!r}, {wanted.size} numbers; task.observation "
+                    f"now gives {f'other {found.size}' if found else 'none of that name'}"
+                )
+        return env
 
 
 def _open(path: pathlib.Path, words: list[str]) -> _Source:
@@ -190,7 +211,10 @@ def _from_checkpoint(
         print(f"penspin: {message}", file=sys.stderr)
     env = Env(task(cfg.task), 1, "cpu")
     algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=torch.device("cpu"), seed=0)
-    algo.load_state_dict(state["algo"])
+    try:
+        algo.load_state_dict(state["algo"])
+    except RuntimeError as error:
+        raise UsageError(f"the checkpoint does not fit these words: {error}") from error
     card = env.card(
         task=task.__module__.removeprefix("tasks."),
         run=f"{path}/iteration{state['run']['iteration']}",
@@ -228,29 +252,46 @@ def _print_evaluation(task: str, result: Evaluation, seconds: float) -> None:
 def _play(args: argparse.Namespace) -> int:
     if args.size % 2:
         raise UsageError(f"--size {args.size}: the video format needs an even number of pixels")
+    if args.strip and args.video is None:
+        raise UsageError(f"--strip {args.strip}: a strip is cut from a film; add --video OUT.mp4")
+    video = _target("--video", args.video, ".mp4") if args.video is not None else None
+    strip = _target("--strip", args.strip, ".png") if args.strip else None
     source = _open(pathlib.Path(args.policy), args.overrides)
-    if args.video is None:
+    if video is None:
         return _play_window(source, args.seed)
-    video = pathlib.Path(args.video)
-    if video.suffix != ".mp4":
-        raise UsageError(f"--video {video}: films are written as .mp4")
-    if not video.parent.is_dir():
-        raise UsageError(f"--video {video}: the folder {video.parent} does not exist")
-    strip = pathlib.Path(args.strip) if args.strip else None
-    frames = _film(
-        source,
-        video,
-        strip,
-        seed=args.seed,
-        episodes=args.episodes,
-        size=args.size,
-        successful=args.successful,
-    )
+    from penspin_style.render.gl_renderer import NoOpenGLError
+
+    try:
+        frames = _film(
+            source,
+            video,
+            strip,
+            seed=args.seed,
+            episodes=args.episodes,
+            size=args.size,
+            successful=args.successful,
+        )
+    except NoOpenGLError as error:
+        raise UsageError(f"no film: {error}") from error
     if args.json:
         print_json({"video": str(video), "strip": args.strip, "frames": frames})
     else:
         print(f"{frames} frames in {video}" + (f", strip in {strip}" if strip else ""))
     return EXIT_OK
+
+
+def _target(flag: str, text: str, suffix: str) -> pathlib.Path:
+    """Return the file that a film goes to, before the minutes that filming takes.
+
+    Raises:
+        UsageError: another kind of file, or a folder that is not there.
+    """
+    path = pathlib.Path(text)
+    if path.suffix != suffix:
+        raise UsageError(f"{flag} {path}: the file must end in {suffix}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist")
+    return path
 
 
 def _film(
@@ -270,6 +311,9 @@ def _film(
     strip_end = 0
     for attempt in range(20 * episodes):
         env = source.env(1, seed + attempt)
+        limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
+        if size > limit:
+            raise UsageError(f"--size {size}: the task's model allows at most {limit} pixels")
         frames: list[np.ndarray] = []
         with GLRenderer(env.sim, env.task.camera, height=size, width=size) as renderer:
             result = evaluate(

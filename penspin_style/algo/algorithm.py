@@ -66,5 +66,8 @@ def rollout(
 
 
 def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of value where weight is 1, zero if that is nowhere."""
-    return (value * weight).sum() / weight.sum().clamp(min=1.0)
+    """Return the mean of value where weight is 1, zero if that is nowhere.
+
+    Where weight is 0, value may be anything, also NaN.
+    """
+    return torch.where(weight > 0, value * weight, 0.0).sum() / weight.sum().clamp(min=1.0)

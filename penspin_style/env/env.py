@@ -130,7 +130,7 @@ class Env(EnvBase):
         self.task.apply_action(self.sim, action)
         self.sim.step(self.n_substeps)
         self.total_steps += 1
-        self.step_count += 1
+        self.step_count.add_(1)
 
         terms = self.task.reward(self.sim, action)
         weighted = {name: self.cfg.reward[name] * value.float() for name, value in terms.items()}
@@ -140,16 +140,16 @@ class Env(EnvBase):
         observation = self.groups.observe(self.task.observe(self.sim))
 
         fault = self._collect_faults(before, bad_action, observation, reward)
-        # a faulty step ends its episode; what it computed enters no network and no sum
-        reward = torch.where(fault, 0.0, reward)
-        weighted = {name: torch.where(fault, 0.0, value) for name, value in weighted.items()}
-        self.reward_terms = weighted
-        success = success & ~fault
-        terminated = terminated & ~fault
+        if not self._is_empty(fault):
+            # a faulty step ends its episode; what it computed enters no network and no sum
+            reward = torch.where(fault, 0.0, reward)
+            weighted = {name: torch.where(fault, 0.0, value) for name, value in weighted.items()}
+            success, terminated = success & ~fault, terminated & ~fault
+            for group, value in observation.items():
+                observation[group] = torch.where(fault[:, None], self._last[group], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
-        for group, value in observation.items():
-            observation[group] = torch.where(fault[:, None], self._last[group], value)
-        self._last = observation
+        self.reward_terms.update(weighted)
+        self._last.update(observation)
         self._count_episode(reward, weighted, success, terminated | truncated, fault)
         return self._tensordict(
             observation,
@@ -178,12 +178,11 @@ class Env(EnvBase):
 
     def current(self) -> TensorDict:
         """Return the root from which the next step starts."""
-        no = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        return self._tensordict(self._last, no, no, no, no)
+        return self._tensordict(self._last, *(torch.zeros_like(self.succeeded) for _ in range(4)))
 
     def _restart(self, mask: Tensor) -> None:
         """Begin a new episode where the mask says; the other environments are not touched."""
-        if self.device.type == "cpu" and not mask.any():
+        if self._is_empty(mask):
             return
         self.randomizer.reset_model(mask, self.rng)
         self.sim.reset(mask)
@@ -192,22 +191,24 @@ class Env(EnvBase):
         self.sim.forward(mask)
         observation = self.groups.observe(self.task.observe(self.sim), mask)
         keep = ~mask
-        self._last = {
-            group: torch.where(mask[:, None], value, self._last[group])
-            for group, value in observation.items()
-        }
-        self.step_count *= keep
+        for group, value in observation.items():
+            self._last[group] = torch.where(mask[:, None], value, self._last[group])
+        self.step_count.mul_(keep)
         if self.stagger:
             age = torch.randint(
                 self.cfg.episode_length, (self.num_envs,), generator=self.rng, device=self.device
             )
-            self.step_count += age
+            self.step_count.add_(age)
             self.counted.zero_()
             self.stagger = False
         else:
-            self.counted |= mask
-        self.episode *= keep
-        self.succeeded &= keep
+            self.counted.logical_or_(mask)
+        self.episode.mul_(keep)
+        self.succeeded.logical_and_(keep)
+
+    def _is_empty(self, mask: Tensor) -> bool:
+        """Return whether a mask is known to hold nothing; a GPU is not asked, for it would stall."""
+        return self._on_cpu and not mask.any()
 
     # Bookkeeping.
 
@@ -219,6 +220,8 @@ class Env(EnvBase):
         self.groups = Groups(self.cfg.observation, observed, self.task.units, self.rng)
         self._last = {i.name: torch.zeros(n, i.size, device=device) for i in self.inputs}
         self.total_steps = 0
+        self._on_cpu = self.device.type == "cpu"
+        self._one = torch.ones(n, device=device)
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=device)
         self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
@@ -284,7 +287,7 @@ class Env(EnvBase):
         ).to(torch.int32)
         self.sim.faults.zero_()
         fault = code != 0
-        if self.device.type == "cpu" and not fault.any():
+        if self._is_empty(fault):
             return fault
         self.fault_counts += ((code[:, None] & self._bits) != 0).sum(dim=0)
         first = fault & (self._fault_code == 0)
@@ -300,13 +303,13 @@ class Env(EnvBase):
         done: Tensor,
         fault: Tensor,
     ) -> None:
-        self.succeeded |= success
-        self.episode += torch.stack((reward, torch.ones_like(reward), *weighted.values()))
+        self.succeeded.logical_or_(success)
+        self.episode.add_(torch.stack((reward, self._one, *weighted.values())))
         ended = done & self.counted & ~fault
-        columns = torch.cat(
-            (self.episode, self.succeeded[None].float(), torch.ones_like(reward)[None])
-        )
-        self.finished += torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64)
+        if self._is_empty(ended):
+            return
+        columns = torch.cat((self.episode, self.succeeded[None].float(), self._one[None]))
+        self.finished.add_(torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64))
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the episodes that ended since the last call, and clear them.

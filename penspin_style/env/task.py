@@ -68,6 +68,8 @@ class TaskConfig:
         for group, terms in self.observation.items():
             for name, term in terms.items():
                 where = f"task.observation.{group}.{name}"
+                if len(term.delay) != 2:
+                    raise ValueError(f"{where}.delay must be [fewest, most], got {term.delay}")
                 low, high = term.delay
                 if term.noise < 0:
                     raise ValueError(f"{where}.noise must be >= 0, got {term.noise}")

@@ -130,7 +130,8 @@ def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
     """Return the policy of a published folder, on the CPU and in evaluation mode, and its card.
 
     Raises:
-        ValueError: a file is missing or damaged, or the card names a network that is unknown here.
+        ValueError: a file is missing or damaged, the card names a network that is unknown here, or
+            one that does not fit the weights.
     """
     storage.verify(folder)
     card = PolicyCard.from_json((folder / _CARD).read_text())
@@ -139,15 +140,19 @@ def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
         raise ValueError(
             f"{folder}: network kind {network.get('kind')!r} is unknown; known: gaussian"
         )
-    size = {i.name: i.size for i in card.inputs}[network["in_key"]]
-    policy = GaussianPolicy(
-        network["in_key"],
-        size,
-        len(card.actions),
-        hidden=network["hidden"],
-        activation=network["activation"],
-        init_std=1.0,
-        rng=torch.Generator(),
-    )
-    policy.load_state_dict(load_tensors((folder / _WEIGHTS).read_bytes()))
+    try:
+        policy = GaussianPolicy(
+            network["in_key"],
+            {i.name: i.size for i in card.inputs}[network["in_key"]],
+            len(card.actions),
+            hidden=network["hidden"],
+            activation=network["activation"],
+            init_std=1.0,
+            rng=torch.Generator(),
+        )
+        policy.load_state_dict(load_tensors((folder / _WEIGHTS).read_bytes()))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder}: the card's network {network} does not fit its weights: {error!r}"
+        ) from error
     return policy.eval(), card

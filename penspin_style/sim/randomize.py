@@ -238,7 +238,7 @@ def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[An
     """Return the index (environments, object rows, columns) that the row means."""
     if row.field.startswith("opt."):
         return (slice(None), _selection(_columns(row, shape[0]))) if shape else (slice(None),)
-    objects = _objects(model, row, shape[0])
+    objects = _objects(model, row, shape[0] if shape else 0)
     if len(shape) == 1:
         if row.column is not None:
             raise ValueError(

@@ -155,6 +155,6 @@ class CartesianArm:
         posture = self.posture_gain * (self.home - q)
         gram = jac_t.transpose(1, 2) @ jac_t + self.ridge
         rest = error - (posture[:, None] @ jac_t).squeeze(1)
-        wrench = torch.linalg.solve_ex(gram, rest[:, :, None])[0]
-        dq = posture + (jac_t @ wrench).squeeze(2)
+        wrench = torch.linalg.solve_ex(gram, rest)[0]
+        dq = posture + (jac_t @ wrench[:, :, None]).squeeze(2)
         sim.data.ctrl[:, : len(ARM)] = (q + dq).clamp(self.limits[:, 0], self.limits[:, 1])

@@ -46,9 +46,11 @@ def test_no_noise_is_exact_and_draws_nothing():
     truth = torch.randn(5, 3, generator=seeded(1))
     rng = seeded(2)
     before = rng.get_state()
-    (seen,) = Groups({"g": {"x": ObsTerm()}}, {"x": truth}, {"x": "m"}, rng).observe(
-        {"x": truth}
-    ).values()
+    (seen,) = (
+        Groups({"g": {"x": ObsTerm()}}, {"x": truth}, {"x": "m"}, rng)
+        .observe({"x": truth})
+        .values()
+    )
     assert torch.equal(seen, truth)
     assert torch.equal(rng.get_state(), before)
 

@@ -46,7 +46,6 @@ XML = f"""
 """
 MODEL = mujoco.MjModel.from_xml_string(XML)
 CART, CRATE, PUCK, BALL = (MODEL.body(n).id for n in ("cart", "crate", "puck", "ball"))
-NO = torch.Generator  # a draw without a seed would not be reproducible
 
 
 def seeded(seed=0):
@@ -100,22 +99,20 @@ def test_mass_scales_weight_and_inertia_together():
     mass, inertia = sim.params.body_mass[:, CRATE], sim.params.body_inertia[:, CRATE]
     assert unlike(mass) and mass.min() >= 1.5 and mass.max() <= 6.0
     # a cuboid of half sizes a, b, c: m / 3 (b^2 + c^2), ... MuJoCo lists the largest first
-    shape = torch.tensor([0.2**2 + 0.3**2, 0.1**2 + 0.3**2, 0.1**2 + 0.2**2]) / 3.0
-    same(inertia, mass[:, None] * shape.double(), rtol=1e-6)
+    squares = [0.2**2 + 0.3**2, 0.1**2 + 0.3**2, 0.1**2 + 0.2**2]
+    same(inertia, mass[:, None] / 3.0 * torch.tensor(squares, dtype=torch.float64))
     sim.data.xfrc_applied[:, CRATE, 0] = 12.0  # N
     sim.data.xfrc_applied[:, CRATE, 5] = 0.6  # N m about z
     sim.step()
     same(velocity(sim, "crate", 0), H * 12.0 / mass)
     same(velocity(sim, "crate", 5), H * 0.6 / (mass * (0.1**2 + 0.2**2) / 3.0))
-    same(velocity(sim, "crate", 2), torch.full((5,), -10 * H).double())  # all fall alike
+    same(velocity(sim, "crate", 2), torch.full((5,), -10 * H, dtype=torch.float64))  # all fall alike
     assert torch.equal(sim.params.body_mass[:, CART], torch.full((5,), 1.5).double())
 
 
 def test_two_bodies_of_other_mass_respond_in_inverse_ratio():
-    sim, _ = make(Randomize("body_mass", "crate", 2.0, 2.0, "scale"), num_envs=2)
-    light = torch.tensor([False, True])
-    _, randomizer = sim, Randomizer(sim, (Randomize("body_mass", "crate", 2, 2, "scale"),), 0.05)
-    randomizer.reset_model(~light, seeded())
+    sim, randomizer = make(Randomize("body_mass", "crate", 2.0, 2.0, "scale"), num_envs=2)
+    randomizer.reset_model(torch.tensor([True, False]), seeded())
     sim.reset()
     sim.data.xfrc_applied[:, CRATE, 1] = 7.0
     sim.forward()
@@ -165,7 +162,6 @@ def test_damping_slows_each_cart_by_its_own():
     sim, _ = ready(Randomize("dof_damping", "rail", 0.5, 20.0))
     damping = sim.params.dof_damping[:, 0]
     assert unlike(damping)
-    sim.params  # the servo pulls with its own damping: take it away by hand
     velocity(sim, "rail")[:] = 1.0
     sim.forward()
     sim.step()
@@ -182,19 +178,18 @@ def test_armature_adds_to_the_inertia():
     same(velocity(sim, "rail"), H * 5.0 / (1.5 + armature + H * 2.0))
 
 
-def test_friction_decelerates_each_puck_by_its_own():
-    rows = (Randomize("geom_friction", "puck", 0.15, 0.9, column=0),)
-    sim, _ = ready(*rows, num_envs=6)
+def test_friction_holds_a_puck_up_to_its_own_cone():
+    sim, _ = ready(Randomize("geom_friction", "puck", 0.2, 0.8, column=0), num_envs=12)
     friction = sim.params.geom_friction[:, MODEL.geom("puck").id]
     assert unlike(friction[:, 0])
     assert (friction[:, 1:] == torch.tensor(MODEL.geom("puck").friction[1:])).all()
-    sim.step(20)  # come to rest on the floor
-    velocity(sim, "puck")[:] = 3.0
-    sim.forward()
-    sim.step(20)
-    lost = 3.0 - velocity(sim, "puck")
-    # Coulomb: mu g t, with the larger of the two coefficients; soft contacts slip a little less
-    same(lost, friction[:, 0] * 10.0 * 20 * H, rtol=0.02, atol=0.0)
+    sim.data.xfrc_applied[:, PUCK, 0] = 5.0  # N; Coulomb's mu m g holds it from mu = 0.5 on
+    sim.step(50)
+    moved = sim.data.xpos[:, PUCK, 0] - 3.0
+    slides = friction[:, 0] < 0.5
+    assert 0 < slides.sum() < 12
+    assert (moved[slides] > 0.02).all()
+    assert (moved[~slides] < 0.01).all()  # soft contacts creep
 
 
 def test_gains_scale_the_force():
@@ -349,8 +344,6 @@ def test_every_environment_moves_as_a_plain_model_with_its_numbers():
 
 
 # What is drawn.
-
-DRAWN = Randomize("body_mass", "crate", 0.0, 0.0)
 
 
 def draws(count=4000, **row):
