@@ -11,6 +11,7 @@ outputs/<task>/<name>/
 """
 
 import collections
+import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
@@ -116,10 +117,10 @@ class Run:
 
     def fit(self, *, quiet: bool = False) -> int:
         """Train to the end or to a signal, once; give the folder free. Return the exit code."""
-        trackers = make_trackers(self.cfg.loggers, self.folder, self.cfg.name)
         title = f"{self.task_name}/{self.cfg.name}"
         shown = Progress(title, self.cfg.total_samples, quiet=quiet)
         with self._lock, shown as progress, _signals(self):
+            trackers = make_trackers(self.cfg.loggers, self.folder, self.cfg.name)
             self._begin(progress)
             buffer, root = None, self.env.current()
             while self.samples < self.cfg.total_samples and not self._signal:
@@ -413,6 +414,7 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise BusyError(
                 f"another process trains in {self.folder}; choose another name"
             ) from error
@@ -448,6 +450,9 @@ class _signals:  # noqa: N801  (a context manager, used like a function)
         if self.run._signal:
             os._exit(128 + number)
         self.run._signal = number
+        text = f"signal {number}: saving after this iteration; a second signal ends at once\n"
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            os.write(2, text.encode())
 
 
 def versions() -> dict[str, str]:

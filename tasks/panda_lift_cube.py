@@ -123,7 +123,7 @@ class PandaLiftCube(Task[Config]):
         return panda.joints(self.spec().compile(), HOME)
 
     def randomize(self) -> list[Randomize]:
-        """Vary the cube's mass and friction, the servos' gains and damping, and the start."""
+        """Vary the cube's mass and friction, the joints' damping, and the start."""
         noise = self.cfg.joint_noise
         return [
             Randomize("body_mass", names="box", operation="scale", low=0.5, high=2.0),

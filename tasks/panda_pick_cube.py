@@ -137,17 +137,19 @@ class PickCube(Task[P]):
         self.target = model.body("target").id
         self.mocap = int(model.body_mocapid[self.target])
         self.box_qpos = int(model.jnt_qposadr[model.joint("box").id])
-        self.touch = [int(model.sensor_adr[model.sensor(f"{geom}_floor").id]) for geom in HAND]
+        touch = [int(model.sensor_adr[model.sensor(f"{geom}_floor").id]) for geom in HAND]
+        self.touch = torch.tensor(touch, device=sim.device)
         limits = torch.as_tensor(model.actuator_ctrlrange, dtype=torch.float32)
         self.low, self.high = limits.to(sim.device).unbind(1)
         self.home = HOME.to(sim.device)
+        self.start_pos = torch.tensor(START, device=sim.device)
         self.memory = {"reached": torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)}
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Put the arm at home, the box on the floor and the target above it, both anywhere."""
         n, device = sim.num_envs, sim.device
         draw = torch.rand(n, 5, generator=rng, device=device)
-        start = torch.tensor(START, device=device)
+        start = self.start_pos
         qpos = sim.data.qpos.clone()
         qpos[:, : len(HOME)] = self.home
         qpos[:, len(HOME)] = panda.FINGER_OPEN
@@ -251,7 +253,7 @@ class PandaPickCube(PickCube[Config]):
 
     def target_quat(self, num_envs: int, rng: torch.Generator) -> Tensor:
         """Return no rotation: the target stands upright, as the box does."""
-        return torch.tensor([1.0, 0.0, 0.0, 0.0], device=rng.device).expand(num_envs, 4)
+        return torch.eye(1, 4, device=rng.device).expand(num_envs, 4)
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the box's centre is within `target_distance` of the target's."""

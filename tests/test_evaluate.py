@@ -83,6 +83,17 @@ def test_only_the_first_episode_of_every_environment_counts():
     assert calls == list(range(21))
 
 
+def test_success_in_a_later_episode_is_not_that_of_the_first():
+    def act(td):
+        return torch.full((1, 1), 1.0 if env.total_steps == 0 else 0.0)
+
+    env = make((1.49,), episode_length=6, start=0.0)  # off the rail, then at rest in the middle
+    result = evaluate(env, act, seed=0)
+    assert result.episode_len == 1.0
+    assert env.current()["teacher"][0, 0] == 0.0
+    assert (result.success_rate, result.success_at_end) == (0.0, 0.0)
+
+
 def test_success_at_the_end_is_that_of_the_last_step():
     env = make((0.0, 0.6), episode_length=5)
     result = evaluate(env, push(0.0, 0.0), seed=0)

@@ -11,7 +11,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- runnable -->\n```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
-SCALE = "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 final_episodes=8 video=false"
+SCALE = (
+    "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 "
+    "final_episodes=8 video=false"
+)
 
 
 def scaled(language: str, text: str) -> str:

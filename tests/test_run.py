@@ -96,12 +96,25 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def spawn(out, *words):
-    command = [sys.executable, "-m", "penspin_style", "train", *SMALL, f"out={out}", *words]
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=out)
+@pytest.fixture
+def spawn():
+    """Start a training in a process of its own; none outlives the test."""
+    children = []
+
+    def start(out, *words):
+        command = [sys.executable, "-m", "penspin_style", "train", *SMALL, f"out={out}", *words]
+        children.append(
+            subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=out)
+        )
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=200.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -136,22 +149,20 @@ def test_the_comparison_could_fail(unbroken):
     run, variant = unbroken
     assert len({manifest(run, i) for i in (4, 5, 6)}) == 3
     assert [row["iteration"] for row in rows(run)] == list("123456")
-    ended = [float(row["env/num_trajectories"]) for row in rows(run)]
-    assert max(ended[i] for i in (3, 4, 5)) >= 0
     state = run.checkpoints.newest()[1]["env"]
-    assert (state["step_count"] < 48).any(), "no environment was restarted"
+    assert (state["step_count"] < 8).any(), "no restart in the last iteration"
     rings = [k for k in state if k.startswith("terms/") and k.endswith("ring")]
     assert len(rings) == (1 if variant == "noisy" else 0)
     assert state["last/teacher"].shape == (16, 25 if variant == "noisy" else 22)
 
 
-def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path):
+def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path, spawn):
     whole, variant = unbroken
     if variant != "noisy":
         pytest.skip("one variant is enough for two more processes")
     for words in ((f"total_samples={3 * ITERATION}",), ("resume=true",)):
         child = spawn(tmp_path, *NOISY, *words)
-        _, err = child.communicate(timeout=120)
+        _, err = child.communicate(timeout=300)
         assert child.returncode == 0, err
     folder = tmp_path / "panda_lift_cube" / "run"
     assert (folder / "checkpoints" / "00000006" / MANIFEST).read_text() == manifest(whole, 6)
@@ -269,8 +280,8 @@ def test_a_damaged_best_checkpoint_costs_the_best_policy_but_not_the_run(tmp_pat
 # Killed and interrupted.
 
 
-def test_sigkill_at_any_moment_loses_at_most_the_iteration_under_way(tmp_path):
-    """One child after the other continues the run, until it is killed; every other inside a save."""
+def test_sigkill_at_any_moment_loses_at_most_the_iteration_under_way(tmp_path, spawn):
+    """One child after the other continues the run and is killed, every other inside a save."""
     kills, seed = (20 if FULL else 4), int(os.environ.get("PENSPIN_SEED", "0"))
     draw = random.Random(seed)
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
@@ -279,7 +290,7 @@ def test_sigkill_at_any_moment_loses_at_most_the_iteration_under_way(tmp_path):
     for kill in range(kills):
         child = spawn(tmp_path, *words, *(["resume=true"] if kill else []))
         first = newest
-        wait_for(lambda: _iteration(checkpoints) > first or child.poll() is not None)
+        wait_for(lambda c=child, f=first: _iteration(checkpoints) > f or c.poll() is not None)
         assert child.poll() is None, child.stderr.read()
         time.sleep(draw.uniform(0.1, 3.0 if FULL else 1.0))
         if kill % 2:
@@ -313,7 +324,7 @@ def _iteration(checkpoints):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, number, capsys):
+def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn, number, capsys):
     child = spawn(tmp_path, "total_samples=1000000000", "num_envs=64", "algo.horizon=40")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
     wait_for(lambda: _iteration(checkpoints) > 0 or child.poll() is not None)
@@ -334,14 +345,16 @@ def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, numbe
     assert (int(folder.name), messages) == (iteration, [])
 
 
-def test_a_second_signal_ends_the_process_at_once_and_harms_no_checkpoint(tmp_path):
+def test_a_second_signal_ends_the_process_at_once_and_harms_no_checkpoint(tmp_path, spawn):
     # an iteration of minutes: the first signal alone would wait for its end
     child = spawn(tmp_path, "total_samples=1000000000", "algo.horizon=100000")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
     wait_for(lambda: _iteration(checkpoints) == 0 or child.poll() is not None)
-    time.sleep(1.0)
     child.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    assert child.stderr.readline() == (
+        "signal 15: saving after this iteration; a second signal ends at once\n"
+    )
+    time.sleep(0.1)
     assert child.poll() is None
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
@@ -430,7 +443,11 @@ def test_a_metrics_row_that_does_not_fit_on_the_disk_is_a_warning_and_no_half_ro
 
 QUIET = ("num_envs=64", f"total_samples={6 * 64 * 8}", "eval_every=0", "stagger=false")
 ENV = {"qpos": 5, "observation": 6, "action": 7, "reward": 8}
-BIT = {"observation": Fault.OBSERVATION, "action": Fault.ACTION, "reward": Fault.REWARD}
+# MuJoCo C restarts a world with a NaN position without a word, but counts a warning
+QPOS = {
+    "mujoco": Fault.WARNING,
+    "warp": Fault.NONFINITE | Fault.OBSERVATION | Fault.REWARD,
+}
 NAN = float("nan")
 
 
@@ -510,14 +527,12 @@ def injected(request, tmp_path_factory):
 
 def test_a_nan_in_one_environment_of_64_is_counted_once_under_its_own_name(injected):
     engine, run, _ = injected
-    # MuJoCo C restarts a world with a NaN position without a word, but counts a warning
-    qpos = Fault.NONFINITE if engine == "warp" else Fault.WARNING
-    expected = {3: BIT["observation"], 4: BIT["action"], 5: BIT["reward"], 2: qpos}
+    expected = {2: QPOS[engine], 3: Fault.OBSERVATION, 4: Fault.ACTION, 5: Fault.REWARD}
     for row in rows(run):
         found = {f: float(row[f"fault/{f.name.lower()}"]) for f in Fault}
-        hit = expected.get(int(row["iteration"]))
-        assert found == {f: float(f is hit) for f in Fault}, row["iteration"]
-        assert float(row["env/fault"]) == float(hit is not None)
+        hit = expected.get(int(row["iteration"]), Fault(0))
+        assert found == {f: float(f in hit) for f in Fault}, row["iteration"]
+        assert float(row["env/fault"]) == float(bool(hit))
 
 
 def test_only_the_faulty_environment_is_restarted(injected):
@@ -547,7 +562,7 @@ def test_no_nan_reaches_a_network_a_weight_or_a_metric(injected):
 def test_each_fault_leaves_a_dump_from_which_the_step_can_be_repeated(injected):
     engine, run, _ = injected
     dumps = sorted((run.folder / "faults").glob("*.npz"))
-    qpos = "NONFINITE" if engine == "warp" else "WARNING"
+    qpos = "+".join(f.name for f in QPOS[engine])
     assert [d.stem for d in dumps] == [
         f"00000002-env5-{qpos}",
         "00000003-env6-OBSERVATION",

@@ -207,7 +207,7 @@ class Env(EnvBase):
         self.succeeded.logical_and_(keep)
 
     def _is_empty(self, mask: Tensor) -> bool:
-        """Return whether a mask is known to hold nothing; a GPU is not asked, for it would stall."""
+        """Return whether a mask is known to hold nothing; a GPU is not asked: it would stall."""
         return self._on_cpu and not mask.any()
 
     # Bookkeeping.

@@ -18,7 +18,11 @@ operation on the model's own value, a distribution, and when to draw. Draws neve
 
 Field kinds: model fields (`body_mass`, `dof_damping`, `actuator_gainprm`, `opt.gravity`, ...) go to
 `sim.params`; state fields (`qpos`, `qvel`, `ctrl`, `xfrc_applied`, ...) go to `sim.data` and are
-added to the state that the task's reset has set. `body_mass` scales `body_inertia` along with it.
+added to the state that the task's reset has set; interval rows that add to the state do accumulate.
+
+Two fields take another along, so that a draw stays physical: `body_mass` scales `body_inertia`, and
+the gain of a position servo (`actuator_gainprm`, column 0) scales its return term in
+`actuator_biasprm`, so that the servo still rests at its target.
 """
 
 import dataclasses
@@ -37,6 +41,7 @@ from penspin_style.sim.sim import STATE_FIELDS, Sim
 OPERATIONS = ("abs", "scale", "add")
 DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
 WHENS = ("startup", "reset", "interval")
+_FOLLOWERS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
 
 _OBJECT_OF_PREFIX = {
     "body": mujoco.mjtObj.mjOBJ_BODY,
@@ -110,8 +115,7 @@ class Randomize:
 def per_env_fields(rows: Sequence[Randomize]) -> tuple[str, ...]:
     """Return the model fields that the rows need per environment, for `make_sim(per_env=...)`."""
     fields = {row.field: None for row in rows if not row.is_state}
-    if "body_mass" in fields:
-        fields["body_inertia"] = None
+    fields |= {follower: None for field, follower in _FOLLOWERS.items() if field in fields}
     return tuple(fields)
 
 
@@ -177,22 +181,31 @@ class _Entry:
         self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
         if row.field in ("actuator_delay", "sensor_delay"):
             _check_history(sim.model, row, self.nominal.cpu())
-        self.inertia: Tensor | None = None
-        if row.field == "body_mass":
-            self.inertia = sim.params["body_inertia"]
-            self.nominal_inertia = self.inertia[:1, self.index[1]].clone()
+        self.follower: Tensor | None = None
+        if row.field in _FOLLOWERS:
+            self.follower = sim.params[_FOLLOWERS[row.field]]
+            self.followed = self.follower[:1, self.index[1]].clone()  # (1, rows, columns)
 
     def apply(self, mask: Tensor | None, rng: torch.Generator) -> None:
         current = self.target[self.index]
         base = current if self.row.is_state else self.nominal
         value = _operate(self.row, base, self._draw(current, rng)).expand_as(current)
         self._write(self.target, self.index, value, mask)
-        if self.inertia is not None:
+        if self.follower is not None:
             # a body without mass has no inertia either
-            ratio = torch.where(self.nominal > 0, value / self.nominal, 1.0).unsqueeze(-1)
-            self._write(
-                self.inertia, (slice(None), self.index[1]), self.nominal_inertia * ratio, mask
-            )
+            ratio = torch.where(self.nominal > 0, value / self.nominal, 1.0)
+            if self.row.field == "body_mass":
+                followed = self.followed * ratio.unsqueeze(-1)
+            else:
+                followed = self._return_term(ratio[..., :1])
+            self._write(self.follower, (slice(None), self.index[1]), followed, mask)
+
+    def _return_term(self, ratio: Tensor) -> Tensor:
+        """Return bias parameters with the return term of position servos scaled by ratio."""
+        servo = self.followed[..., 1:2] == -self.nominal[..., :1]
+        term = torch.where(servo, self.followed[..., 1:2] * ratio, self.followed[..., 1:2])
+        rest = self.followed[..., 2:].expand(len(ratio), -1, -1)
+        return torch.cat((self.followed[..., :1].expand_as(term), term, rest), dim=-1)
 
     def _draw(self, like: Tensor, rng: torch.Generator) -> Tensor:
         row = self.row

@@ -47,7 +47,7 @@ def scene(*, gravcomp: bool) -> mujoco.MjSpec:
     floor = spec.add_material(name="floor", texrepeat=[5, 5], texuniform=True, reflectance=0.0)
     floor.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
     world.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05], material="floor"
+        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[2.5, 2.5, 0.05], material="floor"
     )
     world.add_light(
         name="top",
@@ -64,6 +64,8 @@ def scene(*, gravcomp: bool) -> mujoco.MjSpec:
             if body.name != "world":
                 body.gravcomp = 1.0
     spec.visual.headlight.ambient = [0.35] * 3
+    spec.visual.map.shadowclip = 3.0  # the light's shadows end far outside the picture
+    spec.visual.quality.shadowsize = 8192
     spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec

@@ -316,6 +316,15 @@ def test_a_faulty_episode_enters_no_statistics_and_spoils_no_later_one(breaks):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_a_faulty_step_neither_terminates_nor_succeeds():
+    env = make(2, close=9.0)
+    place(env, 2.0, 2.0)  # past the rail, and close by this measure
+    after = step(env, NAN, 0.0)["next"]
+    assert column(after["terminated"]) == [False, True]
+    assert column(after["truncated"]) == [True, False]
+    assert column(after["success"]) == [False, True]
+
+
 def test_faults_of_several_steps_keep_the_first_reason_and_count_all():
     env = make(2)
     step(env, NAN, 0.0)
@@ -495,7 +504,7 @@ def waits(env, algorithm):
     return [place for place in found if place[1] != CPU_ENGINE]
 
 
-@pytest.mark.parametrize("name", ["tests.env.toy", "panda_lift_cube"])
+@pytest.mark.parametrize("name", ["tests.env.toy", "panda_lift_cube", "panda_pick_cube"])
 def test_a_rollout_never_waits_for_the_accelerator(name):
     kind = load_task(name)
     config = kind.Config(episode_length=5)

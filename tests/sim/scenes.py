@@ -100,9 +100,7 @@ def panda() -> mujoco.MjModel:
     world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05])
     box = world.add_body(name="box", pos=[0.5, 0, 0.03])
     box.add_freejoint()
-    box.add_geom(
-        name="box", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.03] * 3, mass=0.1, condim=3
-    )
+    box.add_geom(name="box", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.03] * 3, mass=0.1, condim=3)
     return spec.compile()
 
 

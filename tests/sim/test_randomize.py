@@ -106,7 +106,8 @@ def test_mass_scales_weight_and_inertia_together():
     sim.step()
     same(velocity(sim, "crate", 0), H * 12.0 / mass)
     same(velocity(sim, "crate", 5), H * 0.6 / (mass * (0.1**2 + 0.2**2) / 3.0))
-    same(velocity(sim, "crate", 2), torch.full((5,), -10 * H, dtype=torch.float64))  # all fall alike
+    falling = torch.full((5,), -10 * H, dtype=torch.float64)  # all alike
+    same(velocity(sim, "crate", 2), falling)
     assert torch.equal(sim.params.body_mass[:, CART], torch.full((5,), 1.5).double())
 
 
@@ -199,6 +200,17 @@ def test_gains_scale_the_force():
     sim.data.ctrl[:, 0] = 0.4
     sim.step(3)  # two substeps late
     same(velocity(sim, "rail"), H * gain[:, 0] * 0.4 / (2.0 + H * 2.0))
+
+
+def test_a_servo_whose_gain_differs_still_rests_at_its_target():
+    sim, _ = ready(Randomize("actuator_gainprm", "servo", 0.5, 2.0, "scale", column=0))
+    gain, bias = sim.params.actuator_gainprm, sim.params.actuator_biasprm
+    assert unlike(gain[:, 0, 0])
+    same(bias[:, 0, 1], -gain[:, 0, 0])
+    assert (bias[:, 0, 2] == -1.0).all()
+    sim.data.ctrl[:, 0] = 0.4
+    sim.step(4000)
+    same(sim.data.qpos[:, 0].double(), torch.full_like(gain[:, 0, 0], 0.4), rtol=0.0, atol=2e-3)
 
 
 def test_size_moves_the_surface_and_the_bounds_with_it():
@@ -521,8 +533,9 @@ def test_a_name_must_match_whole_and_several_may():
     sim, _ = ready(Randomize("body_mass", "c.*", 7.0, 8.0))
     changed = (sim.params.body_mass >= 7.0).all(dim=0).nonzero().flatten().tolist()
     assert changed == [CART, CRATE]
-    with pytest.raises(ValueError, match="no name matches 'rat'"):
-        make(Randomize("body_mass", "rat", 1.0, 2.0))
+    for part in ("rat", "cra"):
+        with pytest.raises(ValueError, match=f"no name matches '{part}'"):
+            make(Randomize("body_mass", part, 1.0, 2.0))
 
 
 def test_joint_names_select_all_coordinates_of_their_joint():
