@@ -176,7 +176,14 @@ def _open(path: pathlib.Path, words: list[str]) -> _Source:
         cfg, task, _ = compose_train([*start, *words])
     elif (path / "checkpoints").is_dir() and config:
         cfg, task, _ = compose_train([*saved_words(config), *words])
-        policy, card = _from_checkpoint(path, cfg, task)
+        try:
+            policy, card = _from_checkpoint(path, cfg, task)
+        except RuntimeError as error:  # torch lists every weight
+            if not words:
+                raise
+            raise UsageError(
+                f"{' '.join(words)}: the checkpoints of {path} are of other sizes; leave it out"
+            ) from error
     else:
         raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
     device = resolve_device(cfg.device)
@@ -211,10 +218,7 @@ def _from_checkpoint(
         print(f"penspin: {message}", file=sys.stderr)
     env = Env(task(cfg.task), 1, "cpu")
     algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=torch.device("cpu"), seed=0)
-    try:
-        algo.load_state_dict(state["algo"])
-    except RuntimeError as error:
-        raise UsageError(f"the checkpoint does not fit these words: {error}") from error
+    algo.load_state_dict(state["algo"])
     card = env.card(
         task=task.__module__.removeprefix("tasks."),
         run=f"{path}/iteration{state['run']['iteration']}",

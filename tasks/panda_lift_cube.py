@@ -133,104 +133,106 @@ class PandaLiftCube(Task[Config]):
         ]
 
     def start(self, sim: Sim) -> None:
-        """Look up ids; remember the targets, which integrate the actions."""
-        model, n = sim.model, sim.num_envs
+        """Look up ids and views; remember the targets, which integrate the actions."""
+        model, n, device = sim.model, sim.num_envs, sim.device
         self.arm = panda.CartesianArm(sim, HOME)
-        self.box = model.body("box").id
-        self.box_qpos = int(model.jnt_qposadr[model.joint("box").id])
-        self.box_qvel = int(model.jnt_dofadr[model.joint("box").id])
-        self.finger = int(model.jnt_qposadr[model.joint(panda.FINGER).id])
-        self.low, self.high = torch.tensor(WORKSPACE, device=sim.device).unbind(1)
-        self.home = HOME.to(sim.device)
+        box, joint = model.body("box").id, model.joint("box").id
+        # views of the live fields, taken once
+        self.box = sim.data.xpos[:, box]
+        self.box_heading = sim.data.xmat[:, box, :2, 0]
+        self.box_linvel = sim.data.qvel[:, (at := int(model.jnt_dofadr[joint])) : at + 3]
+        self.finger = sim.data.qpos[:, int(model.jnt_qposadr[model.joint(panda.FINGER).id])]
+        self.tcp_linvel = sim.data.sensordata[:, :3]
+        self.box_qpos = int(model.jnt_qposadr[joint])
+        self.low, self.high = torch.tensor(WORKSPACE, device=device).unbind(1)
+        self.centre = 0.5 * (self.low + self.high)[:2]
+        self.reach = 0.5 * (self.high - self.low)[:2]
+        self.home = HOME.to(device, sim.data.ctrl.dtype)
+        self.start_qpos = sim.data.qpos[0].clone()
+        self.start_qpos[:8] = self.home
+        self.start_qpos[8] = panda.FINGER_OPEN
         self.memory = {
-            "target": torch.zeros(n, 3, device=sim.device),
-            "opening": torch.ones(n, device=sim.device),
-            "placed": torch.zeros(n, dtype=torch.bool, device=sim.device),
+            "target": torch.zeros(n, 3, device=device),
+            "opening": torch.ones(n, device=device),
+            "placed": torch.zeros(n, dtype=torch.bool, device=device),
         }
+        self.unplaced = True
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Put the arm at home with an open gripper and the cube somewhere on the floor."""
-        n = sim.num_envs
-        draw = torch.rand(n, 3, generator=rng, device=sim.device)
-        row = sim.data.qpos.clone()
-        row[:, :7] = self.home[:7]
-        row[:, self.finger : self.finger + 2] = panda.FINGER_OPEN
+        draw = 2.0 * torch.rand(sim.num_envs, 3, generator=rng, device=sim.device) - 1.0
         at = self.box_qpos
-        row[:, at : at + 2] = self.low[:2] + (self.high - self.low)[:2] * draw[:, :2]
-        row[:, at + 2] = HALF
-        half_yaw = 0.5 * self.cfg.box_yaw * (2.0 * draw[:, 2] - 1.0)
-        row[:, at + 3 : at + 7] = 0.0
-        row[:, at + 3] = torch.cos(half_yaw).to(row.dtype)
-        row[:, at + 6] = torch.sin(half_yaw).to(row.dtype)
+        row = self.start_qpos.repeat(sim.num_envs, 1)
+        row[:, at : at + 2] = self.centre + self.reach * draw[:, :2]
+        half_yaw = 0.5 * self.cfg.box_yaw * draw[:, 2]
+        row[:, at + 3] = torch.cos(half_yaw)
+        row[:, at + 6] = torch.sin(half_yaw)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
-        home = self.home.to(sim.data.ctrl.dtype)
-        sim.data.ctrl.copy_(torch.where(mask[:, None], home, sim.data.ctrl))
+        sim.data.ctrl.copy_(torch.where(mask[:, None], self.home, sim.data.ctrl))
         self.memory["opening"].masked_fill_(mask, 1.0)
         self.memory["placed"].masked_fill_(mask, False)
+        self.unplaced = True
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Move the targets; let the arm follow its one by inverse kinematics."""
-        self._place_target(sim)
+        self._place_target()
         target, opening = self.memory["target"], self.memory["opening"]
-        moved = target + self.cfg.move_scale * action[:, :3]
-        target.copy_(moved.clamp(self.low, self.high))
-        opening.copy_((opening + self.cfg.grip_scale * action[:, 3]).clamp(0.0, 1.0))
-        self.arm.command(sim, target)
+        target.add_(action[:, :3], alpha=self.cfg.move_scale)
+        torch.clamp(target, self.low, self.high, out=target)
+        opening.add_(action[:, 3], alpha=self.cfg.grip_scale).clamp_(0.0, 1.0)
+        self.arm.command(target)
         sim.data.ctrl[:, 7] = panda.FINGER_OPEN * opening
 
     def observe(self, sim: Sim) -> dict[str, Tensor]:
         """Return the terms of `units`."""
-        self._place_target(sim)
-        tcp = self.arm.position(sim)
-        box = sim.data.xpos[:, self.box]
-        turn = sim.data.xmat[:, self.box]
+        self._place_target()
+        tcp = self.arm.position
         return {
             "tcp_pos": tcp,
-            "tcp_vel": sim.data.sensordata[:, :3],
+            "tcp_vel": self.tcp_linvel,
             "target_error": self.memory["target"] - tcp,
-            "gripper": sim.data.qpos[:, self.finger],
+            "gripper": self.finger,
             "gripper_target": self.memory["opening"],
-            "box_pos": box,
-            "box_to_tcp": tcp - box,
-            "box_vel": sim.data.qvel[:, self.box_qvel : self.box_qvel + 3],
-            "box_yaw": turn[:, :2, 0],
+            "box_pos": self.box,
+            "box_to_tcp": tcp - self.box,
+            "box_vel": self.box_linvel,
+            "box_yaw": self.box_heading,
         }
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return SERL's `grasp` and `lift`, a wide `reach`, and `close` that finds the grasp."""
-        distance = self._distance(sim)
+        distance = self._distance()
         near = torch.exp(-20.0 * distance)
         return {
             "reach": torch.exp(-5.0 * distance),
             "grasp": near,
             "close": near * (1.0 - self.memory["opening"]),
-            "lift": progress(self._rise(sim), 0.0, 1.1 * self.cfg.lift_height),
+            "lift": progress(self.box[:, 2], HALF, HALF + 1.1 * self.cfg.lift_height),
         }
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the cube has left the workspace by more than 15 cm."""
-        box = sim.data.xpos[:, self.box]
         margin = 0.15
-        outside = (box[:, :2] < self.low[:2] - margin) | (box[:, :2] > self.high[:2] + margin)
-        return outside.any(dim=1) | (box[:, 2] < -margin)
+        outside = (self.box[:, :2] - self.centre).abs() > self.reach + margin
+        return outside.any(dim=1) | (self.box[:, 2] < -margin)
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the cube is held `lift_height` above where it lay."""
-        held = self._distance(sim) < self.cfg.hold_distance
-        return held & (self._rise(sim) >= self.cfg.lift_height)
+        held = self._distance() < self.cfg.hold_distance
+        return held & (self.box[:, 2] >= HALF + self.cfg.lift_height)
 
-    def _place_target(self, sim: Sim) -> None:
+    def _place_target(self) -> None:
         """Start the target at the tool centre point, which is known once the reset is forwarded."""
-        placed = self.memory["placed"]
-        here = self.arm.position(sim).clamp(self.low, self.high)
-        self.memory["target"].copy_(torch.where(placed[:, None], self.memory["target"], here))
+        if not self.unplaced:
+            return
+        placed, target = self.memory["placed"], self.memory["target"]
+        here = self.arm.position.clamp(self.low, self.high)
+        target.copy_(torch.where(placed[:, None], target, here))
         placed.fill_(True)
+        self.unplaced = False
 
-    def _distance(self, sim: Sim) -> Tensor:
-        return (sim.data.xpos[:, self.box] - self.arm.position(sim)).norm(dim=1)
-
-    def _rise(self, sim: Sim) -> Tensor:
-        return sim.data.xpos[:, self.box, 2] - HALF
+    def _distance(self) -> Tensor:
+        return (self.box - self.arm.position).norm(dim=1)
 
 
 TASK = PandaLiftCube

@@ -47,6 +47,15 @@ NOISY = tuple(
 VARIANTS = {"plain": (), "noisy": NOISY}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the command line sets it: sums of floats depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make(out, *words):
     return Run(*compose_train(["task=panda_lift_cube", *SMALL, f"out={out}", *words]))
 
@@ -111,7 +120,8 @@ def spawn():
     yield start
     for child in children:
         child.kill()
-        child.communicate()
+        child.wait()
+        child.stderr.close()
 
 
 def wait_for(condition, seconds=200.0):
@@ -325,24 +335,35 @@ def _iteration(checkpoints):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn, number, capsys):
-    child = spawn(tmp_path, "total_samples=1000000000", "num_envs=64", "algo.horizon=40")
+    words = ("total_samples=1000000000", "num_envs=64", "algo.horizon=40")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
-    wait_for(lambda: _iteration(checkpoints) > 0 or child.poll() is not None)
-    if number is signal.SIGTERM:  # meanwhile: another process wants the same folder
-        for word, says in (("resume=true", "another process trains"), ("seed=0", "holds a run")):
-            assert main(["train", *SMALL, f"out={tmp_path}", word]) == 2
-            out, err = capsys.readouterr()
-            assert out == "" and err.count("\n") == 1 and says in err
-    began = time.monotonic()
-    child.send_signal(number)
-    _, err = child.communicate(timeout=60)
-    took = time.monotonic() - began
-    print(f"\n{number.name}: exit {child.returncode} after {took:.2f} s")
-    assert child.returncode == 4
-    assert took <= 20.0
-    iteration = int(re.search(rf"signal {int(number)}: saved iteration (\d+)", err)[1])
-    folder, _, messages = checkpoints.newest()
-    assert (int(folder.name), messages) == (iteration, [])
+    seconds, newest = [], 0
+    for k in range(20 if FULL else 1):
+        child = spawn(tmp_path, *words, *(["resume=true"] if k else []))
+        wait_for(lambda c=child, n=newest: _iteration(checkpoints) > n or c.poll() is not None)
+        if k == 0:
+            _check_that_the_folder_is_taken(tmp_path, capsys)
+        began = time.monotonic()
+        child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+        seconds.append(time.monotonic() - began)
+        assert child.returncode == 4
+        iteration = int(re.search(rf"signal {int(number)}: saved iteration (\d+)", err)[1])
+        folder, _, messages = checkpoints.newest()
+        assert (int(folder.name), messages) == (iteration, [])
+        assert iteration > newest
+        newest = iteration
+    middle, most = np.median(seconds), max(seconds)
+    print(f"\n{len(seconds)} {number.name}: exit 4, median {middle:.2f} s, at most {most:.2f} s")
+    assert most <= 20.0
+
+
+def _check_that_the_folder_is_taken(out, capsys):
+    """Two more processes want it: one to continue the run, one to begin another."""
+    for word, says in (("resume=true", "another process trains"), ("seed=0", "holds a run")):
+        assert main(["train", *SMALL, f"out={out}", word]) == 2
+        printed, err = capsys.readouterr()
+        assert printed == "" and err.count("\n") == 1 and says in err
 
 
 def test_a_second_signal_ends_the_process_at_once_and_harms_no_checkpoint(tmp_path, spawn):
@@ -350,6 +371,7 @@ def test_a_second_signal_ends_the_process_at_once_and_harms_no_checkpoint(tmp_pa
     child = spawn(tmp_path, "total_samples=1000000000", "algo.horizon=100000")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
     wait_for(lambda: _iteration(checkpoints) == 0 or child.poll() is not None)
+    time.sleep(1.0)  # let the iteration begin
     child.send_signal(signal.SIGTERM)
     assert child.stderr.readline() == (
         "signal 15: saving after this iteration; a second signal ends at once\n"

@@ -278,17 +278,18 @@ class Env(EnvBase):
         self, before: Tensor, bad_action: Tensor, observation: dict[str, Tensor], reward: Tensor
     ) -> Tensor:
         """Return which environments are faulty after this step, and note why. No host sync."""
-        finite = torch.stack([value.sum(dim=1) for value in observation.values()]).sum(dim=0)
+        seen = torch.cat(list(observation.values()), dim=1).sum(dim=1)
+        bad = bad_action | ~torch.isfinite(seen + reward)
+        fault = (self.sim.faults != 0) | bad
+        if self._is_empty(fault):
+            return fault
         code = (
             self.sim.faults
             | bad_action * int(Fault.ACTION)
-            | ~torch.isfinite(finite) * int(Fault.OBSERVATION)
+            | ~torch.isfinite(seen) * int(Fault.OBSERVATION)
             | ~torch.isfinite(reward) * int(Fault.REWARD)
         ).to(torch.int32)
         self.sim.faults.zero_()
-        fault = code != 0
-        if self._is_empty(fault):
-            return fault
         self.fault_counts += ((code[:, None] & self._bits) != 0).sum(dim=0)
         first = fault & (self._fault_code == 0)
         self._fault_code = torch.where(first, code, self._fault_code)

@@ -116,7 +116,10 @@ class Groups:
 
 
 def _flat(value: Tensor) -> Tensor:
-    return value.reshape(value.shape[0], -1).to(torch.float32)
+    """Return (num_envs, size) float32; most terms are already."""
+    if value.dim() != 2:
+        value = value.reshape(value.shape[0], -1)
+    return value if value.dtype == torch.float32 else value.float()
 
 
 def _check(

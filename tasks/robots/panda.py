@@ -129,34 +129,42 @@ class CartesianArm:
     posture_gain = 0.2
 
     def __init__(self, sim: Sim, home: Tensor) -> None:
-        model = sim.model
-        self.site = model.site(TCP).id
-        first = model.joint(ARM[0]).id
-        self.joints = slice(first, first + len(ARM))
-        self.home = home[: len(ARM)].to(sim.device, torch.float32)
-        self.limits = torch.as_tensor(model.actuator_ctrlrange[: len(ARM)], dtype=torch.float32).to(
-            sim.device
-        )
-        # the hand's z axis points to the floor, the fingers close along the world's y
-        self.down = torch.diag(torch.tensor([1.0, -1.0, -1.0], device=sim.device))
-        self.ridge = self.damping**2 * torch.eye(6, device=sim.device)
+        model, n = sim.model, len(ARM)
+        site, first = model.site(TCP).id, model.joint(ARM[0]).id
+        # views of the live fields, taken once: slicing them again would cost more than the algebra
+        self.position = sim.data.site_xpos[:, site]
+        """The tool centre point in the world, (num_envs, 3) m."""
+        self._matrix = sim.data.site_xmat[:, site]
+        self._anchor = sim.data.xanchor[:, first : first + n]  # (num_envs, 7, 3)
+        self._axis = sim.data.xaxis[:, first : first + n]
+        self._qpos, self._ctrl = sim.data.qpos[:, :n], sim.data.ctrl[:, :n]
+        self._home = home[:n].to(sim.device, torch.float32)
+        limits = torch.as_tensor(model.actuator_ctrlrange[:n], dtype=torch.float32)
+        self._low, self._high = limits.to(sim.device).unbind(1)
+        self._ridge = self.damping**2 * torch.eye(6, device=sim.device)
+        self._turn = _turn_to(torch.diag(torch.tensor([1.0, -1.0, -1.0]))).to(sim.device)
 
-    def position(self, sim: Sim) -> Tensor:
-        """Return the tool centre point in the world, (num_envs, 3) m."""
-        return sim.data.site_xpos[:, self.site]
-
-    def command(self, sim: Sim, target: Tensor) -> None:
+    def command(self, target: Tensor) -> None:
         """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
-        position = self.position(sim)
-        axis = sim.data.xaxis[:, self.joints]  # (num_envs, 7, 3)
-        arm = position[:, None] - sim.data.xanchor[:, self.joints]
-        jac_t = torch.cat((torch.linalg.cross(axis, arm), axis), dim=2)  # (num_envs, 7, 6)
-        turn = rotation_vector(self.down @ sim.data.site_xmat[:, self.site].transpose(1, 2))
-        error = torch.cat((target - position, turn), dim=1)
-        q = sim.data.qpos[:, : len(ARM)].float()
-        posture = self.posture_gain * (self.home - q)
-        gram = jac_t.transpose(1, 2) @ jac_t + self.ridge
-        rest = error - (posture[:, None] @ jac_t).squeeze(1)
+        arm = self.position[:, None] - self._anchor
+        jac_t = torch.cat((torch.linalg.cross(self._axis, arm), self._axis), dim=2)
+        jac = jac_t.transpose(1, 2)  # (num_envs, 6, 7)
+        error = torch.cat((target - self.position, self._matrix.flatten(1) @ self._turn), dim=1)
+        q = self._qpos.float()
+        posture = self.posture_gain * (self._home - q)
+        gram = torch.baddbmm(self._ridge, jac, jac_t)
+        rest = torch.baddbmm(error[:, :, None], jac, posture[:, :, None], alpha=-1)
         wrench = torch.linalg.solve_ex(gram, rest)[0]
-        dq = posture + (jac_t @ wrench[:, :, None]).squeeze(2)
-        sim.data.ctrl[:, : len(ARM)] = (q + dq).clamp(self.limits[:, 0], self.limits[:, 1])
+        goal = torch.baddbmm((q + posture)[:, :, None], jac_t, wrench).squeeze(2)
+        self._ctrl.copy_(goal.clamp(self._low, self._high))
+
+
+def _turn_to(goal: Tensor) -> Tensor:
+    """Return the linear map (9, 3) from a rotation matrix, raveled, to the turn that leads to goal.
+
+    The turn is `rotation_vector(goal R')`, which is linear in R: one product a step instead of ten
+    operations. goal: (3, 3); the identity turned upside down about x points the hand to the floor,
+    the fingers closing along the world's y.
+    """
+    basis = torch.eye(9).unflatten(1, (3, 3))
+    return rotation_vector(goal @ basis.transpose(1, 2))
