@@ -298,6 +298,12 @@ def _target(flag: str, text: str, suffix: str) -> pathlib.Path:
     return path
 
 
+def _check_size(size: int, env: Env) -> None:
+    limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
+    if size > limit:
+        raise UsageError(f"--size {size}: the task's model allows at most {limit} pixels")
+
+
 def _film(
     source: _Source,
     video: pathlib.Path,
@@ -315,9 +321,7 @@ def _film(
     strip_end = 0
     for attempt in range(20 * episodes):
         env = source.env(1, seed + attempt)
-        limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
-        if size > limit:
-            raise UsageError(f"--size {size}: the task's model allows at most {limit} pixels")
+        _check_size(size, env)
         frames: list[np.ndarray] = []
         with GLRenderer(env.sim, env.task.camera, height=size, width=size) as renderer:
             result = evaluate(

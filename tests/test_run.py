@@ -166,10 +166,9 @@ def test_the_comparison_could_fail(unbroken):
     assert state["last/teacher"].shape == (16, 25 if variant == "noisy" else 22)
 
 
+@pytest.mark.parametrize("unbroken", ["noisy"], indirect=True)
 def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path, spawn):
-    whole, variant = unbroken
-    if variant != "noisy":
-        pytest.skip("one variant is enough for two more processes")
+    whole, _ = unbroken
     for words in ((f"total_samples={3 * ITERATION}",), ("resume=true",)):
         child = spawn(tmp_path, *NOISY, *words)
         _, err = child.communicate(timeout=300)
@@ -507,6 +506,8 @@ class Injector:
     def _step(self, real, td):
         before = self.run.env.step_count.clone()
         out = real(td)
+        after = out[0]["next"]
+        self.shown.append(all(bool(torch.isfinite(after[k]).all()) for k in ("teacher", "reward")))
         if self.kind:
             self.ages[self.kind] = before, self.run.env.step_count.clone()
         self.steps += 1
@@ -570,7 +571,7 @@ def test_only_the_faulty_environment_is_restarted(injected):
 
 def test_no_nan_reaches_a_network_a_weight_or_a_metric(injected):
     _, run, injector = injected
-    assert len(injector.shown) == 48 and all(injector.shown)
+    assert len(injector.shown) == 2 * 48 and all(injector.shown)
     state = run.checkpoints.newest()[1]
     assert state["run"]["iteration"] == 6
     for name, tensor in state["algo"]["policy"].items() | state["algo"]["critic"].items():
@@ -718,6 +719,14 @@ def test_diverged_learning_goes_back_to_the_last_checkpoint_with_half_the_rate(t
     # the collected data of iteration 4 are the same: generators and physics went back too
     assert untimed(run)[3]["rollout/rewards"] == untimed(whole)[3]["rollout/rewards"]
     assert run.checkpoints.newest()[1]["run"]["rate_halved"] is True
+
+
+def test_faults_before_a_roll_back_are_not_counted_twice(tmp_path, monkeypatch):
+    spoil_actions(monkeypatch, 1)  # six in ten iterations are just allowed, see above
+    run = make(tmp_path, *QUIET)
+    spoil_losses(run, [3 * 16 + 2])
+    assert run.fit(quiet=True) == 0
+    assert run.checkpoints.newest()[1]["run"]["faulty"] == [1 / 64] * 6
 
 
 def test_learning_that_diverges_again_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
