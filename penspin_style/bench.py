@@ -4,6 +4,7 @@ Machines drift; a ratio of two measurements that took turns does not. Each figur
 rounds, with the smallest and largest beside it.
 """
 
+import copy
 import os
 import statistics
 import time
@@ -15,7 +16,7 @@ import mujoco.batch
 import torch
 from tensordict import TensorDict
 
-from penspin_style.algo.algorithm import rollout
+from penspin_style.algo.algorithm import rollout, torch_threads
 from penspin_style.algo.ppo import PPO
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
@@ -70,7 +71,8 @@ def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> 
 def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
     """Return PPO samples/s, roll-out and update together, over the bare engine's env steps/s.
 
-    steps: control steps of each measurement; rounded up to whole iterations.
+    Both start from the same states; the engine repeats the controls that the first policy's actions
+    led to. steps: control steps of each measurement; rounded up to whole iterations.
     """
     env = _env(cfg, task)
     batch, n = _batch(env), env.n_substeps
@@ -78,22 +80,30 @@ def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -
     algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
     root = [env.current()]
     buffer: list[TensorDict | None] = [None]
-    start = env.state_dict()
+    start, untrained = env.state_dict(), copy.deepcopy(algo.state_dict())
 
     def restore() -> None:
         env.load_state_dict(start)
+        algo.load_state_dict(untrained)
         root[0] = env.current()
 
     def iterate(i: int) -> None:
         if i % algo.horizon == 0:
             buffer[0], root[0] = rollout(env, algo, root[0], buffer[0])
-            algo.process(buffer[0])
-            algo.update()
-
-    def physics(_: int) -> None:
-        batch.step(None, n, int(mujoco.mjtStage.mjSTAGE_VEL))
+            with torch_threads(cfg.learn_threads):
+                algo.process(buffer[0])
+                algo.update()
 
     whole = -(-steps // algo.horizon) * algo.horizon
+    controls = []
+    for _ in range(whole):
+        root[0] = env.step_and_maybe_reset(algo.act(root[0]))[1]
+        controls.append(batch.ctrl.copy())
+
+    def physics(i: int) -> None:
+        batch.ctrl = controls[i]
+        batch.step(None, n, int(mujoco.mjtStage.mjSTAGE_VEL))
+
     speeds = _alternate({"train": iterate, "staged": physics}, rounds, whole, restore)
     return _report(cfg, speeds, {"ratio": ("train", "staged")})
 

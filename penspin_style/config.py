@@ -114,6 +114,8 @@ class TrainConfig:
     out: str = "outputs"
     total_samples: int = 2_000_000
     """Environment steps, summed over environments."""
+    learn_threads: int = 2
+    """Torch's threads while it learns; the weights' last bits depend on it. Roll-outs use one."""
     stagger: bool = True
     """Begin with random episode ages, so that restarts spread evenly."""
     eval_every: int = 20
@@ -144,6 +146,7 @@ class TrainConfig:
             "final_episodes",
             "checkpoint_every",
             "keep_last",
+            "learn_threads",
         ):
             _require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         _require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")

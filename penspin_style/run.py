@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from penspin_style import storage
-from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout
+from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
 from penspin_style.algo.ppo import PPO
 from penspin_style.checkpoint import Checkpoints
 from penspin_style.compose import differences
@@ -128,8 +128,9 @@ class Run:
                 try:
                     buffer, root = rollout(self.env, self.algo, root, buffer)
                     collected = time.perf_counter()
-                    self.algo.process(buffer)
-                    row = self.algo.update()
+                    with torch_threads(self.cfg.learn_threads):
+                        self.algo.process(buffer)
+                        row = self.algo.update()
                 except DivergedError as error:
                     self._roll_back(str(error), progress)
                     root = self.env.current()

@@ -1,5 +1,7 @@
 """What every algorithm answers, and the loop that collects its data."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +65,20 @@ def rollout(
         buffer[t] = transition  # type: ignore[index]
     assert buffer is not None
     return buffer, root
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch this many threads for a while.
+
+    Learning gains from a second thread; in a roll-out it would only wait busily, against physics.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
