@@ -75,6 +75,8 @@ class Config(TaskConfig):
     """Half width of the noise on the arm's initial joints, rad."""
     box_yaw: float = 0.3
     """Half width of the cube's initial yaw, rad."""
+    skin: bool = False
+    """Draw the Menagerie's meshes instead of our primitives, where they are installed."""
 
 
 class PandaLiftCube(Task[Config]):
@@ -95,7 +97,7 @@ class PandaLiftCube(Task[Config]):
 
     def spec(self) -> mujoco.MjSpec:
         """Return floor, robot and cube, with a velocity sensor at the tool centre point."""
-        spec = panda.scene(gravcomp=True)
+        spec = panda.scene(gravcomp=True, skin=self.cfg.skin)
         panda.add_box(spec, (HALF, HALF, HALF), 0.1, (0.85, 0.25, 0.2, 1.0))
         spec.add_sensor(
             name="tcp_vel",

@@ -63,6 +63,8 @@ class PickConfig(TaskConfig):
     """Metres from box to target that count as success."""
     dynamics_noise: bool = False
     """Vary the box's mass and friction and the arm's damping, which Playground does not."""
+    skin: bool = False
+    """Draw the Menagerie's meshes instead of our primitives, where they are installed."""
 
 
 P = TypeVar("P", bound=PickConfig)
@@ -89,7 +91,7 @@ class PickCube(Task[P]):
 
     def spec(self) -> mujoco.MjSpec:
         """Return floor, robot, box, the ghost, and sensors of contact between hand and floor."""
-        spec = panda.scene(gravcomp=False)
+        spec = panda.scene(gravcomp=False, skin=self.cfg.skin)
         panda.add_box(spec, HALF, MASS, (0.2, 0.65, 0.3, 1.0))
         target = spec.worldbody.add_body(name="target", mocap=True, pos=START)
         target.add_geom(

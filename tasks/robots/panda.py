@@ -10,6 +10,7 @@ from torch import Tensor
 from penspin_style.features import Joint
 from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim
+from tasks.robots.skin import attach_skin
 
 ARM = tuple(f"joint{i}" for i in range(1, 8))
 FINGER = "finger_joint1"
@@ -19,12 +20,18 @@ TCP = "gripper"
 _MODEL = pathlib.Path(__file__).with_name("panda.xml")
 
 
-def scene(*, gravcomp: bool) -> mujoco.MjSpec:
+def scene(*, gravcomp: bool, skin: bool) -> mujoco.MjSpec:
     """Return a world with the robot, a floor, light and a camera named `view`.
 
     gravcomp: cancel the robot's weight, as the real arm's controller does.
+    skin: draw the Menagerie's meshes instead of our primitives; physics stays the same.
+
+    Raises:
+        SkinNotFoundError: `skin` is asked for and the meshes are not on this machine.
     """
     spec = mujoco.MjSpec.from_file(str(_MODEL))
+    if skin:
+        attach_skin(spec)
     world = spec.worldbody
     spec.add_texture(
         name="sky",

@@ -7,7 +7,10 @@ import types
 import mujoco
 import numpy as np
 import pytest
+import torch
 
+from penspin_style.env.env import Env
+from penspin_style.env.task import load_task
 from tasks.robots.skin import SkinFormatError, SkinNotFoundError, attach_skin, find_skin
 
 PANDA = pathlib.Path(__file__).parents[2] / "tasks" / "robots" / "panda.xml"
@@ -292,3 +295,21 @@ def test_a_second_skin_is_refused(menagerie):
     attach_skin(spec, menagerie)
     with pytest.raises(SkinFormatError, match="already"):
         attach_skin(spec, menagerie)
+
+
+def test_a_task_may_wear_the_skin_and_moves_alike(menagerie, monkeypatch):
+    monkeypatch.setenv("MENAGERIE_ROOT", str(menagerie.parent))
+    task = load_task("panda_lift_cube")
+    worn, bare = (Env(task(task.Config(skin=skin)), 3, seed=2) for skin in (True, False))
+    assert worn.model.nmesh > 0 and bare.model.nmesh == 0
+    actions = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for env in (worn, bare):
+        for action in actions:
+            env.step_and_maybe_reset(env.current().set("action", action))
+    assert torch.equal(worn.sim.get_state(), bare.sim.get_state())
+
+
+def test_a_task_without_the_meshes_says_where_it_looked(no_menagerie):
+    task = load_task("panda_lift_cube")
+    with pytest.raises(FileNotFoundError, match="MENAGERIE_ROOT"):
+        Env(task(task.Config(skin=True)), 1)
