@@ -482,7 +482,8 @@ def _where():
     while frame is not None:
         path = pathlib.Path(frame.f_code.co_filename)
         asking = frame.f_code.co_name in ("__torch_dispatch__", "__torch_function__")
-        if path.is_relative_to(ROOT) and not asking:
+        ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts  # a venv lies in it
+        if ours and not asking:
             text = path.read_text().splitlines()[frame.f_lineno - 1].strip()
             return path.relative_to(ROOT).as_posix(), text
         frame = frame.f_back
