@@ -20,7 +20,7 @@ TCP = "gripper"
 _MODEL = pathlib.Path(__file__).with_name("panda.xml")
 
 
-def scene(*, gravcomp: bool, skin: bool) -> mujoco.MjSpec:
+def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
     """Return a world with the robot, a floor, light and a camera named `view`.
 
     gravcomp: cancel the robot's weight, as the real arm's controller does.
