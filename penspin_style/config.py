@@ -68,7 +68,7 @@ class PPOConfig:
     activation: str = "elu"
     init_std: float = 0.8
     compile: bool = False
-    """torch.compile of the loss; pays on long runs only."""
+    """torch.compile of the loss. TorchRL's loss recompiles under it: measure before using it."""
 
     def __post_init__(self) -> None:
         """Check the values."""

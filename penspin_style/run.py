@@ -12,7 +12,6 @@ outputs/<task>/<name>/
 
 import collections
 import contextlib
-import dataclasses
 import fcntl
 import importlib.metadata
 import io
@@ -478,8 +477,3 @@ def _git(*words: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no git: {error}\n"
     return done.stdout or done.stderr
-
-
-def with_score(card: PolicyCard, result: Evaluation) -> PolicyCard:
-    """Return the card with another measured score."""
-    return dataclasses.replace(card, score=result.as_dict())

@@ -25,7 +25,6 @@ the gain of a position servo (`actuator_gainprm`, column 0) scales its return te
 `actuator_biasprm`, so that the servo still rests at its target.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -323,11 +322,3 @@ def _matching(row: Randomize, names: list[str]) -> list[int]:
             f"there are {[n for n in names if n]}"
         )
     return found
-
-
-def describe(rows: Sequence[Randomize]) -> list[dict[str, Any]]:
-    """Return the table as plain data, for the run's card."""
-    return [
-        {k: str(v) if isinstance(v, slice) else v for k, v in dataclasses.asdict(r).items()}
-        for r in rows
-    ]

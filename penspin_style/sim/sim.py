@@ -85,10 +85,6 @@ class Fault(enum.IntFlag):
     """A reward term is NaN or infinite."""
 
 
-class BufferOverflowError(RuntimeError):
-    """A contact or constraint buffer was too small: other worlds may have lost contacts too."""
-
-
 class FieldView:
     """Named fields as attributes; each a tensor with leading `num_envs`, to be written in place."""
 

@@ -14,7 +14,7 @@ import scenes
 import torch
 
 from penspin_style.sim.batch_sim import BatchSim
-from penspin_style.sim.randomize import Randomize, Randomizer, describe, per_env_fields
+from penspin_style.sim.randomize import Randomize, Randomizer, per_env_fields
 
 H = 0.01
 XML = f"""
@@ -608,12 +608,6 @@ def test_a_row_that_means_nothing_is_refused(values, message):
 def test_a_state_drawn_at_startup_would_be_lost_and_is_refused():
     with pytest.raises(ValueError, match="the first reset overwrites"):
         Randomize("qpos", when="startup", high=1.0)
-
-
-def test_the_table_describes_itself_as_plain_data():
-    (row,) = describe([Randomize("geom_size", "ball", 0.1, 0.2, column=slice(0, 2))])
-    assert (row["field"], row["names"], row["high"]) == ("geom_size", "ball", 0.2)
-    assert row["column"] == "slice(0, 2, None)"
 
 
 def test_mass_brings_inertia_among_the_fields_of_an_environment():
