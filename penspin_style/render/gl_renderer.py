@@ -4,6 +4,7 @@ The OpenGL platform is chosen here, so that nobody has to set MUJOCO_GL: EGL (a 
 OSMesa (software). A platform that a user has set is respected.
 """
 
+import copy
 import os
 import pathlib
 import subprocess
@@ -73,29 +74,76 @@ def _install(name: str) -> None:
 
 
 class GLRenderer:
-    """Draw one environment of a simulation. Use it in a `with` block: it owns an OpenGL context."""
+    """Draw one environment of a simulation. Use it in a `with` block: it owns an OpenGL context.
 
-    def __init__(self, sim: Sim, camera: str, *, height: int = 480, width: int = 480) -> None:
+    It shares nothing with the ray tracer: poses are computed anew from the state, in double
+    precision, with that environment's own parameters. So it is also what pixels are tested against.
+    """
+
+    def __init__(
+        self,
+        sim: Sim,
+        camera: str,
+        *,
+        height: int = 480,
+        width: int = 480,
+        shadows: bool = True,
+    ) -> None:
         choose_platform()
         names = [sim.model.camera(i).name for i in range(sim.model.ncam)]
         if camera not in names:
             raise ValueError(f"the model has no camera {camera!r}; it has {names}")
         self.sim = sim
         self.camera = camera
-        self.data = mujoco.MjData(sim.model)
-        self._renderer = mujoco.Renderer(sim.model, height, width)
+        self.model = copy.copy(sim.model)
+        """The model as the environment drawn last has it."""
+        size = self.model.vis.global_
+        size.offwidth, size.offheight = max(size.offwidth, width), max(size.offheight, height)
+        self.data = mujoco.MjData(self.model)
+        self._renderer = mujoco.Renderer(self.model, height, width)
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         option = mujoco.MjvOption()
         option.geomgroup[3] = 0  # collision shapes
         option.sitegroup[:] = 0
         self._option = option
+        needs = mujoco.MjModel._setconst_inputs
+        self._sets_const = any(name in needs for name in dir(sim.params))
 
     def render(self, env_id: int = 0) -> np.ndarray:
         """Return the environment as it is now, (height, width, 3) uint8."""
+        self._renderer.disable_depth_rendering()
+        self._renderer.disable_segmentation_rendering()
+        return self._draw(env_id)
+
+    def depth(self, env_id: int = 0) -> np.ndarray:
+        """Return metres along the optical axis, (height, width) float32; 0 where nothing is."""
+        self._renderer.enable_depth_rendering()
+        metres = self._draw(env_id)
+        far = self.model.vis.map.zfar * self.model.stat.extent
+        metres[metres > (1.0 - 1e-5) * far] = 0.0
+        return metres
+
+    def segmentation(self, env_id: int = 0) -> np.ndarray:
+        """Return ids of geoms, (height, width) int32; -1 where none is."""
+        self._renderer.enable_segmentation_rendering()
+        ids, kinds = self._draw(env_id).transpose(2, 0, 1)
+        return np.where(kinds == int(mujoco.mjtObj.mjOBJ_GEOM), ids, -1)
+
+    def _draw(self, env_id: int) -> np.ndarray:
+        for name in dir(self.sim.params):
+            owner = self.model.opt if name.startswith("opt.") else self.model
+            value = self.sim.params[name][env_id].cpu().numpy()
+            if value.ndim:
+                getattr(owner, name.removeprefix("opt."))[:] = value
+            else:
+                setattr(owner, name.removeprefix("opt."), value.item())
+        if self._sets_const:
+            mujoco.mj_setConst(self.model, self.data)
         for name in ("qpos", "qvel", "ctrl", "mocap_pos", "mocap_quat"):
             field = getattr(self.data, name)
             if field.size:
                 field[:] = self.sim.data[name][env_id].cpu().numpy()
-        mujoco.mj_forward(self.sim.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
         self._renderer.update_scene(self.data, self.camera, self._option)
         return self._renderer.render()
 
@@ -134,9 +182,14 @@ def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], fps: float) ->
         container.mux(stream.encode())
 
 
-def write_strip(path: pathlib.Path, frames: list[np.ndarray], count: int = 6) -> None:
-    """Write `count` frames, evenly spread from first to last, side by side as a PNG."""
+def write_strip(
+    path: pathlib.Path, frames: list[np.ndarray], count: int = 6, axis: int = 1
+) -> None:
+    """Write `count` frames, evenly spread from first to last, as one PNG.
+
+    axis: 1 puts them side by side, 0 one below the other.
+    """
     from PIL import Image
 
     picks = torch.linspace(0, len(frames) - 1, count).round().long().tolist()
-    Image.fromarray(np.concatenate([frames[i] for i in picks], axis=1)).save(path)
+    Image.fromarray(np.concatenate([frames[i] for i in picks], axis=axis)).save(path)

@@ -4,8 +4,6 @@ import dataclasses
 import difflib
 import functools
 import operator
-import sys
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from penspin_style.sim.sim import (
     FieldView,
     check_rows,
 )
+from penspin_style.sim.warp_log import start_warp
 
 if TYPE_CHECKING:  # Warp's own hints know no subscripts
     Floats = Any
@@ -94,36 +93,6 @@ def _collect_faults(
     faults[world] = faults[world] | bad
 
 
-class _CompileLog:
-    """Warp's log, cut down to what a user waits for: kernels being compiled."""
-
-    def __init__(self) -> None:
-        self._explained = False
-
-    def debug(self, message: str) -> None:
-        """Drop it."""
-
-    def info(self, message: str) -> None:
-        """Print compilations; drop the banner and the loading of cached kernels."""
-        if not message.endswith("(compiled)"):
-            return
-        if not self._explained:
-            folder = wp.config.kernel_cache_dir
-            print(f"warp: compiling kernels, once; {folder} keeps them", file=sys.stderr)
-            self._explained = True
-        print(f"warp: {message.strip()}", file=sys.stderr)
-
-    def warning(
-        self, message: str, category: type[Warning] | None = None, stacklevel: int = 1
-    ) -> None:
-        """Hand it to Python's warnings."""
-        warnings.warn(message, category, stacklevel=stacklevel)
-
-    def error(self, message: str) -> None:
-        """Print it."""
-        print(f"warp: {message}", file=sys.stderr)
-
-
 class WarpSim:
     """`Sim` on MuJoCo Warp; all fields are float32 views of the engine's own arrays.
 
@@ -142,8 +111,7 @@ class WarpSim:
         nconmax: int | None = None,
         njmax: int | None = None,
     ) -> None:
-        wp.set_logger(_LOG)
-        wp.init()
+        start_warp()
         self._wp_device = wp.device_from_torch(torch.device(device))
         self.model = model
         self.num_envs = num_envs
@@ -362,6 +330,3 @@ def _batched(owner: type) -> list[str]:
     """Names of the arrays of Model or Option that may have a value per world."""
     fields = dataclasses.fields(owner)
     return [f.name for f in fields if tuple(getattr(f.type, "shape", ()))[:1] == ("*",)]
-
-
-_LOG = _CompileLog()
