@@ -6,6 +6,9 @@
     Randomize("xfrc_applied", names="cube", column=slice(0, 3), low=-0.2, high=0.2, when="interval",
               interval=0.5)
 
+`turn` rotates a direction (`light_dir`) or an orientation (`cam_quat`, `geom_quat`) by an angle, in
+rad, about an axis of any direction.
+
 A row names a MuJoCo field, which of its objects (a regular expression over their names), an
 operation on the model's own value, a distribution, and when to draw. Draws never accumulate:
 `scale` and `add` start from the model's value every time.
@@ -35,9 +38,10 @@ import mujoco
 import torch
 from torch import Tensor
 
+from penspin_style import rotation
 from penspin_style.sim.sim import STATE_FIELDS, Sim
 
-OPERATIONS = ("abs", "scale", "add")
+OPERATIONS = ("abs", "scale", "add", "turn")
 DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
 WHENS = ("startup", "reset", "interval")
 _FOLLOWERS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
@@ -178,6 +182,14 @@ class _Entry:
             for i in _index(sim.model, row, self.target.shape[1:])
         )
         self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
+        # a field of one number per object has no axis for an object's own numbers
+        whole = len(self.index) == 3 or row.field.startswith("opt.")
+        width = self.nominal.shape[-1] if whole else 1
+        if row.operation == "turn" and width not in (3, 4):
+            raise ValueError(
+                f"Randomize({row.field}): turn is for whole directions and quaternions, not for "
+                f"{width} numbers; leave column out"
+            )
         if row.field in ("actuator_delay", "sensor_delay"):
             _check_history(sim.model, row, self.nominal.cpu())
         self.follower: Tensor | None = None
@@ -188,7 +200,10 @@ class _Entry:
     def apply(self, mask: Tensor | None, rng: torch.Generator) -> None:
         current = self.target[self.index]
         base = current if self.row.is_state else self.nominal
-        value = _operate(self.row, base, self._draw(current, rng)).expand_as(current)
+        if self.row.operation == "turn":
+            value = self._turned(base, current, rng)
+        else:
+            value = _operate(self.row, base, self._draw(current, rng)).expand_as(current)
         self._write(self.target, self.index, value, mask)
         if self.follower is not None:
             # a body without mass has no inertia either
@@ -198,6 +213,15 @@ class _Entry:
             else:
                 followed = self._return_term(ratio[..., :1])
             self._write(self.follower, (slice(None), self.index[1]), followed, mask)
+
+    def _turned(self, base: Tensor, like: Tensor, rng: torch.Generator) -> Tensor:
+        """Return directions or quaternions (num_envs, rows, 3 or 4), each turned by its draw."""
+        shape = like.shape[:-1]
+        angle = self._draw(like[..., 0], rng)
+        axis = rotation.random_unit_vector(tuple(shape), rng).to(like.dtype)
+        turn = rotation.from_axis_angle(axis, angle.expand(shape))
+        base = base.expand_as(like)
+        return rotation.rotate(turn, base) if like.shape[-1] == 3 else rotation.multiply(turn, base)
 
     def _return_term(self, ratio: Tensor) -> Tensor:
         """Return bias parameters with the return term of position servos scaled by ratio."""
