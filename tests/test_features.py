@@ -54,6 +54,59 @@ def test_sizes_are_shape_times_history():
     assert [i.size for i in CARD.inputs] == [25, 192]
 
 
+DEPTH = Feature("front_depth", (8, 9), "m")
+
+
+@pytest.mark.parametrize(
+    ("given", "is_picture", "tensor"),
+    [
+        (Input("student", (Feature("pose", (3, 2), "m", history=4),)), False, ("float32", (24,))),
+        (Input("student", (Feature("on", ()), Feature("q", (7,)))), False, ("float32", (8,))),
+        (Input("q", (Feature("q", (7,), history=2),)), False, ("float32", (14,))),
+        (Input("front_depth", (DEPTH,)), True, ("float32", (8, 9))),
+        (
+            Input("front_depth", (dataclasses.replace(DEPTH, history=2),)),
+            True,
+            ("float32", (2, 8, 9)),
+        ),
+        (Input("maps", (DEPTH,)), False, ("float32", (72,))),
+        (Input("front_depth", (DEPTH, Feature("on", ()))), False, ("float32", (73,))),
+        (
+            Input("eye", (Feature("front_rgb", (8, 9, 3), "1", "uint8"),)),
+            True,
+            ("uint8", (8, 9, 3)),
+        ),
+        (
+            Input("front_rgb", (Feature("front_rgb", (8, 9, 3), "1", "uint8", history=3),)),
+            True,
+            ("uint8", (3, 8, 9, 3)),
+        ),
+        (Input("button", (Feature("button", (), "1", "uint8"),)), True, ("uint8", ())),
+    ],
+)
+def test_an_input_is_a_vector_or_one_picture_in_its_own_shape(given, is_picture, tensor):
+    assert given.is_picture is is_picture
+    assert given.tensor == tensor
+    count = 1
+    for n in tensor[1]:
+        count *= n
+    assert given.size == count
+
+
+def test_features_of_other_types_do_not_share_an_input():
+    mixed = Input("student", (Feature("q", (7,)), Feature("front_rgb", (8, 8, 3), dtype="uint8")))
+    with pytest.raises(ValueError, match="'student': a feature that is not float32 must be alone"):
+        _ = mixed.tensor
+
+
+def test_pictures_survive_the_card():
+    picture = Input("front_rgb", (Feature("front_rgb", (8, 9, 3), "1", "uint8", history=2),))
+    card = dataclasses.replace(CARD, inputs=(picture, Input("front_depth", (DEPTH,))))
+    back = PolicyCard.from_json(card.to_json())
+    assert [i.tensor for i in back.inputs] == [("uint8", (2, 8, 9, 3)), ("float32", (8, 9))]
+    assert all(i.is_picture for i in back.inputs)
+
+
 def test_cards_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         CARD.task = "other"

@@ -55,7 +55,7 @@ class Bundle:
             self._session = _open_session(data)
             _check_graph(self._session, self.card)
             self.sha256 = hashlib.sha256(data).hexdigest()
-            self._types = [tensor_type(group) for group in self.card.inputs]
+            self._types = [group.tensor for group in self.card.inputs]
             self._slots = [_slots_of(group) for group in self.card.inputs]
             self._probe()
         except BundleError as error:
@@ -280,27 +280,8 @@ class _Slot:
         return found
 
 
-def tensor_type(group: Input) -> tuple[str, tuple[int, ...]]:
-    """Return type and shape, without the batch axis, of an input's tensor in the graph.
-
-    float32 features are one vector (size,). A feature of another type, an image, is an input of its
-    own and keeps its shape, with the history as first axis where there is one.
-
-    Raises:
-        BundleError: features of different types share the input.
-    """
-    first = group.features[0]
-    if all(f.dtype == "float32" for f in group.features):
-        return "float32", (group.size,)
-    if len(group.features) > 1:
-        raise BundleError(
-            f"input {group.name!r}: a feature that is not float32 must be alone there"
-        )
-    return first.dtype, (first.shape if first.history == 1 else (first.history, *first.shape))
-
-
 def _slots_of(group: Input) -> tuple[_Slot, tuple[_Slot, ...]]:
-    dtype, shape = tensor_type(group)
+    dtype, shape = group.tensor
     whole = _Slot(group.name, dtype, shape, (shape,), group.features)
     parts = []
     for f in group.features:
@@ -408,6 +389,11 @@ def _feature_faults(group: Input, card: PolicyCard) -> list[str]:
         if not all(type(n) is int and n > 0 for n in (*f.shape, f.history)):
             faults.append(f"feature {f.name!r}: shape {f.shape}, history {f.history}")
     names = [f.name for i in card.inputs for f in i.features]
+    if group.features and not faults:
+        try:
+            _ = group.tensor
+        except ValueError as error:
+            faults.append(str(error))
     if group.name in names and [f.name for f in group.features] != [group.name]:
         faults.append(f"input {group.name!r} has the name of a feature; rename one")
     return faults
@@ -444,7 +430,7 @@ def _check_graph(session: onnxruntime.InferenceSession, card: PolicyCard) -> Non
     if outputs != [OUTPUT]:
         raise BundleError(f"the graph has outputs {outputs}, a policy has [{OUTPUT!r}]")
     for node, group in zip(inputs, card.inputs, strict=True):
-        dtype, shape = tensor_type(group)
+        dtype, shape = group.tensor
         _check_node(f"input {node.name!r}", node, _ONNX_TYPES[dtype], shape)
     output = session.get_outputs()[0]
     _check_node("the output", output, _ONNX_TYPES["float32"], (len(card.actions),))

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from penspin_style import storage
-from penspin_style.deploy.bundle import CARD_KEY, OUTPUT, Bundle, check_card, tensor_type
+from penspin_style.deploy.bundle import CARD_KEY, OUTPUT, Bundle, check_card
 from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.normalizer import Normalizer
 
@@ -117,9 +117,9 @@ def export(
 
 def _check_names(policy: nn.Module, card: PolicyCard) -> None:
     names = [i.name for i in card.inputs]
-    in_key = getattr(policy, "in_key", None)
-    if in_key is not None and names != [in_key]:
-        raise ValueError(f"the policy reads {in_key!r}, its card has inputs {names}")
+    in_keys = list(getattr(policy, "in_keys", names))
+    if names != in_keys:
+        raise ValueError(f"the policy reads {in_keys}, its card has inputs {names}")
     features = [f.name for i in card.inputs for f in i.features]
     for name in (*features, *(j.name for j in card.joints)):
         if "," in name or ";" in name:
@@ -266,9 +266,12 @@ def _draw(group: Input, where: _Range, batch: int, rng: np.random.Generator) -> 
 
     A tenth of the numbers lies exactly on the edge where the normaliser clips.
     """
-    dtype, shape = tensor_type(group)
+    dtype, shape = group.tensor
     if dtype == "uint8":
         return rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
+    if group.is_picture:  # metres, and pixels from which nothing came back
+        metres = rng.uniform(0.0, 3.0, (batch, *shape))
+        return np.where(rng.random(metres.shape) < 0.2, 0.0, metres).astype(np.float32)
     z = rng.normal(size=(batch, group.size)) * rng.choice(where.spreads, size=(batch, 1))
     edge = rng.choice((-Normalizer.clip, Normalizer.clip), size=z.shape)
     z = np.where(rng.random(z.shape) < 0.1, edge, z)

@@ -8,12 +8,15 @@ TensorDict with batch size [num_envs]:
 | --- | --- | --- |
 | action | (naction,) float32 | in [-1, 1]; clipped here |
 | teacher, critic, ... | (size,) float32 | observation groups of the task's config |
+| <camera>_rgb | (height, width, 3) uint8 | pictures that some group lists |
+| <camera>_depth | (height, width) float32 | metres along the optical axis; 0: nothing there |
 | reward | (1,) float32 | weighted sum of the task's terms |
 | terminated | (1,) bool | the task ended the episode |
 | truncated | (1,) bool | time limit, or a fault |
 | done | (1,) bool | either |
 | success | (1,) bool | the task's success holds now |
 | fault | (1,) bool | this transition is not to be learned from |
+| hidden | (1,) bool | only with `holdout`: the object is out of sight, doing nothing is right |
 """
 
 from typing import Any, NamedTuple
@@ -25,6 +28,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from penspin_style.env.pictures import Pictures
 from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
 from penspin_style.features import Input, PolicyCard
@@ -55,16 +59,24 @@ class Env(EnvBase):
         nconmax: int | None = None,
         njmax: int | None = None,
         stagger: bool = False,
+        final_pictures: bool = True,
+        holdout: float = 0.0,
     ) -> None:
         """Build the world and restart every environment.
 
         stagger: begin with random episode ages, so that restarts spread evenly over time; those
             shortened first episodes do not enter the statistics.
+        final_pictures: whether the pictures under `next` are those of the true last state also
+            where an episode ends; without, they are of the new episode there, and every step
+            renders once instead of up to twice.
+        holdout: share of episodes in which the task's object is out of sight.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.task = task
         self.cfg = task.cfg
         self.stagger = stagger
+        self.final_pictures = final_pictures
+        self.holdout = holdout
         self.rng = torch.Generator(device=self.device).manual_seed(seed)
         self.model = task.spec().compile()
         self.n_substeps = _substeps(self.cfg.control_dt, self.model)
@@ -80,6 +92,7 @@ class Env(EnvBase):
             njmax=njmax,
         )
         task.start(self.sim)
+        self.cameras = Pictures(self.sim, task.cfg)
         self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt)
         self.randomizer.startup(self.rng)
         self._allocate()
@@ -106,14 +119,16 @@ class Env(EnvBase):
         versions: dict[str, str],
         in_keys: tuple[str, ...],
     ) -> PolicyCard:
-        """Return the card of a policy that was trained here and reads the groups `in_keys`."""
+        """Return the card of a policy that was trained here and reads the inputs `in_keys`."""
+        inputs = {i.name: i for i in self.inputs}
         return PolicyCard(
             task=task,
-            inputs=tuple(i for i in self.inputs if i.name in in_keys),
+            inputs=tuple(inputs[key] for key in in_keys),
             actions=self.task.actions,
             joints=self.task.joints,
             control_dt=self.cfg.control_dt,
             run=run,
+            preprocessing={k: self.cameras.describe(k) for k in in_keys if k in self.cameras.names},
             network=network,
             score=score,
             versions=versions,
@@ -122,6 +137,9 @@ class Env(EnvBase):
     # The walk.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        return self._advance(tensordict, pictures=True)
+
+    def _advance(self, tensordict: TensorDictBase, *, pictures: bool) -> TensorDict:
         action = tensordict["action"]
         bad_action = ~torch.isfinite(action).all(dim=1)
         action = torch.where(bad_action[:, None], 0.0, action).clamp(-1.0, 1.0)
@@ -137,7 +155,8 @@ class Env(EnvBase):
         reward = torch.stack(list(weighted.values())).sum(dim=0)
         terminated = self.task.terminated(self.sim)
         success = self.task.success(self.sim)
-        observation = self.groups.observe(self.task.observe(self.sim))
+        self.groups.draw_latency()
+        observation = self.groups.observe(self._terms(pictures=pictures))
 
         fault = self._collect_faults(before, bad_action, observation, reward)
         if not self._is_empty(fault):
@@ -145,19 +164,14 @@ class Env(EnvBase):
             reward = torch.where(fault, 0.0, reward)
             weighted = {name: torch.where(fault, 0.0, value) for name, value in weighted.items()}
             success, terminated = success & ~fault, terminated & ~fault
-            for group, value in observation.items():
-                observation[group] = torch.where(fault[:, None], self._last[group], value)
+            for name, value in observation.items():
+                observation[name] = _where(fault, self._last[name], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
         self.reward_terms.update(weighted)
         self._last.update(observation)
         self._count_episode(reward, weighted, success, terminated | truncated, fault)
         return self._tensordict(
-            observation,
-            success,
-            fault,
-            terminated,
-            truncated,
-            reward=reward[:, None],
+            self._last, success, fault, terminated, truncated, reward=reward[:, None]
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDict:
@@ -171,28 +185,41 @@ class Env(EnvBase):
         self, tensordict: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
         """Step; restart what is done. Return (the transition, the next root), as TorchRL does."""
-        transition = self._step(tensordict)
+        transition = self._advance(tensordict, pictures=self.final_pictures)
         tensordict.set("next", transition)
-        self._restart(transition["done"].view(-1))
+        done = transition["done"].view(-1)
+        self._restart(done, pictures=self.final_pictures)
+        if self.cameras.names and not self.final_pictures:
+            terms = self.cameras.render()
+            self._last.update(self.groups.observe(terms))
+            if not self._is_empty(done):
+                self._last.update(self.groups.observe(terms, done))
+            for name in self.groups.pictures:
+                transition.set(name, self._last[name])
         return tensordict, self.current()
 
     def current(self) -> TensorDict:
         """Return the root from which the next step starts."""
         return self._tensordict(self._last, *(torch.zeros_like(self.succeeded) for _ in range(4)))
 
-    def _restart(self, mask: Tensor) -> None:
+    def _restart(self, mask: Tensor, *, pictures: bool = True) -> None:
         """Begin a new episode where the mask says; the other environments are not touched."""
         if self._is_empty(mask):
             return
         self.randomizer.reset_model(mask, self.rng)
         self.sim.reset(mask)
         self.task.reset(self.sim, mask, self.rng)
+        if self.holdout:
+            draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
+            self.hidden.copy_(torch.where(mask, draw < self.holdout, self.hidden))
+            self.task.hide(self.sim, mask & self.hidden)
         self.randomizer.reset_state(mask, self.rng)
         self.sim.forward(mask)
-        observation = self.groups.observe(self.task.observe(self.sim), mask)
+        self.groups.draw_latency(mask)
+        terms = self._terms(pictures=pictures)
         keep = ~mask
-        for group, value in observation.items():
-            self._last[group] = torch.where(mask[:, None], value, self._last[group])
+        for name, value in self.groups.observe(terms, mask).items():
+            self._last[name] = _where(mask, value, self._last[name])
         self.step_count.mul_(keep)
         if self.stagger:
             age = torch.randint(
@@ -210,6 +237,15 @@ class Env(EnvBase):
         """Return whether a mask is known to hold nothing; a GPU is not asked: it would stall."""
         return self._on_cpu and not mask.any()
 
+    def pictures(self) -> dict[str, Tensor]:
+        """Return the pictures of the current observation, (num_envs, height, width, ...)."""
+        return {name: self._last[name] for name in self.groups.pictures}
+
+    def _terms(self, *, pictures: bool) -> dict[str, Tensor]:
+        """Return the task's terms, with the pictures if wanted."""
+        terms = self.task.observe(self.sim)
+        return {**terms, **self.cameras.render()} if pictures else terms
+
     # Bookkeeping.
 
     def _allocate(self) -> None:
@@ -217,8 +253,16 @@ class Env(EnvBase):
         observed = self.task.observe(self.sim)
         rewarded = self.task.reward(self.sim, torch.zeros(n, len(self.task.actions), device=device))
         _check_reward_keys(rewarded, self.cfg.reward)
-        self.groups = Groups(self.cfg.observation, observed, self.task.units, self.rng)
-        self._last = {i.name: torch.zeros(n, i.size, device=device) for i in self.inputs}
+        self.groups = Groups(
+            self.cfg.observation,
+            {**observed, **self.cameras.empty()},
+            {**self.task.units, **self.cameras.units},
+            self.rng,
+            pictures=self.cameras.names,
+            latency=self.cfg.latency,
+        )
+        self._last = {i.name: _zeros(n, i, device) for i in self.inputs}
+        self.hidden = torch.zeros(n, dtype=torch.bool, device=device)
         self.total_steps = 0
         self._on_cpu = self.device.type == "cpu"
         self._one = torch.ones(n, device=device)
@@ -241,9 +285,12 @@ class Env(EnvBase):
             return Binary(n=1, shape=torch.Size([*n, 1]), dtype=torch.bool, device=device)
 
         spec: dict[str, Any] = {
-            i.name: Unbounded(torch.Size([*n, i.size]), device=device) for i in self.inputs
+            name: Unbounded(value.shape, device=device, dtype=value.dtype)
+            for name, value in self._last.items()
         }
         spec |= {"success": flag(), "fault": flag()}
+        if self.holdout:
+            spec["hidden"] = flag()
         self.observation_spec = Composite(spec, shape=n, device=device)
         naction = len(self.task.actions)
         self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, naction]), device=device)
@@ -260,6 +307,8 @@ class Env(EnvBase):
         truncated: Tensor,
         **extra: Tensor,
     ) -> TensorDict:
+        if self.holdout:
+            extra["hidden"] = self.hidden[:, None].clone()
         return TensorDict(
             {
                 **observation,
@@ -278,7 +327,8 @@ class Env(EnvBase):
         self, before: Tensor, bad_action: Tensor, observation: dict[str, Tensor], reward: Tensor
     ) -> Tensor:
         """Return which environments are faulty after this step, and note why. No host sync."""
-        seen = torch.cat(list(observation.values()), dim=1).sum(dim=1)
+        vectors = [value for name, value in observation.items() if name not in self.groups.pictures]
+        seen = torch.cat(vectors, dim=1).sum(dim=1)
         bad = bad_action | ~torch.isfinite(seen + reward)
         fault = (self.sim.faults != 0) | bad
         if self._is_empty(fault):
@@ -384,12 +434,24 @@ _BUFFERS = (
     "step_count",
     "counted",
     "succeeded",
+    "hidden",
     "episode",
     "finished",
     "fault_counts",
     "_fault_code",
     "_fault_row",
 )
+
+
+def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Return value (num_envs, ...) where the mask (num_envs,) says, other elsewhere."""
+    return torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, other)
+
+
+def _zeros(num_envs: int, group: Input, device: torch.device) -> Tensor:
+    """Return an empty observation of an input: a vector, or a stack of pictures."""
+    dtype, shape = group.tensor
+    return torch.zeros((num_envs, *shape), dtype=getattr(torch, dtype), device=device)
 
 
 def _substeps(control_dt: float, model: mujoco.MjModel) -> int:

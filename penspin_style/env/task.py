@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.features import ActionChannel, Joint
+from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
 
@@ -45,6 +46,29 @@ class ObsTerm:
 
 
 @dataclass
+class Latency:
+    """How late the terms of one group arrive, on top of their own delays."""
+
+    weights: list[float] = field(default_factory=lambda: [0.857, 0.107, 0.0207, 0.0145])
+    """Odds of 0, 1, 2, ... control steps; the default is that of MuJoCo Playground's ALOHA."""
+    shared: bool = True
+    """One draw for all terms of the group, or one for each."""
+    every_step: bool = True
+    """Draw again at every step, as published, or only at a reset."""
+
+
+@dataclass
+class Camera:
+    """What one named camera of the model delivers: terms `<name>_rgb` and `<name>_depth`.
+
+    A picture is rendered only if some observation group lists its term.
+    """
+
+    height: int = 32
+    width: int = 32
+
+
+@dataclass
 class TaskConfig:
     """What every task has. Subclasses add their own numbers."""
 
@@ -56,6 +80,10 @@ class TaskConfig:
     """Weight of each reward term; the keys equal those of `Task.reward`."""
     observation: dict[str, dict[str, ObsTerm]] = field(default_factory=dict)
     """Group (`teacher`, `critic`, `student`, ...) -> term -> how it enters."""
+    latency: dict[str, Latency] = field(default_factory=dict)
+    """Group -> how late it is; absent for none."""
+    cameras: dict[str, Camera] = field(default_factory=dict)
+    """Camera of the model -> the size of its pictures."""
     randomize: bool = True
     """Whether the randomisation table is applied."""
 
@@ -77,6 +105,42 @@ class TaskConfig:
                     raise ValueError(f"{where}.delay must be 0 <= fewest <= most, got {term.delay}")
                 if term.history < 1:
                     raise ValueError(f"{where}.history must be at least 1, got {term.history}")
+                if term.noise and name in self.pictures:
+                    raise ValueError(f"{where}.noise: pictures get theirs from algo.augment")
+        for group, latency in self.latency.items():
+            if group not in self.observation:
+                raise ValueError(
+                    f"task.latency.{group}: there is no such group in task.observation, there are "
+                    f"{sorted(self.observation)}"
+                )
+            if not latency.weights or min(latency.weights) < 0 or sum(latency.weights) <= 0:
+                raise ValueError(
+                    f"task.latency.{group}.weights must be odds >= 0 of 0, 1, ... steps, got "
+                    f"{latency.weights}"
+                )
+        for name, camera in self.cameras.items():
+            if camera.height < 1 or camera.width < 1:
+                raise ValueError(
+                    f"task.cameras.{name} must have at least one pixel, got {camera.height} x "
+                    f"{camera.width}"
+                )
+
+    @property
+    def pictures(self) -> dict[str, tuple[str, str]]:
+        """Return the terms that cameras deliver: name -> (camera, `rgb` or `depth`)."""
+        return {
+            f"{name}_{kind}": (name, kind) for name in self.cameras for kind in ("rgb", "depth")
+        }
+
+    def views(self) -> tuple[View, ...]:
+        """Return what must be rendered: each camera of which some group lists a picture."""
+        listed = {term for members in self.observation.values() for term in members}
+        views = []
+        for name, camera in self.cameras.items():
+            rgb, depth = (f"{name}_{kind}" in listed for kind in ("rgb", "depth"))
+            if rgb or depth:
+                views.append(View(name, camera.height, camera.width, rgb=rgb, depth=depth))
+        return tuple(views)
 
 
 C = TypeVar("C", bound=TaskConfig)
@@ -126,6 +190,13 @@ class Task(ABC, Generic[C]):
 
         mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
         """
+
+    def hide(self, sim: Sim, mask: Tensor) -> None:
+        """Put the object out of sight in the masked environments, which have just been reset.
+
+        There, doing nothing is right: a student learns not to grasp at the air.
+        """
+        raise ValueError(f"{type(self).__name__} has no object to hide: set algo.holdout=0")
 
     @abstractmethod
     def apply_action(self, sim: Sim, action: Tensor) -> None:

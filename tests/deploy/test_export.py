@@ -294,7 +294,11 @@ class Unsquashed(nn.Module):
 @pytest.mark.parametrize(
     ("policy", "change", "message"),
     [
-        (make_policy(in_key="teacher"), {}, r"reads 'teacher', its card has inputs \['student'\]"),
+        (
+            make_policy(in_key="teacher"),
+            {},
+            r"reads \['teacher'\], its card has inputs \['student'\]",
+        ),
         (
             make_policy(),
             {"actions": CARD.actions[:1]},

@@ -1,9 +1,11 @@
 """Observation terms on numbers that count up, so that every entry tells where it comes from."""
 
+import itertools
+
 import pytest
 import torch
 
-from penspin_style.env.task import ObsTerm, TaskConfig
+from penspin_style.env.task import Latency, ObsTerm, TaskConfig
 from penspin_style.env.terms import Groups, TermBuffer
 from penspin_style.features import Feature, Input
 
@@ -163,6 +165,149 @@ def test_a_nan_of_the_last_episode_does_not_survive_a_reset():
 
 def test_a_ring_is_no_longer_than_delay_and_history_need():
     assert TermBuffer(ObsTerm(delay=(0, 3), history=4), torch.zeros(2, 5)).ring.shape == (2, 7, 5)
+
+
+# Latency.
+
+
+def late_group(terms, n, seed=0, **latency):
+    """One group of terms that stamp their environment and step, and how late it is."""
+    values = {name: stamp(n, 0) for name in terms}
+    units = dict.fromkeys(terms, "m")
+    layout, late = {"g": terms}, {"g": Latency(**latency)}
+    return Groups(layout, values, units, seeded(seed), latency=late)
+
+
+def lateness(g, names, step, n):
+    """What the walk does at a step; steps that each term is late by, (terms, n)."""
+    g.draw_latency()
+    seen = g.observe({name: stamp(n, step) for name in names})["g"]
+    return ((stamp(n, step) - seen) / 10.0).long().T
+
+
+def begin(g, names, n, step=0, mask=None):
+    mask = everyone(n) if mask is None else mask
+    g.draw_latency(mask)
+    return g.observe({name: stamp(n, step) for name in names}, mask)["g"]
+
+
+def test_a_certain_latency_holds_for_the_whole_group_on_top_of_own_delays():
+    terms = {"x": ObsTerm(), "y": ObsTerm(delay=(1, 1))}
+    g = late_group(terms, 3, weights=[0.0, 0.0, 1.0])
+    begin(g, terms, 3)
+    for step in range(1, 8):
+        x, y = lateness(g, terms, step, 3).tolist()
+        assert (x, y) == ([min(step, 2)] * 3, [min(step, 3)] * 3)
+
+
+def test_latency_and_history_combine():
+    g = late_group({"x": ObsTerm(history=3)}, 1, weights=[0.0, 1.0])
+    begin(g, ("x",), 1)
+    for step in range(1, 7):
+        g.draw_latency()
+        seen = g.observe({"x": stamp(1, step)})["g"]
+    assert seen.tolist() == [[30.0, 40.0, 50.0]]
+
+
+def test_lateness_is_as_frequent_as_its_weights_say():
+    n, weights = 4000, [2.0, 1.0, 0.0, 1.0]
+    g = late_group({"x": ObsTerm()}, n, weights=weights)
+    begin(g, ("x",), n)
+    for step in range(1, 6):
+        late = lateness(g, ("x",), step, n)
+    counts = torch.bincount(late[0], minlength=4).tolist()
+    for count, p in zip(counts, (0.5, 0.25, 0.0, 0.25), strict=True):
+        assert abs(count - p * n) <= 4 * (n * p * (1 - p)) ** 0.5
+
+
+def test_the_default_weights_are_the_published_ones():
+    published = [0.83, 0.104, 0.02, 0.014]  # of a Zipf law, cut off after four
+    shares = [w / sum(published) for w in published]
+    assert Latency().weights == pytest.approx(shares, abs=5e-4)
+    assert sum(Latency().weights) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_shared_draw_holds_for_all_terms_and_others_have_their_own(shared):
+    terms = {"x": ObsTerm(), "y": ObsTerm(), "z": ObsTerm()}
+    g = late_group(terms, 200, weights=[1.0, 1.0, 1.0], shared=shared)
+    begin(g, terms, 200)
+    for step in range(1, 6):
+        x, y, z = lateness(g, terms, step, 200)
+    unlike = {name: (x != other).float().mean().item() for name, other in (("y", y), ("z", z))}
+    if shared:
+        assert unlike == {"y": 0.0, "z": 0.0}
+    else:
+        assert all(0.5 < share < 0.83 for share in unlike.values())  # 2/3 expected, sd 0.033
+    assert len(x.unique()) == 3
+
+
+def test_lateness_is_drawn_again_at_every_step_or_kept_until_the_reset():
+    n, settings = 300, {"weights": [1.0] * 5}
+    moving = late_group({"x": ObsTerm()}, n, **settings)
+    fixed = late_group({"x": ObsTerm()}, n, every_step=False, **settings)
+    seen = {}
+    for g in (moving, fixed):
+        begin(g, ("x",), n)
+        seen[g] = [lateness(g, ("x",), step, n)[0] for step in range(1, 12)][4:]
+    changes = [(a != b).float().mean() for a, b in itertools.pairwise(seen[moving])]
+    assert all(0.7 < change < 0.9 for change in changes)  # 4/5 expected, sd 0.023
+    assert all(torch.equal(late, seen[fixed][0]) for late in seen[fixed])
+    assert all(40 <= count <= 85 for count in torch.bincount(seen[fixed][0]).tolist())  # 60, sd 7
+    mask = torch.arange(n) < 150
+    begin(fixed, ("x",), n, step=12, mask=mask)
+    after = [lateness(fixed, ("x",), step, n)[0] for step in range(13, 20)][-1]
+    assert torch.equal(after[~mask], seen[fixed][0][~mask])
+    assert 0.65 < (after[mask] != seen[fixed][0][mask]).float().mean() < 0.95
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+def test_latency_shows_nothing_of_the_last_episode(every_step):
+    n = 50
+    g = late_group({"x": ObsTerm(delay=(0, 2), history=2)}, n, weights=[1.0] * 4,
+                   every_step=every_step)  # fmt: skip
+    begin(g, ("x",), n)
+    for step in range(1, 10):
+        lateness(g, ("x",), step, n)
+    mask = torch.arange(n) % 2 == 0
+    first = begin(g, ("x",), n, step=50, mask=mask)
+    assert torch.equal(first[mask], stamp(n, 50)[mask].expand(-1, 2))
+    oldest = stamp(n, 50)
+    for step in range(51, 56):
+        g.draw_latency()
+        seen = g.observe({"x": stamp(n, step)})["g"]
+        assert (seen >= oldest)[mask].all()
+        assert (seen >= stamp(n, 9 - 2 - 3 - 1))[~mask].all()
+
+
+def test_another_group_is_not_late():
+    values = {"x": stamp(2, 0)}
+    layout = {"slow": {"x": ObsTerm()}, "fast": {"x": ObsTerm()}}
+    late = {"slow": Latency(weights=[0.0, 1.0])}
+    g = Groups(layout, values, {"x": "m"}, seeded(), latency=late)
+    g.observe(values, everyone(2))
+    g.draw_latency()
+    seen = g.observe({"x": stamp(2, 1)})
+    assert torch.equal(seen["slow"], stamp(2, 0)) and torch.equal(seen["fast"], stamp(2, 1))
+    assert set(g.buffers) == {"slow/x"}
+
+
+def test_lateness_is_restored_bit_for_bit():
+    for shared, every_step in itertools.product((True, False), repeat=2):
+        terms = {"x": ObsTerm(), "y": ObsTerm()}
+        settings = {"weights": [1.0] * 3, "shared": shared, "every_step": every_step}
+        first, second = (late_group(terms, 20, seed, **settings) for seed in (1, 2))
+        for g in (first, second):
+            begin(g, terms, 20)
+            for step in range(1, 5):
+                lateness(g, terms, step, 20)
+        state = {key: value.clone() for key, value in first.state_dict().items()}
+        late = {"late/g"} if shared else {"late/g/x", "late/g/y"}
+        assert {key for key in state if key.startswith("late")} == late
+        second.load_state_dict(state)
+        second.rng.set_state(first.rng.get_state())
+        for step in range(5, 9):
+            assert torch.equal(*(lateness(g, terms, step, 20) for g in (first, second)))
 
 
 # Groups.
