@@ -9,7 +9,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -52,12 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     evaluate.add_argument("--episodes", type=_positive, default=500)
     evaluate.add_argument("--seed", type=_natural, default=2_000_003)
+    evaluate.add_argument(
+        "--blank", nargs="+", metavar="PICTURE", help="show it black instead, as front_rgb"
+    )
 
     play = verb("play", "Watch a policy: in a window, or as a film.")
     play.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
     play.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     play.add_argument("--video", metavar="OUT.mp4", help="film instead of opening a window")
     play.add_argument("--strip", metavar="OUT.png", help="with --video: six frames side by side")
+    play.add_argument("--views", metavar="OUT.png", help="with --video: what the student sees")
     play.add_argument("--episodes", type=_positive, default=3)
     play.add_argument("--size", type=_positive, default=480, help="pixels, even")
     play.add_argument("--seed", type=_natural, default=2_000_003)
@@ -70,11 +74,35 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="OUT.onnx", help="default: policy.onnx in the folder")
     export.add_argument("--samples", type=_positive, default=10_000, help="parity observations")
 
+    record = verb("record", "Record a policy's roll-outs, to clone them.")
+    record.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
+    record.add_argument("out", help="folder for the rows")
+    record.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="task=NAME to observe")
+    record.add_argument("--episodes", type=_positive, default=500)
+    record.add_argument("--num-envs", type=_positive, default=50)
+    record.add_argument("--seed", type=_natural, default=3_000_003)
+
+    pretrain = verb("pretrain", "Train the image encoder, on CIFAR-10 or on renders.")
+    pretrain.add_argument("data", help="cifar-10-batches-bin, or a folder of penspin record")
+    pretrain.add_argument("--out", metavar="DIR", default="outputs/encoders/nature_cnn")
+    pretrain.add_argument("--epochs", type=_positive)
+    pretrain.add_argument("--seed", type=_natural)
+
+    _add_bench(verbs)
+
+    doctor = verb("doctor", "Check what this machine can do.", overrides=True)
+    doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
+    doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    return parser
+
+
+def _add_bench(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="Measure speed.", description="Measure speed.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="WHAT")
     for name, summary in (
         ("sim", "Env steps per second of the full environment over the bare engine."),
         ("train", "PPO samples per second, end to end, over the bare engine."),
+        ("render", "Pictures per second through our renderer over the bare ray tracer."),
     ):
         sub = kinds.add_parser(name, help=summary, description=summary, epilog=_OVERRIDES)
         sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
@@ -82,10 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, help="alternating measurements")
         sub.add_argument("--steps", type=_positive, default=72, help="control steps of each")
 
-    doctor = verb("doctor", "Check what this machine can do.", overrides=True)
-    doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
-    doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
-    return parser
+    sub = kinds.add_parser("onnx", help=(text := "Milliseconds that one action takes."))
+    sub.description = text
+    sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    sub.add_argument("policy", help="an .onnx file")
+    sub.add_argument("--calls", type=_positive, default=5000)
 
 
 def _positive(text: str) -> int:

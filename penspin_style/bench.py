@@ -6,6 +6,7 @@ rounds, with the smallest and largest beside it.
 
 import copy
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from typing import Any
 
 import mujoco
 import mujoco.batch
+import numpy as np
 import torch
 from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import rollout, torch_threads
 from penspin_style.algo.ppo import PPO
 from penspin_style.config import TrainConfig
+from penspin_style.deploy.bundle import Bundle
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.run import resolve_device
@@ -106,6 +109,39 @@ def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -
 
     speeds = _alternate({"train": iterate, "staged": physics}, rounds, whole, restore)
     return _report(cfg, speeds, {"ratio": ("train", "staged")})
+
+
+def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
+    """Return the time that one action takes, batch 1 on one thread, in ms: median, p99, longest.
+
+    What is timed is all that a robot waits for: checks of the observation, graph, check of the
+    action.
+    """
+    bundle = Bundle.load(path)
+    rng = np.random.default_rng(0)
+    observations = [
+        {
+            i.name: rng.integers(0, 256, shape, np.uint8)
+            if dtype == "uint8"
+            else rng.random(shape, np.float32)
+            for i in bundle.card.inputs
+            for dtype, shape in [i.tensor]
+        }
+        for _ in range(32)
+    ]
+    times = []
+    for i in range(calls + 100):
+        began = time.perf_counter()
+        bundle(observations[i % len(observations)])
+        times.append(1e3 * (time.perf_counter() - began))
+    taken = np.array(times[100:])  # the first ones warm up
+    p50, p99 = np.percentile(taken, (50, 99))
+    return {
+        "calls": calls,
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "max_ms": round(float(taken.max()), 3),
+    }
 
 
 def _env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:

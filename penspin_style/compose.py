@@ -7,6 +7,7 @@ legal and the nearest match.
 import difflib
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,12 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from penspin_style.config import TrainConfig
+from penspin_style.config import ALGORITHMS, TrainConfig
 from penspin_style.env.task import Task, load_task
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
 _MANY = 20
 """Legal words beyond which a message does not list them all."""
+_PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
+"""Strings that need no quotation marks."""
+_NO_WORDS = ("null", "true", "false", "nan", "inf")
 _ODD_REASONS = {
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
     "is not Optional": "the value must not be null",
@@ -55,15 +59,15 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
     if not FOLDER.is_dir():
         raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
     overrides = _parse(words)
-    named = [str(o.value()) for o in overrides if o.key_or_group == "task"]
-    if len(set(named)) > 1:
-        raise UsageError(f"task={named[1]}: the task is {named[0]} already")
-    name = named[0] if named else _default_task()
+    name = _chosen("task", overrides) or _default_task()
     task = find_task(name)
+    algo = _chosen("algo", overrides)
+    if algo is not None and algo not in ALGORITHMS:
+        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, ALGORITHMS)}")
     _register(name, task)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
-            defaults = compose("train", [f"task={name}"])
+            defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
             _check_keys(overrides, defaults)
             cfg = compose("train", list(words))
             _check_numbers(cfg)
@@ -74,6 +78,14 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
             raise UsageError(str(error)) from error
     assert isinstance(checked, TrainConfig)
     return checked, task, f"task_name: {name}\n" + OmegaConf.to_yaml(cfg)
+
+
+def _chosen(group: str, overrides: list[Override]) -> str | None:
+    """Return what the words choose of a group, None if nothing."""
+    named = [str(o.value()) for o in overrides if o.key_or_group == group]
+    if len(set(named)) > 1:
+        raise UsageError(f"{group}={named[1]}: the {group} is {named[0]} already")
+    return named[0] if named else None
 
 
 def find_task(name: str) -> type[Task[Any]]:
@@ -109,7 +121,7 @@ def saved_words(config: pathlib.Path) -> list[str]:
         raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
     if not isinstance(saved, DictConfig) or "task_name" not in saved:
         raise UsageError(f"{config} names no task: it is not the configuration of a run")
-    words = [f"task={saved.task_name}"]
+    words = [f"task={saved.task_name}", f"algo={saved.get('algo', {}).get('name', 'ppo')}"]
     for group in ("task", "algo", "sim"):
         words += [f"{k}={_literal(v)}" for k, v in _leaves(saved.get(group, {}), group)]
     return words
@@ -122,10 +134,14 @@ def differences(saved: str, resolved: str) -> list[str]:
 
 
 def _literal(value: Any) -> str:
+    """Return the value as it is written after KEY=."""
     if value is None:
         return "null"
     if isinstance(value, list):
         return "[" + ",".join(_literal(v) for v in value) + "]"
+    if isinstance(value, str) and (value in _NO_WORDS or not _PLAIN.fullmatch(value)):
+        # in Hydra's quotation marks a backslash means itself, except before one of them
+        return "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"
     return str(value)
 
 
@@ -139,6 +155,8 @@ def _default_task() -> str:
 def _register(name: str, task: type[Task[Any]]) -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
+    for algo, schema in ALGORITHMS.items():
+        store.store(group="algo", name=algo, node=schema)
     store.store(group="task_schema", name=name, node=task.Config)
     if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
         store.store(group="task", name=name, node=task.Config)
@@ -169,11 +187,11 @@ def _unparsable(words: Sequence[str]) -> str:
 
 
 def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
-    legal = {"task"} | {path for path, _ in _leaves(defaults)}
+    legal = {"task", "algo"} | {path for path, _ in _leaves(defaults)}
     nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
     for override in overrides:
         key = override.key_or_group
-        if key in nodes - {"task"}:
+        if key in nodes - {"task", "algo"}:
             raise UsageError(
                 f"{key} is a group; set one of its keys, for example {key}.{_child(key, legal)}"
             )
@@ -213,6 +231,7 @@ def _one_line(error: Exception) -> str:
     """Return the reason in one line: Hydra wraps what OmegaConf found, which says more."""
     reason = error.__cause__ or error
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("raised while composing config:")]
     text = lines[0] if lines else type(error).__name__
     key = next((v for k, _, v in (line.partition(": ") for line in lines) if k == "full_key"), "")
     for odd, plain in _ODD_REASONS.items():

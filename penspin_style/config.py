@@ -7,6 +7,8 @@ value and what is legal.
 from dataclasses import dataclass, field
 from typing import Any
 
+ACTIVATIONS = ("elu", "relu", "silu", "tanh")
+
 
 def _require(ok: bool, key: str, value: object, legal: str) -> None:
     if not ok:
@@ -90,11 +92,129 @@ class PPOConfig:
             sizes = getattr(self, key)
             _require(all(n >= 1 for n in sizes), f"algo.{key}", sizes, "a list of sizes >= 1")
         _require(
-            self.activation in ("elu", "relu", "silu", "tanh"),
+            self.activation in ACTIVATIONS,
             "algo.activation",
             self.activation,
-            "elu, relu, silu or tanh",
+            ", ".join(ACTIVATIONS),
         )
+
+
+@dataclass
+class AugmentConfig:
+    """What a student's pictures suffer in training. Zero switches off, for brightness `[1, 1]`."""
+
+    shift: int = 2
+    """Furthest shift in pixels, the same for all pictures of a sample."""
+    brightness: list[float] = field(default_factory=lambda: [0.5, 1.5])
+    """Range of the factor on colour, the same for all cameras of a sample."""
+    noise: float = 0.03
+    """Half width of uniform noise on colour, per pixel and channel."""
+    depth_edge: float = 10.0
+    """Pixels per metre, k: a pixel at a gradient g (m per pixel) is lost with p = atan(k g)."""
+    depth_jitter: float = 0.5
+    """Standard deviation in pixels of where a depth pixel looks, per axis."""
+    depth_disparity: float = 351.3
+    """Steps of disparity times metres, c: depth is c over a whole number, so d^2 / c apart."""
+    depth_dropout: float = 0.006
+    """Probability that a depth pixel returns nothing."""
+    depth_lines: int = 16
+    """Most lines in a depth picture; each has one at least."""
+    depth_line_value: list[float] = field(default_factory=lambda: [0.08, 0.34])
+    """Range of a line's depth in metres."""
+    depth_blackout: float = 0.02
+    """Probability that a whole depth picture is 0."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("shift", "noise", "depth_edge", "depth_jitter", "depth_disparity"):
+            value = getattr(self, key)
+            _require(0 <= value < float("inf"), f"algo.augment.{key}", value, "finite and >= 0")
+        lines = self.depth_lines
+        _require(0 <= lines < float("inf"), "algo.augment.depth_lines", lines, "finite and >= 0")
+        for key in ("depth_dropout", "depth_blackout"):
+            _require(
+                0 <= getattr(self, key) <= 1,
+                f"algo.augment.{key}",
+                getattr(self, key),
+                "in [0, 1]",
+            )
+        for key in ("brightness", "depth_line_value"):
+            value = list(getattr(self, key))
+            legal = len(value) == 2 and 0 <= value[0] <= value[1] < float("inf")
+            _require(legal, f"algo.augment.{key}", value, "[low, high] with 0 <= low <= high")
+
+
+@dataclass
+class DistillConfig:
+    """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
+
+    name: str = "distill"
+    teacher: str = "outputs/pretrained/panda_lift_cube"
+    """Policy folder, or the run folder, of the teacher."""
+    group: str = "student"
+    """The observation group that the student reads, its pictures included."""
+    rollouts: str = ""
+    """Folder of recorded roll-outs to clone; empty for DAgger."""
+    horizon: int = 48
+    """Steps per environment and iteration."""
+    epochs: int = 4
+    """Passes over the samples of an iteration; with a memory, as many updates from the memory."""
+    minibatch_size: int = 256
+    memory: int = 0
+    """Samples of earlier iterations that are kept and learned from again; 0: each is used once."""
+    beta_iterations: int = 1
+    """Iterations over which the share of steps that the teacher drives falls from 1 to 0."""
+    holdout: float = 0.07
+    """Share of training episodes without an object; there the label is to do nothing."""
+    learning_rate: float = 4e-4
+    final_learning_rate: float = 4e-4
+    """Reached linearly at the end of `total_samples`."""
+    max_grad_norm: float = 1.0
+    encoder: str = "outputs/pretrained/nature_cnn_cifar10"
+    """Folder of the encoders' weights; empty for random ones."""
+    train_encoder: bool = False
+    """Let the encoders learn too."""
+    pool: bool = False
+    """Average the encoders' last map (64 numbers) instead of reading it whole (1,024)."""
+    layer_norm: bool = True
+    """Normalise each colour picture's features. They are sparse and large (root mean square 12, up
+    to 380), and without it the student learns several times slower."""
+    latent: int = 64
+    """Width of each picture's dense head."""
+    depth_pixels: int = 8
+    """Height and width to which depth pictures are sampled."""
+    max_depth: dict[str, float] = field(default_factory=dict)
+    """Camera -> metres beyond which depth counts as nothing; 2 where not given."""
+    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+    activation: str = "relu"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _require(self.name == "distill", "algo.name", self.name, "distill")
+        for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels"):
+            _require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+        for key in ("memory", "beta_iterations"):
+            _require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), ">= 0")
+        legal = not (self.rollouts and self.memory)
+        _require(legal, "algo.memory", self.memory, "0 where algo.rollouts is given")
+        _require(0 <= self.holdout < 1, "algo.holdout", self.holdout, "in [0, 1)")
+        for key in ("learning_rate", "final_learning_rate", "max_grad_norm"):
+            value = getattr(self, key)
+            _require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
+        for camera, value in self.max_depth.items():
+            _require(value > 0, f"algo.max_depth.{camera}", value, "> 0")
+        _require(all(n >= 1 for n in self.hidden), "algo.hidden", self.hidden, "sizes >= 1")
+        _require(
+            self.activation in ACTIVATIONS,
+            "algo.activation",
+            self.activation,
+            ", ".join(ACTIVATIONS),
+        )
+
+
+ALGORITHMS: dict[str, Any] = {"ppo": PPOConfig, "distill": DistillConfig}
+"""`algo=NAME` -> what can be set."""
 
 
 @dataclass
@@ -103,7 +223,8 @@ class TrainConfig:
 
     task: Any = None
     """The task's own Config; `task=NAME` chooses it."""
-    algo: PPOConfig = field(default_factory=PPOConfig)
+    algo: Any = None
+    """One of `ALGORITHMS`; `algo=NAME` chooses it, None is PPO as it is."""
     sim: SimConfig = field(default_factory=SimConfig)
     num_envs: int = 512
     device: str = "auto"
@@ -139,6 +260,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self.algo = self.algo or PPOConfig()
         for key in (
             "num_envs",
             "total_samples",

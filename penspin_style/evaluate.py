@@ -5,7 +5,7 @@ through this one function, so the numbers mean the same.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,20 @@ from penspin_style.env.env import Env
 
 Act = Callable[[Any], Tensor]
 """From a root TensorDict [num_envs] to actions (num_envs, naction)."""
+
+
+def acting(policy: Any) -> Act:
+    """Return a policy's `act` as a function of a root TensorDict."""
+    return lambda td: policy.act(*(td[key] for key in policy.in_keys))
+
+
+def blinded(act: Act, pictures: Sequence[str]) -> Act:
+    """Return an `act` that is given black, or empty, pictures instead of these."""
+
+    def blind(td: Any) -> Tensor:
+        return act(td.clone(recurse=False).update({n: torch.zeros_like(td[n]) for n in pictures}))
+
+    return blind
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ import torch
 
 from penspin_style import storage
 from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
-from penspin_style.algo.ppo import PPO
+from penspin_style.algo.choose import make_algorithm
 from penspin_style.checkpoint import Checkpoints
 from penspin_style.compose import differences
-from penspin_style.config import TrainConfig
+from penspin_style.config import DistillConfig, TrainConfig
 from penspin_style.env.env import Env, FaultRecord
 from penspin_style.env.task import Task
-from penspin_style.evaluate import Evaluation, evaluate
+from penspin_style.evaluate import Evaluation, acting, evaluate
 from penspin_style.features import PolicyCard
 from penspin_style.metrics import CSVLog, Progress, make_trackers
 from penspin_style.nets.policy import save_policy
@@ -83,10 +83,11 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
         self._check_use()
         self.device = resolve_device(cfg.device)
-        self.env = self._make_env(cfg.num_envs, cfg.seed, stagger=cfg.stagger)
-        self.algo: Algorithm = PPO(
-            cfg.algo,
+        self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+        self.algo: Algorithm = make_algorithm(
+            cfg,
             self.env.inputs,
+            self.env.groups.reads,
             len(self.env.task.actions),
             device=self.device,
             seed=cfg.seed,
@@ -125,7 +126,8 @@ class Run:
             while self.samples < self.cfg.total_samples and not self._signal:
                 began = time.perf_counter()
                 try:
-                    buffer, root = rollout(self.env, self.algo, root, buffer)
+                    if self.algo.collects:
+                        buffer, root = rollout(self.env, self.algo, root, buffer)
                     collected = time.perf_counter()
                     with torch_threads(self.cfg.learn_threads):
                         self.algo.process(buffer)
@@ -211,9 +213,8 @@ class Run:
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         """Judge the policy as it is, deterministic, on fresh environments."""
-        policy: Any = self.algo.policy
-        env = self._make_env(episodes, seed, stagger=False)
-        return evaluate(env, lambda td: policy.act(td[policy.in_key]), seed=seed)
+        env = self._make_env(episodes, seed)
+        return evaluate(env, acting(self.algo.policy), seed=seed)
 
     def _finish(self, progress: Progress) -> None:
         best = self.checkpoints.best()
@@ -241,7 +242,7 @@ class Run:
             network=policy.describe(),
             score=result.as_dict(),
             versions=versions(),
-            in_keys=(policy.in_key,),
+            in_keys=policy.in_keys,
         )
 
     # Faults.
@@ -377,8 +378,9 @@ class Run:
         self.faulty.clear()
         self.faulty.extend(state["run"]["faulty"])
 
-    def _make_env(self, num_envs: int, seed: int, *, stagger: bool) -> Env:
-        sim = self.cfg.sim
+    def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
+        sim, algo = self.cfg.sim, self.cfg.algo
+        distills = isinstance(algo, DistillConfig)
         return Env(
             self.task(self.cfg.task),
             num_envs,
@@ -388,7 +390,9 @@ class Run:
             nthread=sim.nthread,
             nconmax=sim.nconmax,
             njmax=sim.njmax,
-            stagger=stagger,
+            stagger=training and self.cfg.stagger,
+            final_pictures=not distills,  # labels are of what was seen before the step
+            holdout=algo.holdout if training and distills else 0.0,
         )
 
     def _check_use(self) -> None:

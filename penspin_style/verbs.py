@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from penspin_style import storage
+from penspin_style import film, storage
+from penspin_style.algo.algorithm import torch_threads
 from penspin_style.checkpoint import Checkpoints, NoCheckpointError
-from penspin_style.compose import UsageError, compose_train, find_task, saved_words, task_names
+from penspin_style.compose import (
+    UsageError,
+    compose_train,
+    find_task,
+    nearest,
+    saved_words,
+    task_names,
+)
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
-from penspin_style.evaluate import Act, Evaluation, evaluate
+from penspin_style.evaluate import Act, Evaluation, acting, blinded, evaluate
 from penspin_style.features import PolicyCard
 from penspin_style.metrics import print_json
-from penspin_style.nets.policy import GaussianPolicy, load_policy
+from penspin_style.nets.policy import load_policy
 from penspin_style.run import (
     EXIT_DATA,
     EXIT_OK,
@@ -29,9 +37,6 @@ from penspin_style.run import (
     resolve_device,
     versions,
 )
-
-STRIP_TAIL = 4
-"""Frames after the first success that a strip still shows: what follows is standing still."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,14 +114,14 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _film_run(trained: Run) -> None:
-    from penspin_style.render.gl_renderer import NoOpenGLError
-
     source = _open(trained.folder, [])
     folder = trained.folder / "videos"
     folder.mkdir(exist_ok=True)
+    views = folder / "views.png" if source.cfg.task.views() else None
+    strip = folder / "episode.png"
     try:
-        _film(source, folder / "episode.mp4", folder / "episode.png", seed=7, episodes=1, size=480)
-    except NoOpenGLError as error:
+        _film(source, folder / "episode.mp4", strip, views, seed=7, episodes=1, size=480)
+    except UsageError as error:
         print(f"penspin: no video: {error}", file=sys.stderr)
 
 
@@ -188,7 +193,7 @@ def _open(path: pathlib.Path, words: list[str]) -> _Source:
         raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
     device = resolve_device(cfg.device)
     policy.to(device)
-    return _Source(cfg, task, card, lambda td: policy.act(td[policy.in_key]))
+    return _Source(cfg, task, card, acting(policy))
 
 
 def _open_bundle(path: pathlib.Path, words: list[str]) -> _Source:
@@ -207,17 +212,22 @@ def _open_bundle(path: pathlib.Path, words: list[str]) -> _Source:
     return _Source(cfg, task, bundle.card, act)
 
 
-def _from_checkpoint(
-    path: pathlib.Path, cfg: TrainConfig, task: Any
-) -> tuple[GaussianPolicy, PolicyCard]:
+def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[Any, PolicyCard]:
     """Return the policy of an unfinished run's newest whole checkpoint."""
-    from penspin_style.algo.ppo import PPO
+    from penspin_style.algo.choose import make_algorithm
 
     _, state, messages = Checkpoints(path / "checkpoints").newest()
     for message in messages:
         print(f"penspin: {message}", file=sys.stderr)
     env = Env(task(cfg.task), 1, "cpu")
-    algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=torch.device("cpu"), seed=0)
+    algo: Any = make_algorithm(
+        cfg,
+        env.inputs,
+        env.groups.reads,
+        len(env.task.actions),
+        device=torch.device("cpu"),
+        seed=0,
+    )
     algo.load_state_dict(state["algo"])
     card = env.card(
         task=task.__module__.removeprefix("tasks."),
@@ -225,7 +235,7 @@ def _from_checkpoint(
         network=algo.policy.describe(),
         score={},
         versions=versions(),
-        in_keys=(algo.policy.in_key,),
+        in_keys=algo.policy.in_keys,
     )
     return algo.policy, card
 
@@ -233,7 +243,16 @@ def _from_checkpoint(
 def _eval(args: argparse.Namespace) -> int:
     source = _open(pathlib.Path(args.policy), args.overrides)
     began = time.perf_counter()
-    result = evaluate(source.env(args.episodes, args.seed), source.act, seed=args.seed)
+    env = source.env(args.episodes, args.seed)
+    act = source.act
+    if args.blank:
+        if unknown := sorted(set(args.blank) - set(env.groups.pictures)):
+            raise UsageError(
+                f"--blank {unknown[0]}: there is no such picture"
+                f"{nearest(unknown[0], env.groups.pictures)}"
+            )
+        act = blinded(act, args.blank)
+    result = evaluate(env, act, seed=args.seed)
     if args.json:
         print_json({"policy": args.policy, "task": source.card.task, **result.as_dict()})
     else:
@@ -256,32 +275,72 @@ def _print_evaluation(task: str, result: Evaluation, seconds: float) -> None:
 def _play(args: argparse.Namespace) -> int:
     if args.size % 2:
         raise UsageError(f"--size {args.size}: the video format needs an even number of pixels")
-    if args.strip and args.video is None:
-        raise UsageError(f"--strip {args.strip}: a strip is cut from a film; add --video OUT.mp4")
+    for flag, path in (("--strip", args.strip), ("--views", args.views)):
+        if path and args.video is None:
+            raise UsageError(f"{flag} {path}: it is cut from a film; add --video OUT.mp4")
     video = _target("--video", args.video, ".mp4") if args.video is not None else None
     strip = _target("--strip", args.strip, ".png") if args.strip else None
+    views = _target("--views", args.views, ".png") if args.views else None
     source = _open(pathlib.Path(args.policy), args.overrides)
+    if views is not None and not source.cfg.task.views():
+        raise UsageError(f"--views {views}: the policy of {source.card.task} sees no pictures")
     if video is None:
-        return _play_window(source, args.seed)
+        if sys.platform == "linux" and not (
+            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        ):
+            raise UsageError("there is no display to open a window on; use --video OUT.mp4")
+        film.play_window(source.env(1, args.seed), source.act)
+        return EXIT_OK
+    frames = _film(
+        source,
+        video,
+        strip,
+        views,
+        seed=args.seed,
+        episodes=args.episodes,
+        size=args.size,
+        successful=args.successful,
+    )
+    if args.json:
+        print_json(
+            {"video": str(video), "strip": args.strip, "views": args.views, "frames": frames}
+        )
+    else:
+        files = [f"{frames} frames in {video}"]
+        files += [f"strip in {strip}"] if strip else []
+        files += [f"what the student sees in {views}"] if views else []
+        print(", ".join(files))
+    return EXIT_OK
+
+
+def _film(
+    source: "_Source",
+    video: pathlib.Path,
+    strip: pathlib.Path | None = None,
+    views: pathlib.Path | None = None,
+    *,
+    seed: int,
+    episodes: int,
+    size: int,
+    successful: bool = False,
+) -> int:
+    """Film episodes; return the number of frames.
+
+    Raises:
+        UsageError: there is no OpenGL, or no episode as wanted.
+    """
     from penspin_style.render.gl_renderer import NoOpenGLError
 
     try:
-        frames = _film(
-            source,
-            video,
-            strip,
-            seed=args.seed,
-            episodes=args.episodes,
-            size=args.size,
-            successful=args.successful,
+        films = film.shoot(
+            source.env, source.act, seed=seed, episodes=episodes, size=size, successful=successful
         )
     except NoOpenGLError as error:
         raise UsageError(f"no film: {error}") from error
-    if args.json:
-        print_json({"video": str(video), "strip": args.strip, "frames": frames})
-    else:
-        print(f"{frames} frames in {video}" + (f", strip in {strip}" if strip else ""))
-    return EXIT_OK
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    film.write(films, video, strip, views, fps=1.0 / source.cfg.task.control_dt)
+    return sum(len(shot.frames) for shot in films)
 
 
 def _target(flag: str, text: str, suffix: str) -> pathlib.Path:
@@ -296,78 +355,6 @@ def _target(flag: str, text: str, suffix: str) -> pathlib.Path:
     if not path.parent.is_dir():
         raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist")
     return path
-
-
-def _check_size(size: int, env: Env) -> None:
-    limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
-    if size > limit:
-        raise UsageError(f"--size {size}: the task's model allows at most {limit} pixels")
-
-
-def _film(
-    source: _Source,
-    video: pathlib.Path,
-    strip: pathlib.Path | None,
-    *,
-    seed: int,
-    episodes: int,
-    size: int,
-    successful: bool = False,
-) -> int:
-    """Film episodes one after the other; return the number of frames."""
-    from penspin_style.render.gl_renderer import GLRenderer, write_strip, write_video
-
-    films: list[list[np.ndarray]] = []
-    strip_end = 0
-    for attempt in range(20 * episodes):
-        env = source.env(1, seed + attempt)
-        _check_size(size, env)
-        frames: list[np.ndarray] = []
-        with GLRenderer(env.sim, env.task.camera, height=size, width=size) as renderer:
-            result = evaluate(
-                env,
-                source.act,
-                seed=seed,
-                on_step=lambda r=renderer, f=frames: f.append(r.render()),
-            )
-        # the environment restarts at the end of its episode: what follows shows the next one
-        frames = frames[: max(1, round(result.episode_len))]
-        if not successful or result.success_rate == 1.0:
-            films.append(frames)
-            strip_end = strip_end or round(result.first_success or len(frames)) + STRIP_TAIL
-        if len(films) == episodes:
-            break
-    if not films:
-        raise UsageError(f"no successful episode among {20 * episodes}; leave out --successful")
-    write_video(video, [f for film in films for f in film], 1.0 / source.cfg.task.control_dt)
-    if strip is not None:
-        write_strip(strip, films[0][:strip_end])
-    return sum(len(film) for film in films)
-
-
-def _play_window(source: _Source, seed: int) -> int:
-    if sys.platform == "linux" and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        raise UsageError("there is no display to open a window on; use --video OUT.mp4")
-    import mujoco
-    import mujoco.viewer
-
-    env = source.env(1, seed)
-    data = mujoco.MjData(env.model)
-    root = env.current()
-    with mujoco.viewer.launch_passive(env.model, data) as viewer:
-        while viewer.is_running():
-            began = time.perf_counter()
-            root.set("action", source.act(root))
-            _, root = env.step_and_maybe_reset(root)
-            for name in ("qpos", "qvel", "mocap_pos", "mocap_quat"):
-                if getattr(data, name).size:
-                    getattr(data, name)[:] = env.sim.data[name][0].cpu().numpy()
-            mujoco.mj_forward(env.model, data)
-            viewer.sync()
-            time.sleep(max(0.0, env.cfg.control_dt - (time.perf_counter() - began)))
-    return EXIT_OK
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -394,12 +381,71 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from penspin_style import bench
+def _record(args: argparse.Namespace) -> int:
+    from penspin_style.data.rollouts import LABEL, RolloutWriter
 
-    cfg, task, _ = compose_train(args.overrides)
-    measure = bench.sim if args.kind == "sim" else bench.train
-    result = measure(cfg, task, rounds=args.rounds, steps=args.steps)
+    source = _open(pathlib.Path(args.policy), [])
+    words = [f"task={source.card.task}", *args.overrides] if not args.overrides else args.overrides
+    cfg, task, _ = compose_train(words)
+    source = _Source(cfg, task, source.card, source.act)
+    env = source.env(args.num_envs, args.seed)
+    facts = {"task": task.__module__.removeprefix("tasks."), "policy": source.card.run}
+    facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
+    writer = RolloutWriter(pathlib.Path(args.out), env.inputs, facts)
+    root = env.current()
+    with torch.no_grad():
+        for _ in range(-(-args.episodes // args.num_envs) * env.cfg.episode_length):
+            root.set("action", source.act(root))
+            rows = {i.name: root[i.name] for i in env.inputs}
+            writer.add({**rows, LABEL: root["action"]})
+            _, root = env.step_and_maybe_reset(root)
+    writer.close()
+    report = {"folder": args.out, "rows": writer.rows, "shards": writer.shards}
+    if args.json:
+        print_json(report)
+    else:
+        print(f"{writer.rows} rows in {args.out}")
+    return EXIT_OK
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from penspin_style.algo.pretrain import PretrainConfig, pretrain
+    from penspin_style.algo.pretrain_renders import RendersConfig, pretrain_on_renders
+
+    out, data = pathlib.Path(args.out), pathlib.Path(args.data)
+    given = {k: v for k in ("epochs", "seed") if (v := getattr(args, k)) is not None}
+
+    def show(row: dict[str, float]) -> None:
+        ((name, value),) = ((k, v) for k, v in row.items() if k.startswith("test/"))
+        print(
+            f"epoch {row['epoch']:.0f}/{row['epochs']:.0f}  loss {row['loss']:.3f}  "
+            f"{name} {value:.2%}  {row['seconds']:.0f} s",
+            file=sys.stderr,
+        )
+
+    with torch_threads(os.cpu_count() or 1):
+        if (data / "card.json").exists():
+            card = pretrain_on_renders(data, out, RendersConfig(**given), show)
+            result = f"explains {card['explained_variance']:.1%} of the privileged numbers"
+        else:
+            card = pretrain(data, out, PretrainConfig(**given), show)
+            result = f"{card['test_accuracy']:.2%} of {card['test_images']} test images"
+    if args.json:
+        print_json({"encoder": str(out), **card})
+    else:
+        print(f"{result}; encoder in {out}")
+    return EXIT_OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from penspin_style import bench, bench_render
+
+    if args.kind == "onnx":
+        result = bench.onnx(pathlib.Path(args.policy), calls=args.calls)
+    else:
+        cfg, task, _ = compose_train(args.overrides)
+        measure = {"sim": bench.sim, "train": bench.train, "render": bench_render.render}[args.kind]
+        result = measure(cfg, task, rounds=args.rounds, steps=args.steps)
     if args.json:
         print_json(result)
     else:
@@ -426,5 +472,9 @@ _VERBS = {
     "export": _export,
     "bench_sim": _bench,
     "bench_train": _bench,
+    "bench_render": _bench,
+    "bench_onnx": _bench,
+    "pretrain": _pretrain,
+    "record": _record,
     "doctor": _doctor,
 }

@@ -18,7 +18,7 @@ MuJoCo Warp refuses. A step moves the target by at most 2.5 cm, not 10 cm.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import mujoco
 import torch
@@ -33,12 +33,19 @@ from tasks.robots import panda
 
 HALF = 0.02  # m
 WORKSPACE = ((0.25, 0.55), (-0.25, 0.25), (0.014, 0.45))  # m, of the tool centre point
+HIDDEN = (-0.9, 0.0, HALF)  # m
 HOME = torch.tensor([0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4, panda.FINGER_OPEN])
+
+PRIVILEGED = (
+    *("tcp_pos", "tcp_vel", "target_error", "gripper", "gripper_target"),
+    *("box_pos", "box_to_tcp", "box_vel", "box_yaw"),
+)
+"""What the teacher observes."""
 
 
 @dataclass
-class Config(TaskConfig):
-    """Numbers of the task."""
+class LiftConfig(TaskConfig):
+    """Numbers of the lifting tasks."""
 
     control_dt: float = 0.05
     episode_length: int = 80
@@ -47,20 +54,7 @@ class Config(TaskConfig):
     )
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
-            "teacher": {
-                name: ObsTerm()
-                for name in (
-                    "tcp_pos",
-                    "tcp_vel",
-                    "target_error",
-                    "gripper",
-                    "gripper_target",
-                    "box_pos",
-                    "box_to_tcp",
-                    "box_vel",
-                    "box_yaw",
-                )
-            }
+            "teacher": {name: ObsTerm() for name in PRIVILEGED},
         }
     )
     move_scale: float = 0.025
@@ -79,10 +73,12 @@ class Config(TaskConfig):
     """Draw the Menagerie's meshes instead of our primitives, where they are installed."""
 
 
-class PandaLiftCube(Task[Config]):
-    """See the module's docstring."""
+C = TypeVar("C", bound=LiftConfig)
 
-    Config = Config
+
+class LiftCube(Task[C]):
+    """What the lifting tasks share."""
+
     units: ClassVar[dict[str, str]] = {
         "tcp_pos": "m",
         "tcp_vel": "m/s",
@@ -157,6 +153,7 @@ class PandaLiftCube(Task[Config]):
             "target": torch.zeros(n, 3, device=device),
             "opening": torch.ones(n, device=device),
             "placed": torch.zeros(n, dtype=torch.bool, device=device),
+            "hidden": torch.zeros(n, dtype=torch.bool, device=device),
         }
         self.unplaced = True
 
@@ -173,7 +170,15 @@ class PandaLiftCube(Task[Config]):
         sim.data.ctrl.copy_(torch.where(mask[:, None], self.home, sim.data.ctrl))
         self.memory["opening"].masked_fill_(mask, 1.0)
         self.memory["placed"].masked_fill_(mask, False)
+        self.memory["hidden"].masked_fill_(mask, False)
         self.unplaced = True
+
+    def hide(self, sim: Sim, mask: Tensor) -> None:
+        """Put the cube behind the robot's back, where no camera looks."""
+        place = torch.tensor(HIDDEN, dtype=sim.data.qpos.dtype, device=sim.device)
+        cube = sim.data.qpos[:, self.box_qpos : self.box_qpos + 3]
+        cube.copy_(torch.where(mask[:, None], place, cube))
+        self.memory["hidden"].logical_or_(mask)
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Move the targets; let the arm follow its one by inverse kinematics."""
@@ -216,7 +221,8 @@ class PandaLiftCube(Task[Config]):
         """Return whether the cube has left the workspace by more than 15 cm."""
         margin = 0.15
         outside = (self.box[:, :2] - self.centre).abs() > self.reach + margin
-        return outside.any(dim=1) | (self.box[:, 2] < -margin)
+        gone = outside.any(dim=1) | (self.box[:, 2] < -margin)
+        return gone & ~self.memory["hidden"]
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the cube is held `lift_height` above where it lay."""
@@ -235,6 +241,17 @@ class PandaLiftCube(Task[Config]):
 
     def _distance(self) -> Tensor:
         return (self.box - self.arm.position).norm(dim=1)
+
+
+@dataclass
+class Config(LiftConfig):
+    """Numbers of the task."""
+
+
+class PandaLiftCube(LiftCube[Config]):
+    """See the module's docstring."""
+
+    Config = Config
 
 
 TASK = PandaLiftCube

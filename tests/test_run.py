@@ -26,7 +26,8 @@ import torch
 
 from penspin_style import run as run_module
 from penspin_style.__main__ import main
-from penspin_style.algo.ppo import MAX_SKIPPED, PPO
+from penspin_style.algo.algorithm import MAX_SKIPPED
+from penspin_style.algo.ppo import PPO
 from penspin_style.checkpoint import Checkpoints
 from penspin_style.compose import compose_train
 from penspin_style.run import FaultyRunError, Run

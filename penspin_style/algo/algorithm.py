@@ -1,7 +1,7 @@
 """What every algorithm answers, and the loop that collects its data."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,9 +9,51 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
+MAX_SKIPPED = 5
+"""Non-finite updates in a row after which learning has diverged."""
+
 
 class DivergedError(RuntimeError):
     """Several updates in a row had a loss or gradient that was not finite."""
+
+
+class GuardedOptimizer:
+    """Gradient steps that are left out when they are not finite.
+
+    nets: each has its own bound on the gradient's norm.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, nets: Sequence[nn.Module], max_grad_norm: float
+    ) -> None:
+        self.optimizer = optimizer
+        self.nets = nets
+        self.max_grad_norm = max_grad_norm
+        self.skipped_in_a_row = 0
+
+    def step(self, loss: Tensor) -> Tensor | None:
+        """Descend; return the gradient's norm, or None if it was not finite and skipped.
+
+        Raises:
+            DivergedError: too many were skipped in a row.
+        """
+        self.optimizer.zero_grad()
+        loss.backward()
+        norms = [
+            nn.utils.clip_grad_norm_(net.parameters(), self.max_grad_norm) for net in self.nets
+        ]
+        norm = torch.stack(norms).norm()
+        if not torch.isfinite(loss.detach() + norm):
+            self.optimizer.zero_grad()
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MAX_SKIPPED:
+                raise DivergedError(
+                    f"{MAX_SKIPPED} updates in a row had a non-finite loss or gradient"
+                )
+            return None
+        self.skipped_in_a_row = 0
+        self.optimizer.step()
+        return norm.detach()
 
 
 class Algorithm(Protocol):
@@ -27,11 +69,16 @@ class Algorithm(Protocol):
         """Steps collected per environment and iteration."""
         ...
 
+    @property
+    def collects(self) -> bool:
+        """Whether it learns from roll-outs; if not, `process` is given None."""
+        ...
+
     def act(self, td: TensorDict) -> TensorDict:
         """Write `action`, and what `update` will need, into the root td [num_envs]."""
         ...
 
-    def process(self, batch: TensorDict) -> None:
+    def process(self, batch: TensorDict | None) -> None:
         """Turn collected transitions [horizon, num_envs] into something to learn from."""
         ...
 

@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from penspin_style.algo.algorithm import DivergedError, masked_mean
+from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
 from penspin_style.config import PPOConfig
 from penspin_style.features import Input
 from penspin_style.nets.policy import Gaussian, GaussianPolicy, ValueFunction
-
-MAX_SKIPPED = 5
-"""Non-finite updates in a row after which learning has diverged."""
 
 
 class PPO:
@@ -80,13 +77,17 @@ class PPO:
         self.loss.set_keys(sample_log_prob="log_prob")
         parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=cfg.learning_rate, eps=1e-5)
+        # a large value error must not shrink the policy's step
+        nets = (self.policy, self.critic)
+        self._guard = GuardedOptimizer(self.optimizer, nets, cfg.max_grad_norm)
         self.schedule = None
         if cfg.target_kl is not None:
             self.schedule = KLAdaptiveLR(self.optimizer, cfg.target_kl, min_lr=1e-5, max_lr=3e-3)
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
-        self._skipped_in_a_row = 0
         self._has_statistics = False  # whether the normalisers have seen anything
+
+    collects = True
 
     # The four verbs.
 
@@ -106,8 +107,9 @@ class PPO:
         return td
 
     @torch.no_grad()
-    def process(self, batch: TensorDict) -> None:
+    def process(self, batch: TensorDict | None) -> None:
         """Add `state_value`, `advantage` and `value_target` to a batch [horizon, num_envs]."""
+        assert batch is not None
         nxt: Any = batch["next"]
         fault = nxt["fault"]
         value = self.critic(batch[self.critic.in_key])
@@ -167,25 +169,10 @@ class PPO:
     def _step(self, mb: TensorDict) -> Tensor | None:
         """Take one gradient step; return its metrics, or None if it was not finite and skipped."""
         loss, metrics = self._losses(mb)
-        self.optimizer.zero_grad()
-        loss.backward()
-        # each network has its own bound: a large value error must not shrink the policy's step
-        norms = [
-            nn.utils.clip_grad_norm_(net.parameters(), self.cfg.max_grad_norm)
-            for net in (self.policy, self.critic)
-        ]
-        norm = torch.stack(norms).norm()
-        if not torch.isfinite(loss.detach() + norm):
-            self.optimizer.zero_grad()
-            self._skipped_in_a_row += 1
-            if self._skipped_in_a_row >= MAX_SKIPPED:
-                raise DivergedError(
-                    f"{MAX_SKIPPED} updates in a row had a non-finite loss or gradient"
-                )
+        norm = self._guard.step(loss)
+        if norm is None:
             return None
-        self._skipped_in_a_row = 0
-        self.optimizer.step()
-        return torch.cat((metrics, norm.detach()[None]))
+        return torch.cat((metrics, norm[None]))
 
     def _losses_eager(self, mb: TensorDict) -> tuple[Tensor, Tensor]:
         """Return (total loss, the metrics of `_NAMES`) of a minibatch [n]."""
@@ -247,7 +234,7 @@ class PPO:
             "critic": self.critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped_in_a_row": self._guard.skipped_in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -256,7 +243,7 @@ class PPO:
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
-        self._skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         self._has_statistics = bool(self.policy.normalizer.count)
 
 

@@ -19,6 +19,7 @@ from penspin_style import storage
 from penspin_style.features import PolicyCard
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
+from penspin_style.nets.student import StudentPolicy
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -66,6 +67,7 @@ class GaussianPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.in_key = in_key
+        self.in_keys = (in_key,)
         self.naction = naction
         self.normalizer = Normalizer(size)
         self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
@@ -126,8 +128,10 @@ def save_policy(policy: nn.Module, card: PolicyCard, folder: pathlib.Path) -> No
         (stage / _CARD).write_text(card.to_json())
 
 
-def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
+def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy | StudentPolicy, PolicyCard]:
     """Return the policy of a published folder, on the CPU and in evaluation mode, and its card.
+
+    Its `act` takes the tensors of `card.inputs`, in that order.
 
     Raises:
         ValueError: a file is missing or damaged, the card names a network that is unknown here, or
@@ -135,24 +139,36 @@ def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy, PolicyCard]:
     """
     storage.verify(folder)
     card = PolicyCard.from_json((folder / _CARD).read_text())
-    network = card.network
-    if network.get("kind") != "gaussian":
+    network = dict(card.network)
+    kind = network.pop("kind", None)
+    if kind not in _BUILDERS:
         raise ValueError(
-            f"{folder}: network kind {network.get('kind')!r} is unknown; known: gaussian"
+            f"{folder}: network kind {kind!r} is unknown; known: {', '.join(_BUILDERS)}"
         )
     try:
-        policy = GaussianPolicy(
-            network["in_key"],
-            {i.name: i.size for i in card.inputs}[network["in_key"]],
-            len(card.actions),
-            hidden=network["hidden"],
-            activation=network["activation"],
-            init_std=1.0,
-            rng=torch.Generator(),
-        )
+        policy = _BUILDERS[kind](card, network)
         policy.load_state_dict(load_tensors((folder / _WEIGHTS).read_bytes()))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{folder}: the card's network {network} does not fit its weights: {error!r}"
+            f"{folder}: the card's network {card.network} does not fit its weights: {error!r}"
         ) from error
     return policy.eval(), card
+
+
+def _gaussian(card: PolicyCard, network: dict[str, Any]) -> GaussianPolicy:
+    return GaussianPolicy(
+        network["in_key"],
+        {i.name: i.size for i in card.inputs}[network["in_key"]],
+        len(card.actions),
+        hidden=network["hidden"],
+        activation=network["activation"],
+        init_std=1.0,
+        rng=torch.Generator(),
+    )
+
+
+def _student(card: PolicyCard, network: dict[str, Any]) -> StudentPolicy:
+    return StudentPolicy(card.inputs, len(card.actions), rng=torch.Generator(), **network)
+
+
+_BUILDERS = {"gaussian": _gaussian, "student": _student}

@@ -65,7 +65,7 @@ def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
         specular=[0.2] * 3,
     )
     view, focus = np.array([1.45, -0.95, 0.85]), np.array([0.27, 0.0, 0.32])
-    world.add_camera(name="view", pos=view, xyaxes=_look_at(view, focus), fovy=42)
+    world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=42)
     if gravcomp:
         for body in spec.bodies:
             if body.name != "world":
@@ -78,7 +78,7 @@ def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
     return spec
 
 
-def _look_at(position: np.ndarray, focus: np.ndarray) -> np.ndarray:
+def look_at(position: np.ndarray, focus: np.ndarray) -> np.ndarray:
     """Return the x and y axes (6,) of a camera that looks from position to focus, upright."""
     back = position - focus
     right = np.cross([0.0, 0.0, 1.0], back)

@@ -1,0 +1,403 @@
+"""Distillation: a student learns to act as a privileged teacher does.
+
+DAgger (Ross et al. 2011, arXiv 1011.0686) as MuJoCo Playground's ALOHA students were trained: the
+student drives, the teacher says at every step what it would have done, the student is fitted to
+that. `act` draws one augmented view of every observation, and what the student did and what it
+learns are of the same view. Without `memory` each iteration's samples are used once; with one they
+are aggregated on the device. With `rollouts` nothing is simulated: the same student clones recorded
+roll-outs (see `data/rollouts.py`).
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.objectives import BCLoss
+
+from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
+from penspin_style.algo.augment import Augment
+from penspin_style.config import DistillConfig
+from penspin_style.data.rollouts import Rollouts, shuffled
+from penspin_style.features import Input
+from penspin_style.nets.encoder import load_encoder
+from penspin_style.nets.policy import load_policy
+from penspin_style.nets.student import StudentPolicy
+
+
+class Distill:
+    """A student on the inputs `reads`, a frozen teacher on its own.
+
+    inputs: all that the environment observes.
+    reads: names of the inputs that the student is given, its numbers first.
+    iterations: how many there will be, for the learning rate's schedule.
+    per_iteration: samples of each.
+
+    Raises:
+        ValueError: the teacher reads what the environment does not observe, or acts otherwise.
+    """
+
+    def __init__(
+        self,
+        cfg: DistillConfig,
+        inputs: tuple[Input, ...],
+        reads: tuple[str, ...],
+        naction: int,
+        *,
+        iterations: int,
+        per_iteration: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.cfg, self.iterations, self.per_iteration = cfg, iterations, per_iteration
+        self.horizon = cfg.horizon
+        self.rng = torch.Generator(device=device).manual_seed(seed)
+        observed = {i.name: i for i in inputs}
+        self.policy = StudentPolicy(
+            [observed[name] for name in reads],
+            naction,
+            pool=cfg.pool,
+            latent=cfg.latent,
+            depth_pixels=cfg.depth_pixels,
+            max_depth=cfg.max_depth,
+            hidden=cfg.hidden,
+            activation=cfg.activation,
+            train_encoder=cfg.train_encoder,
+            layer_norm=cfg.layer_norm,
+            rng=torch.Generator().manual_seed(seed),  # weights do not depend on the device
+        )
+        if cfg.encoder and self.policy.encoders:
+            self.policy.load_encoder(load_encoder(pathlib.Path(cfg.encoder))[0])
+        self.policy.to(device)
+        self.teacher: Any = None  # recorded roll-outs have labels
+        if not cfg.rollouts:
+            self.teacher = _load_teacher(pathlib.Path(cfg.teacher), observed, naction).to(device)
+        self.augment = Augment(cfg.augment, self.rng)
+        self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
+        self.collects = self.rollouts is None
+        if self.rollouts is not None:
+            _check_recorded(self.rollouts, self.policy.inputs, naction)
+        self._actor = _Head(self.policy)
+        self.loss = _Loss(self._actor, loss_function="l2", reduction="none")  # type: ignore
+        learned = [p for p in self.policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
+        self._guard = GuardedOptimizer(self.optimizer, (self.policy,), cfg.max_grad_norm)
+        self.iteration = 0
+        self._memory = _Memory(cfg.memory)
+        self._batch: TensorDict | None = None
+        self._has_statistics = False  # whether the normaliser has seen anything
+
+    # The four verbs.
+
+    @torch.no_grad()
+    def act(self, td: TensorDict) -> TensorDict:
+        """Label, see and act; write `label`, what was seen, `action` and `imitated`."""
+        numbers = self._numbers(td)
+        if numbers is not None and not self._has_statistics:
+            self._update_normalizer(numbers)
+        label = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
+        if "hidden" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
+            label = torch.where(td["hidden"], 0.0, label)
+        seen = self._see(td)
+        action = self.policy.head(numbers, self._features(seen))
+        drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta
+        td.set("imitated", (action - label).square().sum(dim=1))
+        td.set("action", torch.where(drives, label, action))
+        td.set("label", label)
+        td.update(seen)
+        return td
+
+    @torch.no_grad()
+    def process(self, batch: TensorDict | None) -> None:
+        """Keep what an iteration has shown, [horizon, num_envs], to learn from.
+
+        batch: None if this clones recorded roll-outs; as many of their rows are seen instead.
+        """
+        if batch is None:
+            self._batch = self._recorded()
+            return
+        nxt: Any = batch["next"]
+        keys = [k for k in (*self._seen_keys, self.cfg.group, "label") if k in batch.keys()]  # noqa: SIM118
+        flat: Any = batch.select(*keys).reshape(-1)
+        flat["weight"] = (~nxt["fault"]).float().reshape(-1)
+        self._fresh = {
+            "train/imitation_error": batch["imitated"].mean().item(),
+            "train/beta": self.beta,
+            "rollout/rewards": nxt["reward"].mean().item(),
+        }
+        numbers = self._numbers(flat)
+        if numbers is not None:
+            self._update_normalizer(numbers, flat["weight"] > 0)
+        self._batch = flat
+        self._memory.add(flat)
+
+    def update(self) -> dict[str, float]:
+        """Make `epochs` passes, in shuffled minibatches, over fresh samples or the memory."""
+        if self._batch is None:
+            raise RuntimeError("update() needs a batch: call process() first")
+        n, size = len(self._batch), self.cfg.minibatch_size
+        source = self._memory.content if self.cfg.memory else self._batch
+        losses, skipped = [], 0
+        self._set_learning_rate()
+        for _ in range(self.cfg.epochs):
+            order = torch.randperm(len(source), generator=self.rng, device=self.rng.device)[:n]
+            for ids in order.split(size):
+                loss = self._step(source[ids])
+                if loss is None:
+                    skipped += 1
+                else:
+                    losses.append(loss)
+        self._batch = None
+        self.iteration += 1
+        mean = torch.stack(losses).mean(dim=0).tolist() if losses else [float("nan")] * 2
+        return {
+            **self._fresh,
+            "train/loss": mean[0],
+            "train/grad_norm": mean[1],
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/memory": float(len(source)),
+            "train/skipped_updates": float(skipped),
+        }
+
+    def _recorded(self) -> TensorDict:
+        """Return rows of the recording as if they had just been rolled out."""
+        assert self.rollouts is not None
+        rows = shuffled(self.rollouts, self.per_iteration, self.rng)
+        n, device = self.per_iteration, self.rng.device
+        td = TensorDict(rows, batch_size=[n], device=device)
+        td.update(self._see(td))
+        numbers = self._numbers(td)
+        if numbers is not None:
+            self._update_normalizer(numbers)
+        td["weight"] = torch.ones(n, device=device)
+        self._fresh = {}
+        keys = [k for k in (*self._seen_keys, self.cfg.group, "label", "weight") if k in td.keys()]  # noqa: SIM118
+        return td.select(*keys)
+
+    @property
+    def beta(self) -> float:
+        """Share of steps that the teacher drives in this iteration."""
+        last = self.cfg.beta_iterations
+        return max(0.0, 1.0 - self.iteration / last) if last else 0.0
+
+    # What is seen, and what is learned.
+
+    @property
+    def _seen_keys(self) -> tuple[str, ...]:
+        return tuple(f"seen/{name}" for name in self.policy.in_keys if name != self.cfg.group)
+
+    def _see(self, td: TensorDictBase) -> dict[str, Tensor]:
+        """Return one augmented view, as features where no training changes them."""
+        raw = self.policy.decode({name: td[name] for name in self.policy.in_keys})
+        n = len(td)
+        # the pictures of a stack are views of one sample, as those of several cameras are
+        rgb, depth = self.augment(_frames(raw.rgb, n), _frames(raw.depth, n))
+        rgb, depth = _stacks(rgb), _stacks(depth)
+        kept = {f"{camera}_rgb" for camera in rgb} - set(self.policy.frozen)
+        seen = {f"seen/{name}": _to_bytes(rgb[name.removesuffix("_rgb")], n) for name in kept}
+        rgb = {camera: picture for camera, picture in rgb.items() if f"{camera}_rgb" not in kept}
+        features = self.policy.encode(rgb, depth)
+        return seen | {f"seen/{name}": value for name, value in features.items()}
+
+    def _features(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._actor.features(seen)
+
+    def _numbers(self, td: TensorDictBase) -> Tensor | None:
+        return td[self.cfg.group] if self.policy.normalizer is not None else None
+
+    def _update_normalizer(self, numbers: Tensor, keep: Tensor | None = None) -> None:
+        assert self.policy.normalizer is not None
+        self.policy.normalizer.update(numbers, keep)
+        self._has_statistics = True
+
+    def _step(self, mb: TensorDict) -> Tensor | None:
+        """Take one gradient step; return (loss, norm), or None if it was not finite and skipped."""
+        weight = mb["weight"]
+        mb = mb.exclude("weight").set("action", mb["label"])
+        error = self.loss(mb)["loss_bc"].sum(dim=-1)
+        loss = masked_mean(error, weight)
+        norm = self._guard.step(loss)
+        return None if norm is None else torch.stack((loss.detach(), norm))
+
+    def _set_learning_rate(self) -> None:
+        """Follow the schedule from where the rate is: a run that diverged has halved it."""
+        change = self._rate(self.iteration) / self._rate(max(0, self.iteration - 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] *= change
+
+    def _rate(self, iteration: int) -> float:
+        done = min(1.0, iteration / max(1, self.iterations))
+        first, last = self.cfg.learning_rate, self.cfg.final_learning_rate
+        return first + done * (last - first)
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, normaliser, optimiser, generator, counters and the memory."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "iteration": self.iteration,
+            "skipped_in_a_row": self._guard.skipped_in_a_row,
+            "memory": self._memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
+        self.iteration = int(state["iteration"])
+        self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
+        normalizer = self.policy.normalizer
+        self._has_statistics = normalizer is not None and bool(normalizer.count)
+        self._memory.load_state_dict(state["memory"], self.rng.device)
+
+
+class _Loss(BCLoss):
+    """TorchRL's loss, with the annotation whose absence it warns of itself."""
+
+    target_actor_network_params: Any
+
+
+class _Head(TensorDictModuleBase):
+    """The student as TorchRL's loss wants it, from what was seen to the action."""
+
+    def __init__(self, policy: StudentPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.group = next((i.name for i in policy.inputs if not i.is_picture), None)
+        self.seen = [f"seen/{i.name}" for i in policy.inputs if i.is_picture]
+        self.in_keys = [*self.seen, *([self.group] if self.group else [])]
+        self.out_keys = ["action"]
+
+    def features(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the heads read; encode the pictures that were kept as such."""
+        out = {}
+        for key in self.seen:
+            name, value = key.removeprefix("seen/"), seen[key]
+            if value.dtype == torch.uint8:
+                camera = name.removesuffix("_rgb")
+                rows = value.flatten(0, 1).float() / 255.0
+                value = self.policy.encode({camera: rows}, {})[name]
+            out[name] = value
+        return out
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        numbers = td[self.group] if self.group else None
+        seen: Any = td
+        return td.set("action", self.policy.head(numbers, self.features(seen)))
+
+
+class _Memory:
+    """A ring of samples on the device."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.ring: TensorDict | None = None
+        self.count = 0
+        """Samples that were ever added."""
+
+    @property
+    def content(self) -> TensorDict:
+        """The samples that are there, oldest anywhere."""
+        assert self.ring is not None
+        return self.ring[: min(self.count, self.capacity)]  # type: ignore[return-value]
+
+    def add(self, batch: TensorDict) -> None:
+        """Write a batch over the oldest samples."""
+        if not self.capacity:
+            return
+        batch = batch[-self.capacity :]  # type: ignore[assignment]
+        if self.ring is None:
+            self.ring = batch[:1].expand(self.capacity).clone()  # type: ignore[assignment]
+        rows = (self.count + torch.arange(len(batch), device=batch.device)) % self.capacity
+        self.ring[rows] = batch  # type: ignore[index]
+        self.count += len(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the samples."""
+        if self.ring is None:
+            return {"count": 0}
+        return {"count": self.count, "samples": dict(self.content.items())}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what `state_dict` returned."""
+        self.ring, self.count = None, 0
+        if state["count"]:
+            samples = state["samples"]
+            n = len(next(iter(samples.values())))
+            batch = TensorDict(samples, batch_size=[n], device=device)
+            self.ring = batch[:1].expand(self.capacity).clone()  # type: ignore[assignment]
+            self.ring[:n] = batch  # type: ignore[index]
+            self.count = int(state["count"])
+
+
+def _frames(pictures: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Return `camera/k` -> the k-th pictures (n, ...) of stacks (n * history, ...)."""
+    return {
+        f"{camera}/{k}": frame
+        for camera, rows in pictures.items()
+        for k, frame in enumerate(rows.unflatten(0, (n, -1)).unbind(1))
+    }
+
+
+def _stacks(frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `_frames` was given."""
+    stacks: dict[str, list[Tensor]] = {}
+    for name, frame in frames.items():
+        stacks.setdefault(name.rpartition("/")[0], []).append(frame)
+    return {
+        camera: stack[0] if len(stack) == 1 else torch.stack(stack, dim=1).flatten(0, 1)
+        for camera, stack in stacks.items()
+    }
+
+
+def _to_bytes(rows: Tensor, n: int) -> Tensor:
+    """Return pictures in [0, 1] as uint8 (n, history, ...): kept to train an encoder on."""
+    return (rows * 255.0).round().to(torch.uint8).unflatten(0, (n, -1))
+
+
+def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int) -> None:
+    if rollouts.naction != naction:
+        raise ValueError(
+            f"algo.rollouts={rollouts.folder} has {rollouts.naction} actions, the task {naction}"
+        )
+    recorded = {i.name: i for i in rollouts.inputs}
+    for wanted in inputs:
+        if recorded.get(wanted.name) != wanted:
+            raise ValueError(
+                f"algo.rollouts={rollouts.folder} has not recorded {wanted.name!r} as the student "
+                f"reads it; it holds {', '.join(sorted(recorded))}"
+            )
+
+
+def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: int) -> nn.Module:
+    """Return the frozen teacher.
+
+    Raises:
+        ValueError: it is not there, or does not fit the environment.
+    """
+    folder = path / "policy" if (path / "policy").is_dir() else path
+    if not (folder / "card.json").exists():
+        raise ValueError(
+            f"algo.teacher={path} holds no policy: train a teacher to the end, or give its folder"
+        )
+    teacher, card = load_policy(folder)
+    for wanted in card.inputs:
+        if observed.get(wanted.name) != wanted:
+            found = observed.get(wanted.name)
+            names = ", ".join(f.name for f in found.features) if found else "nothing of that name"
+            raise ValueError(
+                f"algo.teacher={path} reads {wanted.name!r} with "
+                f"{', '.join(f.name for f in wanted.features)}; the environment observes {names}"
+            )
+    if len(card.actions) != naction:
+        raise ValueError(
+            f"algo.teacher={path} has {len(card.actions)} actions, the task has {naction}"
+        )
+    return teacher.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""What was recorded: roll-outs in simulation, to learn from again."""
