@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("policy", help="a run folder or a policy folder")
     export.add_argument("--out", metavar="OUT.onnx", help="default: policy.onnx in the folder")
     export.add_argument("--samples", type=_positive, default=10_000, help="parity observations")
+    export.add_argument(
+        "--tolerance", type=_small, default=1e-5, help="largest difference from torch, default 1e-5"
+    )
 
     record = verb("record", "Record a policy's roll-outs, to clone them.")
     record.add_argument("policy", help="a run folder, a policy folder or an .onnx file")
@@ -121,6 +124,16 @@ def _positive(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _small(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1e-2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 0.01")
     return value
 
 

@@ -59,7 +59,8 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
     if not FOLDER.is_dir():
         raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
     overrides = _parse(words)
-    name = _chosen("task", overrides) or _default_task()
+    name = _chosen("task", overrides)
+    name = _default_task() if name is None else name
     task = find_task(name)
     algo = _chosen("algo", overrides)
     if algo is not None and algo not in ALGORITHMS:

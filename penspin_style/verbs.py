@@ -369,7 +369,7 @@ def _export(args: argparse.Namespace) -> int:
     out = pathlib.Path(args.out) if args.out else path / "policy.onnx"
     if out.suffix != ".onnx":
         raise UsageError(f"--out {out}: the file must end in .onnx")
-    report = export(policy, card, out, samples=args.samples)
+    report = export(policy, card, out, samples=args.samples, tolerance=args.tolerance)
     if args.json:
         print_json({"onnx": str(out), **report.as_dict()})
     else:

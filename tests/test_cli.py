@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+import tasks
 from penspin_style import __main__ as cli
 from penspin_style.compose import compose_train
 from penspin_style.run import Run
@@ -19,7 +20,7 @@ from penspin_style.run import Run
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = "num_envs=2 algo.horizon=4 total_samples=8 eval_every=0 final_episodes=2 video=false"
 VERBS = ("tasks", "train", "eval", "play", "export", "bench", "bench sim", "bench train", "doctor")
-TASKS = "there are panda_lift_cube, panda_pick_cube, panda_pick_cube_orientation"
+TASKS = f"there are {', '.join(tasks.task_names())}"
 TERM = "task.observation.teacher.box_pos"
 
 
@@ -93,7 +94,7 @@ REFUSED = {
     "train task.reward.lft=2": "did you mean task.reward.lift?",
     f"train {TERM}s.noise=1": f"did you mean {TERM}.noise?",
     "train zzz=1": "unknown key 'zzz'; penspin train --print-config shows all",
-    "train algo=ppo": "algo is a group; set one of its keys, for example algo.activation",
+    "train algo=nonsense": "algo=nonsense: there is no such algorithm; there are distill, ppo",
     "train task.observation=3": "task.observation is a group",
     "train 'task.reward={lift: 1}'": "task.reward is a group",
     "train hydra.run.dir=x": "unknown key 'hydra.run.dir'",
@@ -167,7 +168,7 @@ REFUSED = {
     "train task.control_dt=inf": "task.control_dt must be finite, got inf",
     f"train {TERM}.noise=nan": f"{TERM}.noise must be finite, got nan",
     # choices
-    "train algo.activation=gelu": "algo.activation must be elu, relu, silu or tanh, got gelu",
+    "train algo.activation=gelu": "algo.activation must be elu, relu, silu, tanh, got gelu",
     "train algo.name=sac": "algo.name must be ppo, got sac",
     "train sim.engine=bullet": "sim.engine must be auto, mujoco or warp, got bullet",
     "train loggers=[csv,excel]": "loggers must be among tensorboard, csv",
@@ -179,7 +180,7 @@ REFUSED = {
     "eval run task=panda_pick_cube": "the task is panda_lift_cube already",
     f"eval run {TERM}.history=2 --episodes 1": "the policy reads 'teacher', 22 numbers",
     "eval unfinished algo.hidden=[3] --episodes 1": "algo.hidden=[3]: the checkpoints of",
-    "play run --strip x.png": "--strip x.png: a strip is cut from a film; add --video",
+    "play run --strip x.png": "--strip x.png: it is cut from a film; add --video",
     # files
     "train name=a/b": "name must be a folder name, got 'a/b'",
     "train name=..": "name must be a folder name, got '..'",

@@ -21,7 +21,9 @@ def scaled(language: str, text: str) -> str:
     """The block with its trainings and judgements shrunk, never with a command left out."""
     if language != "bash":
         return text
-    text = re.sub(r"(scripts/(?:quickstart|train_teacher)\.sh[^\n]*)", rf"\1 {SCALE}", text)
+    text = re.sub(
+        r"(scripts/(?:quickstart|train_teacher|train_student_sim)\.sh[^\n]*)", rf"\1 {SCALE}", text
+    )
     text = re.sub(r"--episodes \d+", "--episodes 8", text)
     return text.replace("penspin export", "penspin export --samples 500")
 
@@ -31,6 +33,7 @@ def test_the_readme_has_the_blocks_that_a_newcomer_runs():
     for command in (
         "quickstart.sh",
         "train_teacher.sh",
+        "train_student_sim.sh",
         "vis_teacher.sh",
         "eval",
         "play",
@@ -54,6 +57,7 @@ def test_a_runnable_block_of_the_readme_runs(language, text, tmp_path):
         env={
             **os.environ,
             "PENSPIN_SKIP_INSTALL": "1",
+            "PENSPIN_EPISODES": "8",
             "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
         },
         capture_output=True,
@@ -63,6 +67,6 @@ def test_a_runnable_block_of_the_readme_runs(language, text, tmp_path):
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     if "quickstart" in text:
-        assert "success, ONNX policy" in done.stdout
-        made = list((tmp_path / "outputs" / "panda_lift_cube").glob("quickstart-*/policy.onnx"))
-        assert len(made) == 1
+        assert "success, student, ONNX" in done.stdout
+        made = (tmp_path / "outputs" / "panda_lift_cube_vision").glob("quickstart-*/policy.onnx")
+        assert len(list(made)) == 1
