@@ -105,12 +105,19 @@ def few_pixels(metres, limit):
     return torch.where(few > limit, torch.zeros(()), few) / limit
 
 
-def by_hand(state, inputs, values, *, pool, squash, limits):
+def standardised(x):
+    """Rows with mean 0 and variance 1."""
+    centred = x - x.mean(dim=1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(dim=1, keepdim=True) + 1e-5)
+
+
+def by_hand(state, inputs, values, *, pool, squash, limits, layer_norm=False):
     parts, numbers = [], None
     for given, value in zip(inputs, values, strict=True):
         camera, _, kind = given.name.rpartition("_")
         if kind == "rgb":
             x = conv_features(state, camera, value, pool=pool)
+            x = standardised(x) if layer_norm else x
         elif kind == "depth":
             x = few_pixels(value, limits.get(camera, 2.0))
         else:
@@ -149,11 +156,14 @@ def close(a, b, atol=1e-5):
 
 
 @pytest.mark.parametrize("activation", SQUASH)
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("pool", [True, False])
-def test_acting_is_the_arithmetic_of_the_weights(pool, activation):
-    policy = trained(make(pool=pool, activation=activation, max_depth=LIMITS))
+def test_acting_is_the_arithmetic_of_the_weights(pool, layer_norm, activation):
+    made = make(pool=pool, activation=activation, max_depth=LIMITS, layer_norm=layer_norm)
+    policy = trained(made)
     values = observations(policy)
     settings = {"pool": pool, "squash": SQUASH[activation], "limits": LIMITS}
+    settings["layer_norm"] = layer_norm
     expected = by_hand(policy.state_dict(), policy.inputs, values, **settings)
     with torch.no_grad():
         action = policy.act(*values)
@@ -356,6 +366,7 @@ def test_the_card_says_how_the_network_is_built(saved):
     assert policy.describe() == {
         **{"kind": "student", "pool": False, "latent": 6, "depth_pixels": 8, "max_depth": LIMITS},
         **{"hidden": [9, 8], "activation": "silu", "train_encoder": False},
+        "layer_norm": False,
     }
 
 
