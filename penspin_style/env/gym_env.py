@@ -37,7 +37,7 @@ class Settings(TypedDict, total=False):
     config: Info
     """Fields of the task's `Config` that differ from its defaults."""
     group: str
-    """Observation group to return; by default the first of the config."""
+    """Observation group to return, one without pictures; by default the first of the config."""
     device: str
     """As of `Env`."""
     engine: str
@@ -191,10 +191,16 @@ class _Front:
         self.env = Env(
             kind(kind.Config(**(config or {}))), num_envs, device, seed=seed, engine=engine
         )
-        sizes = {i.name: i.size for i in self.env.inputs}
-        self.group = next(iter(sizes)) if group is None else group
-        if self.group not in sizes:
-            raise ValueError(f"{task} has no observation group {group!r}; it has {list(sizes)}")
+        sizes = {i.name: i.size for i in self.env.inputs if not i.is_picture}
+        groups = list(self.env.cfg.observation)
+        self.group = groups[0] if group is None else group
+        if self.group not in groups:
+            raise ValueError(f"{task} has no observation group {group!r}; it has {groups}")
+        if self.env.groups.reads(self.group) != (self.group,):
+            raise ValueError(
+                f"{task}: group {self.group!r} has pictures, and this front serves one vector; use "
+                "penspin_style.env.env.Env, which TorchRL understands"
+            )
         self.metadata = {"render_fps": round(1.0 / self.env.cfg.control_dt)}
         self.observation_space = Box(-np.inf, np.inf, (sizes[self.group],), np.float32)
         self.action_space = Box(-1.0, 1.0, (self.env.action_spec.shape[-1],), np.float32)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from penspin_style.env.env import Env
+from penspin_style.env.gym_env import GymEnv
 from penspin_style.env.task import Camera, Latency, load_task
 from penspin_style.evaluate import acting, evaluate
 from penspin_style.nets.policy import load_policy
@@ -327,3 +328,10 @@ def test_pictures_of_one_state_differ_only_if_looks_are_randomised(visual):
 def test_without_any_randomisation_nothing_is_drawn():
     env = make(3, randomize=False)
     assert not set(dir(env.sim.params))
+
+
+def test_gymnasium_refuses_a_group_with_pictures_and_names_the_way_out():
+    with pytest.raises(ValueError, match=r"group 'student' has pictures.*penspin_style\.env\.env"):
+        GymEnv("panda_lift_cube_vision", group="student")
+    with pytest.raises(ValueError, match=r"no observation group 'front_rgb'; it has \['teacher'"):
+        GymEnv("panda_lift_cube_vision", group="front_rgb")
