@@ -9,7 +9,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mujoco
@@ -35,7 +35,7 @@ def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> 
     stages at the new state), `bare_ratio` against the substeps alone. All three start from the same
     states and the engine repeats the controls that the environment's random actions led to.
     """
-    env = _env(cfg, task)
+    env = make_env(cfg, task)
     batch, n = _batch(env), env.n_substeps
     shape = (steps, cfg.num_envs, len(env.task.actions))
     actions = torch.rand(shape, generator=env.rng) * 2.0 - 1.0
@@ -67,8 +67,8 @@ def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> 
         "staged": engine(mujoco.mjtStage.mjSTAGE_VEL),
         "bare": engine(mujoco.mjtStage.mjSTAGE_NONE),
     }
-    speeds = _alternate(contenders, rounds, steps, restore)
-    return _report(cfg, speeds, {"ratio": ("env", "staged"), "bare_ratio": ("env", "bare")})
+    speeds = alternate(contenders, rounds, steps, prepare=restore)
+    return report(cfg, speeds, {"ratio": ("env", "staged"), "bare_ratio": ("env", "bare")})
 
 
 def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -
     Both start from the same states; the engine repeats the controls that the first policy's actions
     led to. steps: control steps of each measurement; rounded up to whole iterations.
     """
-    env = _env(cfg, task)
+    env = make_env(cfg, task)
     batch, n = _batch(env), env.n_substeps
     device = torch.device("cpu")
     algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
@@ -107,8 +107,8 @@ def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -
         batch.ctrl = controls[i]
         batch.step(None, n, int(mujoco.mjtStage.mjSTAGE_VEL))
 
-    speeds = _alternate({"train": iterate, "staged": physics}, rounds, whole, restore)
-    return _report(cfg, speeds, {"ratio": ("train", "staged")})
+    speeds = alternate({"train": iterate, "staged": physics}, rounds, whole, prepare=restore)
+    return report(cfg, speeds, {"ratio": ("train", "staged")})
 
 
 def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
     }
 
 
-def _env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
+def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
+    """Return an environment to measure in; its restarts spread evenly over time."""
     return Env(
         task(cfg.task),
         cfg.num_envs,
@@ -164,34 +165,52 @@ def _batch(env: Env) -> mujoco.batch.Batch:
     return env.sim.batch
 
 
-def _alternate(
-    contenders: dict[str, Callable[[int], None]],
+def alternate(
+    contenders: Mapping[str, Callable[[int], object]],
     rounds: int,
     steps: int,
-    restore: Callable[[], None],
+    *,
+    prepare: Callable[[], None],
+    finish: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Return control steps per second of each contender in each round, all from the same start."""
+    """Return calls per second of each contender in each round; they take turns.
+
+    contenders: called with 0 .. steps - 1 in each round.
+    prepare: brings about the start that all have in common; its time does not count.
+    finish: returns when all that was called is done; its time counts.
+    """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds + 1):
         for name, call in contenders.items():
-            restore()
+            prepare()
             began = time.perf_counter()
             for i in range(steps):
                 call(i)
-            if round_:  # the first round warms caches up
+            finish()
+            if round_:  # the first round compiles, captures and warms caches up
                 speeds[name].append(steps / (time.perf_counter() - began))
     return speeds
 
 
-def _report(
-    cfg: TrainConfig, speeds: dict[str, list[float]], ratios: dict[str, tuple[str, str]]
+def report(
+    cfg: TrainConfig,
+    speeds: Mapping[str, list[float]],
+    ratios: Mapping[str, tuple[str, str]],
+    *,
+    per_env: int = 1,
+    unit: str = "",
 ) -> dict[str, Any]:
+    """Return medians over rounds, with the smallest and largest beside them.
+
+    speeds: what `alternate` returned. ratios: name -> (ours, the base), both among the speeds.
+    per_env: how many things a call does for each environment, whose rate is `<name>_<unit>per_s`.
+    """
     out: dict[str, Any] = {"num_envs": cfg.num_envs, "cores": os.cpu_count()}
     for name, (ours, base) in ratios.items():
         pairs = [a / b for a, b in zip(speeds[ours], speeds[base], strict=True)]
         out[name] = round(statistics.median(pairs), 3)
         out[f"{name}_spread"] = [round(min(pairs), 3), round(max(pairs), 3)]
     for name, values in speeds.items():
-        steps = [v * cfg.num_envs for v in values]
-        out[f"{name}_per_s"] = [round(f(steps)) for f in (min, statistics.median, max)]
+        rates = [v * cfg.num_envs * per_env for v in values]
+        out[f"{name}_{unit}per_s"] = [round(f(rates)) for f in (min, statistics.median, max)]
     return out

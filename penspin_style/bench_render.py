@@ -4,9 +4,6 @@ Both draw the same environments of a task after some random actions. The bare en
 settings, its own textures, and runs as a captured graph, which is the fastest way to call it.
 """
 
-import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,12 +11,11 @@ import mujoco_warp as mjw
 import torch
 import warp as wp
 
+from penspin_style.bench import alternate, make_env, report
 from penspin_style.config import TrainConfig
-from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.render.renderer import View, make_renderer
 from penspin_style.render.warp_renderer import LOOKS, POSES, context_settings
-from penspin_style.run import resolve_device
 from penspin_style.sim.sim import Sim
 from penspin_style.sim.warp_sim import WarpSim
 
@@ -43,39 +39,33 @@ def render(
     Raises:
         ValueError: no views are given and the task has none.
     """
-    built = task(cfg.task)
-    views = tuple(views) or built.cfg.views()
+    views = tuple(views) or cfg.task.views()
     if not views:
         raise ValueError("the task draws nothing: list pictures in an observation group")
-    env = Env(
-        built,
-        cfg.num_envs,
-        resolve_device(cfg.device),
-        seed=cfg.seed,
-        engine=cfg.sim.engine,
-        nthread=cfg.sim.nthread,
-    )
+    env = make_env(cfg, task)
     root = env.current()
     for _ in range(_WARM_STEPS):
         action = torch.rand(env.action_spec.shape, generator=env.rng, device=env.rng.device)
         root.set("action", (2.0 * action - 1.0).to(env.device))
         root = env.step_and_maybe_reset(root)[1]
-    contenders = {
+    calls: dict[str, Callable[[], object]] = {
         "render": make_renderer(env.sim, views, nthread=1).render,
         "threads": make_renderer(env.sim, views).render,
         "bare": bare(env.sim, views)[0],
     }
-    speeds = _alternate(contenders, rounds, steps, env.sim.device)
-    frames = cfg.num_envs * len(views)
-    out: dict[str, Any] = {"num_envs": cfg.num_envs, "views": len(views), "cores": os.cpu_count()}
-    for name, ours in (("ratio", "render"), ("threads_ratio", "threads")):
-        pairs = [a / b for a, b in zip(speeds[ours], speeds["bare"], strict=True)]
-        out[name] = round(statistics.median(pairs), 3)
-        out[f"{name}_spread"] = [round(min(pairs), 3), round(max(pairs), 3)]
-    for name, values in speeds.items():
-        per_s = [v * frames for v in values]
-        out[f"{name}_frames_per_s"] = [round(f(per_s)) for f in (min, statistics.median, max)]
-    return out
+    contenders = {name: lambda _, call=call: call() for name, call in calls.items()}
+
+    def wait() -> None:
+        if env.sim.device.type == "cuda":
+            torch.cuda.synchronize(env.sim.device)
+            wp.synchronize_device(wp.device_from_torch(env.sim.device))
+
+    speeds = alternate(contenders, rounds, steps, prepare=wait, finish=wait)
+    ratios = {"ratio": ("render", "bare"), "threads_ratio": ("threads", "bare")}
+    return {
+        "views": len(views),
+        **report(cfg, speeds, ratios, per_env=len(views), unit="frames_"),
+    }
 
 
 def bare(sim: Sim, views: Sequence[View]) -> tuple[Callable[[], object], mjw.RenderContext]:
@@ -114,26 +104,3 @@ def bare(sim: Sim, views: Sequence[View]) -> tuple[Callable[[], object], mjw.Ren
         return owned
 
     return replay, context
-
-
-def _alternate(
-    contenders: dict[str, Callable[[], object]], rounds: int, steps: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return calls per second of each contender in each round."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            wp.synchronize_device(wp.device_from_torch(device))
-
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name, call in contenders.items():
-            wait()
-            began = time.perf_counter()
-            for _ in range(steps):
-                call()
-            wait()
-            if round_:  # the first round compiles, captures and warms caches up
-                speeds[name].append(steps / (time.perf_counter() - began))
-    return speeds

@@ -42,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "run": TOP,
     "film": ENV | {"evaluate"},
     "bench": TOP | {"deploy.bundle", "deploy.onnx_scan"},
-    "bench_render": TOP,
+    "bench_render": TOP | {"bench"},
     "doctor": TOP,
     "verbs": TOP
     | {"bench", "bench_render", "data", "doctor", "film", "deploy.bundle", "deploy.onnx_scan"},
