@@ -40,6 +40,16 @@ class Input:
     name: str
     features: tuple[Feature, ...]
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Input":
+        """Read what `dataclasses.asdict` made of one, also after a way through JSON.
+
+        Raises:
+            KeyError, TypeError: a field is missing, unknown or of another type.
+        """
+        features = (Feature(**{**f, "shape": tuple(f["shape"])}) for f in raw["features"])
+        return cls(raw["name"], tuple(features))
+
     @property
     def size(self) -> int:
         """Numbers in the input tensor."""
@@ -144,9 +154,7 @@ class PolicyCard:
             got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"policy card has format {got!r}, this version reads {CARD_FORMAT}")
         try:
-            raw["inputs"] = tuple(
-                Input(i["name"], tuple(_feature(f) for f in i["features"])) for i in raw["inputs"]
-            )
+            raw["inputs"] = tuple(Input.from_dict(i) for i in raw["inputs"])
             raw["actions"] = tuple(ActionChannel(**a) for a in raw["actions"])
             raw["joints"] = tuple(Joint(**j) for j in raw["joints"])
             return cls(**raw)
@@ -156,7 +164,3 @@ class PolicyCard:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"policy card is not JSON: it holds {constant}")
-
-
-def _feature(raw: dict[str, Any]) -> Feature:
-    return Feature(**{**raw, "shape": tuple(raw["shape"])})

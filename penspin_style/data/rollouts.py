@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penspin_style import storage
-from penspin_style.features import Feature, Input
+from penspin_style.features import Input
 
 LABEL = "label"
 _CARD = "card.json"
@@ -85,7 +85,7 @@ class Rollouts:
         self.folder = folder
         try:
             card = json.loads((folder / _CARD).read_text())
-            self.inputs = tuple(_input(raw) for raw in card["inputs"])
+            self.inputs = tuple(Input.from_dict(raw) for raw in card["inputs"])
             self.rows, self.shards = int(card["rows"]), int(card["shards"])
             self.naction, self._sums = int(card["naction"]), list(card["sha256"])
             self.facts = {k: v for k, v in card.items() if k not in ("inputs", "sha256")}
@@ -139,11 +139,6 @@ class Rollouts:
                     f"{wanted[0]} {wanted[1]}; {_REMEDY}"
                 )
         return n
-
-
-def _input(raw: dict[str, Any]) -> Input:
-    features = tuple(Feature(**{**f, "shape": tuple(f["shape"])}) for f in raw["features"])
-    return Input(raw["name"], features)
 
 
 def shuffled(rollouts: Rollouts, count: int, rng: torch.Generator) -> dict[str, Tensor]:
