@@ -10,7 +10,8 @@ from typing import Any
 ACTIVATIONS = ("elu", "relu", "silu", "tanh")
 
 
-def _require(ok: bool, key: str, value: object, legal: str) -> None:
+def require(ok: bool, key: str, value: object, legal: str) -> None:
+    """Raise a ValueError that names the key, the value and what is legal, unless all is well."""
     if not ok:
         raise ValueError(f"{key} must be {legal}, got {value}")
 
@@ -30,16 +31,16 @@ class SimConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _require(
+        require(
             self.engine in ("auto", "mujoco", "warp"),
             "sim.engine",
             self.engine,
             "auto, mujoco or warp",
         )
-        _require(self.nthread >= 0, "sim.nthread", self.nthread, ">= 0")
+        require(self.nthread >= 0, "sim.nthread", self.nthread, ">= 0")
         for key in ("nconmax", "njmax"):
             value = getattr(self, key)
-            _require(value is None or value > 0, f"sim.{key}", value, "> 0 or null")
+            require(value is None or value > 0, f"sim.{key}", value, "> 0 or null")
 
 
 @dataclass
@@ -74,24 +75,24 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _require(self.name == "ppo", "algo.name", self.name, "ppo")
+        require(self.name == "ppo", "algo.name", self.name, "ppo")
         for key in ("horizon", "epochs", "num_minibatches"):
-            _require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         for key in ("gamma", "gae_lambda"):
-            _require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
+            require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
         for key in ("clip_coef", "learning_rate", "max_grad_norm", "init_std", "reward_scale"):
             value = getattr(self, key)
-            _require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
+            require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
         for key in ("value_coef", "entropy_coef"):
             value = getattr(self, key)
-            _require(0 <= value < float("inf"), f"algo.{key}", value, "finite and >= 0")
+            require(0 <= value < float("inf"), f"algo.{key}", value, "finite and >= 0")
         for key in ("value_clip", "target_kl"):
             value = getattr(self, key)
-            _require(value is None or 0 < value < float("inf"), f"algo.{key}", value, "> 0 or null")
+            require(value is None or 0 < value < float("inf"), f"algo.{key}", value, "> 0 or null")
         for key in ("hidden", "critic_hidden"):
             sizes = getattr(self, key)
-            _require(all(n >= 1 for n in sizes), f"algo.{key}", sizes, "a list of sizes >= 1")
-        _require(
+            require(all(n >= 1 for n in sizes), f"algo.{key}", sizes, "a list of sizes >= 1")
+        require(
             self.activation in ACTIVATIONS,
             "algo.activation",
             self.activation,
@@ -128,11 +129,11 @@ class AugmentConfig:
         """Check the values."""
         for key in ("shift", "noise", "depth_edge", "depth_jitter", "depth_disparity"):
             value = getattr(self, key)
-            _require(0 <= value < float("inf"), f"algo.augment.{key}", value, "finite and >= 0")
+            require(0 <= value < float("inf"), f"algo.augment.{key}", value, "finite and >= 0")
         lines = self.depth_lines
-        _require(0 <= lines < float("inf"), "algo.augment.depth_lines", lines, "finite and >= 0")
+        require(0 <= lines < float("inf"), "algo.augment.depth_lines", lines, "finite and >= 0")
         for key in ("depth_dropout", "depth_blackout"):
-            _require(
+            require(
                 0 <= getattr(self, key) <= 1,
                 f"algo.augment.{key}",
                 getattr(self, key),
@@ -141,7 +142,7 @@ class AugmentConfig:
         for key in ("brightness", "depth_line_value"):
             value = list(getattr(self, key))
             legal = len(value) == 2 and 0 <= value[0] <= value[1] < float("inf")
-            _require(legal, f"algo.augment.{key}", value, "[low, high] with 0 <= low <= high")
+            require(legal, f"algo.augment.{key}", value, "[low, high] with 0 <= low <= high")
 
 
 @dataclass
@@ -191,21 +192,21 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _require(self.name == "distill", "algo.name", self.name, "distill")
+        require(self.name == "distill", "algo.name", self.name, "distill")
         for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels"):
-            _require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         for key in ("memory", "beta_iterations"):
-            _require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), ">= 0")
+            require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), ">= 0")
         legal = not (self.rollouts and self.memory)
-        _require(legal, "algo.memory", self.memory, "0 where algo.rollouts is given")
-        _require(0 <= self.holdout < 1, "algo.holdout", self.holdout, "in [0, 1)")
+        require(legal, "algo.memory", self.memory, "0 where algo.rollouts is given")
+        require(0 <= self.holdout < 1, "algo.holdout", self.holdout, "in [0, 1)")
         for key in ("learning_rate", "final_learning_rate", "max_grad_norm"):
             value = getattr(self, key)
-            _require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
+            require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
         for camera, value in self.max_depth.items():
-            _require(value > 0, f"algo.max_depth.{camera}", value, "> 0")
-        _require(all(n >= 1 for n in self.hidden), "algo.hidden", self.hidden, "sizes >= 1")
-        _require(
+            require(value > 0, f"algo.max_depth.{camera}", value, "> 0")
+        require(all(n >= 1 for n in self.hidden), "algo.hidden", self.hidden, "sizes >= 1")
+        require(
             self.activation in ACTIVATIONS,
             "algo.activation",
             self.activation,
@@ -270,19 +271,19 @@ class TrainConfig:
             "keep_last",
             "learn_threads",
         ):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
-        _require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")
+            require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")
         for key in ("seed", "eval_seed"):
-            _require(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
-        _require(self.num_envs < 2**31, "num_envs", self.num_envs, "below 2**31")
+            require(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
+        require(self.num_envs < 2**31, "num_envs", self.num_envs, "below 2**31")
         known = ("tensorboard", "csv", "wandb", "swanlab", "trackio", "mlflow")
         for name in self.loggers:
-            _require(name in known, "loggers", name, f"among {', '.join(known)}")
+            require(name in known, "loggers", name, f"among {', '.join(known)}")
         legal = self.device in ("auto", "cpu", "cuda") or (
             self.device.startswith("cuda:") and self.device[5:].isdigit()
         )
-        _require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
+        require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
         stop = self.stop_at_success
-        _require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
+        require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
         legal = self.name not in ("", ".", "..") and "/" not in self.name
-        _require(legal, "name", repr(self.name), "a folder name")
+        require(legal, "name", repr(self.name), "a folder name")

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from penspin_style import __version__, storage
 from penspin_style.checkpoint import Checkpoints
+from penspin_style.config import require
 from penspin_style.nets.encoder import MEAN, STD, NatureCNN, load_encoder, load_head, save_encoder
 
 CLASSES = 10
@@ -67,20 +68,15 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         for key in ("epochs", "batch_size"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+            require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         for key in ("learning_rate", "head_learning_rate"):
-            _require(0 < getattr(self, key) < math.inf, key, getattr(self, key), "finite and > 0")
+            require(0 < getattr(self, key) < math.inf, key, getattr(self, key), "finite and > 0")
         decay = self.weight_decay
-        _require(0 <= decay < math.inf, "weight_decay", decay, "finite and >= 0")
+        require(0 <= decay < math.inf, "weight_decay", decay, "finite and >= 0")
         for key in ("momentum", "warmup", "label_smoothing"):
-            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)")
-        _require(0 <= self.shift < SIDE, "shift", self.shift, f"in 0 .. {SIDE - 1}")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2**63 - 1")
-
-
-def _require(ok: bool, key: str, value: object, legal: str) -> None:
-    if not ok:
-        raise ValueError(f"{key} must be {legal}, got {value}")
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)")
+        require(0 <= self.shift < SIDE, "shift", self.shift, f"in 0 .. {SIDE - 1}")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2**63 - 1")
 
 
 # Data.

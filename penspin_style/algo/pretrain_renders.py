@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from penspin_style import __version__
+from penspin_style.config import require
 from penspin_style.data.rollouts import Rollouts
 from penspin_style.nets.encoder import MEAN, STD, NatureCNN, save_encoder
 
@@ -33,6 +34,14 @@ class RendersConfig:
     privileged: str = "teacher"
     """The recorded vector that is to be guessed."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("epochs", "batch_size"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "learning_rate", rate, "finite and > 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2**63 - 1")
 
 
 def pretrain_on_renders(
