@@ -139,6 +139,7 @@ class WarpRenderer:
                 "build the simulation with make_sim"
             )
         start_warp()
+        self.sim = sim  # where a memory is shared, Warp knows an address but keeps nothing alive
         self.views = _check_views(sim.model, views)
         self._wp_device = wp.device_from_torch(torch.device(device or sim.device))
         self.device = torch.device(wp.device_to_torch(self._wp_device))

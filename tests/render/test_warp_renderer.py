@@ -1,6 +1,8 @@
 """The ray tracer on Warp's CPU device, against rays cast by hand."""
 
+import gc
 import types
+import weakref
 
 import mujoco
 import numpy as np
@@ -271,6 +273,18 @@ def test_drawing_leaves_the_simulation_as_it_is(table):
     renderer.render()
     assert torch.equal(sim.get_state(), before[0])
     assert all(torch.equal(sim.data[name], value) for name, value in before[1].items())
+
+
+def test_a_renderer_keeps_alive_the_simulation_whose_memory_it_reads():
+    sim = scatter(make_sim(rays.table(), 2))
+    renderer = make_renderer(sim, VIEWS)
+    before, seen = weakref.ref(sim), renderer_images(sim, renderer)
+    del sim
+    gc.collect()
+    assert before() is not None
+    after = renderer.render()
+    for camera, images in seen.items():
+        assert all(torch.equal(image, after[camera][name]) for name, image in images.items())
 
 
 def test_a_model_without_lights_and_materials_is_drawn():
