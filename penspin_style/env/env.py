@@ -69,7 +69,8 @@ class Env(EnvBase):
         final_pictures: whether the pictures under `next` are those of the true last state also
             where an episode ends; without, they are of the new episode there, and every step
             renders once instead of up to twice.
-        holdout: share of episodes in which the task's object is out of sight.
+        holdout: share of episodes in which the task's object is out of sight; there is nothing to
+            succeed at, so they do not enter the statistics.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.task = task
@@ -146,7 +147,7 @@ class Env(EnvBase):
         before = self.sim.get_state()
         self.randomizer.interval(self.total_steps, self.rng)
         self.task.apply_action(self.sim, action)
-        self.sim.step(self.n_substeps)
+        self.sim.step(self.n_substeps, self.task.substeps(self.sim, self.n_substeps, self.rng))
         self.total_steps += 1
         self.step_count.add_(1)
 
@@ -356,7 +357,7 @@ class Env(EnvBase):
     ) -> None:
         self.succeeded.logical_or_(success)
         self.episode.add_(torch.stack((reward, self._one, *weighted.values())))
-        ended = done & self.counted & ~fault
+        ended = done & self.counted & ~fault & ~self.hidden
         if self._is_empty(ended):
             return
         columns = torch.cat((self.episode, self.succeeded[None].float(), self._one[None]))

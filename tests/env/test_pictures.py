@@ -264,6 +264,19 @@ def test_a_partial_reset_hides_or_shows_nothing_elsewhere():
     assert (before[mask] != after[mask]).any() and torch.equal(x[mask] == AWAY, after[mask])
 
 
+def test_episodes_with_nothing_in_sight_do_not_enter_the_statistics():
+    env = make(num_envs=64, holdout=0.5, episode_length=3, observation=layout("velocity"))
+    shown = ~env.current()["hidden"][:, 0]
+    assert 0 < shown.sum() < 64
+    for _ in range(3):  # those in sight succeed, the others are out of reach
+        go(env, *torch.where(shown, 0.0, AWAY).tolist())
+    metrics = env.metrics()
+    assert metrics["env/num_trajectories"] == shown.sum()
+    assert metrics["env/success_once"] == 1.0
+    # near is 1 at the middle, and 1 - AWAY where nothing counts
+    assert metrics["reward/near"] == pytest.approx(3.0, abs=1e-6)
+
+
 def test_without_a_holdout_nothing_is_hidden_and_nothing_says_so():
     env = make()
     assert "hidden" not in {*env.current().keys(), *env.observation_spec.keys()}
