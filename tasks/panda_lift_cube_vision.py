@@ -3,7 +3,8 @@
 The student has a camera in front of the robot and one on its wrist, colour and depth, and seven
 numbers of its own body (tool centre point and velocity, finger); where the cube is, only the
 pictures say. The teacher is that of `panda_lift_cube` and reads what it read there. Resolution is a
-parameter (`task.cameras.front.height`); RLinf's 128 works as well as ALOHA's 32.
+parameter (`task.cameras.front.height`): 32, as ALOHA's; RLinf's 128 builds and trains too, how well
+is not measured.
 
 Every episode looks different: colours of cube, floor and robot, the light's direction and strength,
 where the cameras are, how they are turned and how wide they see are drawn at each reset.
