@@ -26,13 +26,9 @@ CUBE = (0.5, 0.14)  # m
 
 def pictures() -> np.ndarray:
     """Return one row per camera: colour, depth and segmentation, each by both renderers."""
-    spec = PandaLiftCubeVision(PandaLiftCubeVision.Config()).spec()
-    # OpenGL clips light at white before it applies a texture, the ray tracer after: no more light
-    # than white, then
-    spec.visual.headlight.diffuse = [0.04] * 3
-    spec.visual.headlight.specular = [0.0] * 3
-    spec.light("top").specular = [0.0] * 3
-    sim = make_sim(spec.compile(), 1)
+    # OpenGL clips light at white before it applies a texture, the ray tracer after; this task has
+    # no more light than white
+    sim = make_sim(PandaLiftCubeVision(PandaLiftCubeVision.Config()).spec().compile(), 1)
     sim.data.qpos[0, :9] = torch.tensor(POSE, dtype=torch.float64)
     sim.data.qpos[0, 9:11] = torch.tensor(CUBE, dtype=torch.float64)
     sim.forward()

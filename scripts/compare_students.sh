@@ -53,7 +53,7 @@ done
 python - "$group" "${names[@]}" <<'PY'
 import csv, json, pathlib, sys
 group, names = pathlib.Path(sys.argv[1]), sys.argv[2:]
-print("| student | success, 500 episodes | 95 % interval | samples | wall |\n| --- | --- | --- | --- | --- |")
+print("| student | success, 500 episodes | 95 % interval | samples | learning time |\n| --- | --- | --- | --- | --- |")
 for name in names:
     result = json.loads((group / f"{name}.json").read_text())
     low, high = result["interval"]
