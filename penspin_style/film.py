@@ -52,7 +52,7 @@ def shoot(
         env = make_env(1, seed + attempt)
         limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
         if size > limit:
-            raise ValueError(f"--size {size}: the task's model allows at most {limit} pixels")
+            raise ValueError(f"size {size}: the task's model allows at most {limit} pixels")
         frames: list[np.ndarray] = []
         views: list[np.ndarray] = []
         with GLRenderer(env.sim, env.task.camera, height=size, width=size) as renderer:
@@ -79,7 +79,7 @@ def shoot(
         if len(shots) == episodes:
             return shots
     if not shots:
-        raise ValueError(f"no successful episode among {20 * episodes}; leave out --successful")
+        raise ValueError(f"no successful episode among {20 * episodes}; film any instead")
     return shots
 
 

@@ -207,7 +207,7 @@ REFUSED = {
     "play run --video x.mp4 --strip x.jpg": "--strip x.jpg: the file must end in .png",
     "play run --video x.mp4 --strip nofolder/x.png": "the folder nofolder does not exist",
     "play run --video x.mp4 --size 3": "--size 3: the video format needs an even number",
-    "play run --video x.mp4 --size 1000000": "--size 1000000: the task's model allows at most",
+    "play run --video x.mp4 --size 1000000": "size 1000000: the task's model allows at most",
     "export nofile": "nofile holds no policy",
     "export empty": "empty holds no policy",
     "export run --out x.txt": "--out x.txt: the file must end in .onnx",
