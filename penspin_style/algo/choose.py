@@ -1,6 +1,6 @@
 """The choice of an algorithm by its configuration."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -14,7 +14,7 @@ from penspin_style.features import Input
 def make_algorithm(
     cfg: TrainConfig,
     inputs: tuple[Input, ...],
-    reads: Any,
+    reads: Callable[[str], tuple[str, ...]],
     naction: int,
     *,
     device: torch.device,

@@ -25,6 +25,8 @@ from penspin_style.nets.policy import Gaussian, GaussianPolicy, ValueFunction
 class PPO:
     """A teacher on the observation group `teacher`, a critic on `critic` if there is one."""
 
+    collects = True
+
     def __init__(
         self,
         cfg: PPOConfig,
@@ -86,8 +88,6 @@ class PPO:
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normalisers have seen anything
-
-    collects = True
 
     # The four verbs.
 

@@ -137,9 +137,9 @@ class Groups:
         for name, group in self.pictures.items():
             if name in terms:
                 value = self._enter(group, name, terms[name], mask)
-                history = self.groups[group][name].history
-                is_stacked = f"{group}/{name}" in self.buffers and history == 1
-                out[name] = value.squeeze(1) if is_stacked else value
+                ring = self.buffers.get(f"{group}/{name}")
+                is_single = ring is not None and ring.term.history == 1
+                out[name] = value.squeeze(1) if is_single else value  # a ring adds a history axis
         return out
 
     def state_dict(self) -> dict[str, Tensor]:
