@@ -57,7 +57,8 @@ def pretrain_on_renders(
 
     Raises:
         FileExistsError: out is there already.
-        ValueError: the recording lacks colour pictures of one size, or the privileged vector.
+        ValueError: the recording lacks colour pictures of one size, the privileged vector, or rows
+            to judge by.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; remove it or choose another folder")
@@ -73,6 +74,8 @@ def pretrain_on_renders(
             "record more episodes"
         )
     train, test = (_load(rollouts, ids, cameras, cfg.privileged) for ids in (taught, tested))
+    if len(test[1]) < 2:
+        raise ValueError(f"{recording} keeps one row to judge, which does not vary; record more")
     mean, std = train[1].mean(dim=0), train[1].std(dim=0).clamp(min=1e-6)
     encoder = NatureCNN(height, width, pool=False, rng=rng)
     size = train[1].shape[1]
