@@ -29,10 +29,11 @@ from penspin_style.__main__ import main
 from penspin_style.algo.algorithm import MAX_SKIPPED
 from penspin_style.algo.ppo import PPO
 from penspin_style.checkpoint import Checkpoints
-from penspin_style.compose import compose_train
-from penspin_style.run import FaultyRunError, Run
+from penspin_style.run import FaultyRunError
 from penspin_style.sim.sim import Fault
 from penspin_style.storage import MANIFEST
+from tests import training
+from tests.training import manifest, rows, untimed
 
 ROOT = pathlib.Path(__file__).parent.parent
 FULL = os.environ.get("PENSPIN_FULL") == "1"
@@ -48,37 +49,15 @@ NOISY = tuple(
 VARIANTS = {"plain": (), "noisy": NOISY}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the command line sets it: sums of floats depend on how many threads share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(out, *words):
-    return Run(*compose_train(["task=panda_lift_cube", *SMALL, f"out={out}", *words]))
+    return training.make(out, "task=panda_lift_cube", *SMALL, *words)
 
 
 def fit(out, *words):
-    run = make(out, *words)
-    assert run.fit(quiet=True) == 0
-    return run
-
-
-def rows(run):
-    with (run.folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def untimed(run):
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows(run)]
-
-
-def manifest(run, iteration):
-    """The checksums of everything that the run is at an iteration."""
-    return (run.checkpoints.folder / f"{iteration:08d}" / MANIFEST).read_text()
+    return training.fit(out, "task=panda_lift_cube", *SMALL, *words)
 
 
 def weights_sha256(run):

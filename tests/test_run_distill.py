@@ -1,16 +1,15 @@
 """A run that distils: the same again after a stop, and what it leaves behind."""
 
-import csv
 import json
 import signal
 
 import pytest
 import torch
 
-from penspin_style.compose import compose_train
 from penspin_style.nets.policy import load_policy
-from penspin_style.run import Run
-from penspin_style.storage import MANIFEST
+from tests import training
+from tests.training import manifest
+from tests.training import untimed as rows
 
 SMALL = (
     *("task=panda_lift_cube_vision", "num_envs=4", "algo.horizon=3", "algo.minibatch_size=6"),
@@ -20,34 +19,15 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the command line sets it: sums of floats depend on how many threads share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(out, *words):
-    return Run(*compose_train([*SMALL, f"out={out}", *words]))
+    return training.make(out, *SMALL, *words)
 
 
 def fit(out, *words):
-    run = make(out, *words)
-    assert run.fit(quiet=True) == 0
-    return run
-
-
-def rows(run):
-    with (run.folder / "metrics.csv").open(newline="") as file:
-        read = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read]
-
-
-def manifest(run, iteration):
-    """The checksums of everything that the run is at an iteration."""
-    return (run.checkpoints.folder / f"{iteration:08d}" / MANIFEST).read_text()
+    return training.fit(out, *SMALL, *words)
 
 
 @pytest.fixture(scope="module")

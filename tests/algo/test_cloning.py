@@ -26,12 +26,6 @@ from tests.algo.formula import (
     weights,
 )
 
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return publish(tmp_path_factory.mktemp("teacher") / "policy")
-
-
 # Cloning.
 
 

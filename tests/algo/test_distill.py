@@ -18,17 +18,10 @@ from tests.algo.formula import (
     collected,
     learn,
     make,
-    publish,
     root,
     taught,
     weights,
 )
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return publish(tmp_path_factory.mktemp("teacher") / "policy")
-
 
 # Labels and actions.
 

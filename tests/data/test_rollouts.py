@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from penspin_style import storage
 from penspin_style.data.rollouts import LABEL, Rollouts, RolloutWriter, shuffled
 from penspin_style.features import Feature, Input
+from tests.damage import cut, lose
 
 INPUTS = (
     Input("student", (Feature("x", (2,), "m", history=2), Feature("on", ()))),
@@ -167,14 +168,6 @@ def test_a_recording_of_nothing_is_refused(tmp_path):
     RolloutWriter(tmp_path / "r", INPUTS, FACTS).close()
     with pytest.raises(ValueError, match=rf"r: the card says 0 rows in 0 shards.*{REMEDY}"):
         Rollouts(tmp_path / "r")
-
-
-def lose(path):
-    path.unlink()
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
 
 
 def cut_header(path):

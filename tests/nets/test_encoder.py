@@ -23,6 +23,7 @@ from penspin_style.nets.encoder import (
     same_padding,
     save_encoder,
 )
+from tests.damage import DAMAGES, check_refused, flip
 
 SIZES = [(32, 32), (64, 64), (128, 128), (33, 47), (30, 31), (84, 84), (1, 1), (5, 100)]
 
@@ -260,27 +261,10 @@ def test_a_card_that_is_no_json_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def lose(path):
-    path.unlink()
-
-
 @pytest.mark.parametrize("name", ["encoder.safetensors", "card.json", "manifest.json"])
-@pytest.mark.parametrize("damage", [flip, cut, lose])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_refused(saved, name, damage):
-    _, folder = saved
-    damage(folder / name)
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        load_encoder(folder)
+    check_refused(load_encoder, saved[1], name, damage)
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from penspin_style import config
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from penspin_style.nets.mlp import ACTIVATIONS, mlp
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.policy import GaussianPolicy, ValueFunction, load_policy, save_policy
+from tests.damage import DAMAGES, check_refused
 
 SIZE, NACTION = 5, 3
 
@@ -116,6 +118,10 @@ def test_statistics_move_only_in_update():
 
 
 # Networks.
+
+
+def test_the_configuration_offers_exactly_the_activations_that_there_are():
+    assert sorted(config.ACTIVATIONS) == sorted(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -244,27 +250,10 @@ def test_a_folder_is_never_written_over(saved):
         save_policy(policy, card(policy), folder)
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def lose(path):
-    path.unlink()
-
-
 @pytest.mark.parametrize("name", ["policy.safetensors", "card.json", "manifest.json"])
-@pytest.mark.parametrize("damage", [flip, cut, lose])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_refused(saved, name, damage):
-    _, folder = saved
-    damage(folder / name)
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        load_policy(folder)
+    check_refused(load_policy, saved[1], name, damage)
 
 
 def test_a_folder_with_a_file_of_its_own_is_refused(saved):

@@ -3,6 +3,8 @@
 import mujoco
 import numpy as np
 
+from penspin_style.sim.randomize import Randomize
+
 FLOOR, GHOST, BOX, BALL = range(4)  # geom ids: those of the world come first
 
 TABLE = """
@@ -29,6 +31,22 @@ TABLE = """
   </worldbody>
 </mujoco>
 """
+
+
+RGB = slice(0, 3)
+# what may differ between the tables of one simulation
+LOOKS = {
+    row.field: row
+    for row in (
+        Randomize("geom_rgba", names="ball", column=RGB, low=0.1, high=0.9, when="startup"),
+        Randomize("mat_rgba", column=RGB, low=0.1, high=0.9, when="startup"),
+        Randomize(*("geom_size", "box|ball"), operation="scale", low=0.7, high=1.4, when="startup"),
+        Randomize("light_diffuse", low=0.1, high=0.4, when="startup"),
+        Randomize("cam_pos", operation="add", low=-0.2, high=0.2, when="startup"),
+        Randomize("cam_quat", operation="turn", low=0.05, high=0.3, when="startup"),
+        Randomize("cam_fovy", operation="scale", low=0.6, high=1.4, when="startup"),
+    )
+}
 
 
 def table() -> mujoco.MjModel:

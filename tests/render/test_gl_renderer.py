@@ -8,22 +8,13 @@ import torch
 
 from penspin_style.render.gl_renderer import GLRenderer, NoOpenGLError, choose_platform
 from penspin_style.render.renderer import View, make_renderer
-from penspin_style.sim.randomize import Randomize, Randomizer, per_env_fields
+from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
 from tasks.panda_lift_cube import PandaLiftCube
 from tasks.robots import panda
 
 SIZE = 64
-RGB = slice(0, 3)
-LOOKS = [
-    Randomize("geom_rgba", names="ball", column=RGB, low=0.1, high=0.9, when="startup"),
-    Randomize("mat_rgba", column=RGB, low=0.1, high=0.9, when="startup"),
-    Randomize("geom_size", names="box|ball", operation="scale", low=0.7, high=1.4, when="startup"),
-    Randomize("light_diffuse", low=0.1, high=0.4, when="startup"),
-    Randomize("cam_pos", operation="add", low=-0.2, high=0.2, when="startup"),
-    Randomize("cam_quat", operation="turn", low=0.05, high=0.3, when="startup"),
-    Randomize("cam_fovy", operation="scale", low=0.6, high=1.4, when="startup"),
-]
+LOOKS = list(rays.LOOKS.values())
 
 # Three of each shape that MuJoCo has, without mass or meeting.
 CROWD = """

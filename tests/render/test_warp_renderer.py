@@ -16,20 +16,10 @@ from penspin_style.render.warp_renderer import WarpRenderer
 from penspin_style.sim.randomize import Randomize, Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
 
-RGB = slice(0, 3)
 ROWS = {
-    row.field: row
-    for row in (
-        Randomize("geom_rgba", names="ball", column=RGB, low=0.1, high=0.9, when="startup"),
-        Randomize("mat_rgba", column=RGB, low=0.1, high=0.9, when="startup"),
-        Randomize(*("geom_size", "box|ball"), operation="scale", low=0.7, high=1.4, when="startup"),
-        Randomize("light_diffuse", low=0.1, high=0.4, when="startup"),
-        Randomize("light_pos", "lamp", operation="add", low=-0.4, high=0.4, when="startup"),
-        Randomize("light_dir", "sun", operation="turn", low=0.2, high=0.6, when="startup"),
-        Randomize("cam_pos", operation="add", low=-0.2, high=0.2, when="startup"),
-        Randomize("cam_quat", operation="turn", low=0.05, high=0.3, when="startup"),
-        Randomize("cam_fovy", operation="scale", low=0.6, high=1.4, when="startup"),
-    )
+    **rays.LOOKS,
+    "light_pos": Randomize("light_pos", "lamp", -0.4, 0.4, operation="add", when="startup"),
+    "light_dir": Randomize("light_dir", "sun", 0.2, 0.6, operation="turn", when="startup"),
 }
 VIEWS = (View("top", 40, 48, segmentation=True), View("side", 33, 32, segmentation=True))
 NUM_ENVS = 4
