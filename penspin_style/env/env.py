@@ -147,7 +147,7 @@ class Env(EnvBase):
         before = self.sim.get_state()
         self.randomizer.interval(self.total_steps, self.rng)
         self.task.apply_action(self.sim, action)
-        self.sim.step(self.n_substeps, self.task.substeps(self.sim, self.n_substeps, self.rng))
+        self.sim.step(self.n_substeps)
         self.total_steps += 1
         self.step_count.add_(1)
 
