@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--blank", nargs="+", metavar="PICTURE", help="show it black instead, as front_rgb"
     )
+    evaluate.add_argument("--plot", metavar="OUT.png", help="draw how long episodes last")
 
     play = verb("play", "Watch a policy: in a window, or as a film.")
     play.add_argument("policy", help="a run folder, a policy folder or an .onnx file")

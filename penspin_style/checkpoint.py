@@ -31,7 +31,8 @@ class Checkpoints:
     def save(self, iteration: int, state: dict[str, Any], score: float | None) -> pathlib.Path:
         """Write state under its iteration; then drop what is neither recent nor best.
 
-        score: success rate of exactly these weights, larger is better; None if not evaluated.
+        score: what `Task.score` names, of exactly these weights, larger is better; None if not
+            evaluated.
 
         Raises:
             ValueError: a weight is not finite; such a state is not worth keeping.

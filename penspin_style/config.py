@@ -60,14 +60,30 @@ class PPOConfig:
     clip_coef: float = 0.2
     value_coef: float = 1.0
     value_clip: float | None = None
-    """Radius of the clipped value loss; null for none."""
+    """Radius of the clipped value loss; null for none. In standard deviations with `value_norm`."""
+    value_norm: bool = False
+    """Learn returns as their running mean and deviation leave them, whatever their size."""
     entropy_coef: float = 0.0
     learning_rate: float = 3e-4
     target_kl: float | None = None
-    """Adapt the learning rate to this KL per iteration; null for a fixed rate."""
+    """Adapt the learning rate to this KL from the policy that collected; null for a fixed rate.
+    Above twice the target the rate falls by a factor of 1.5, below half of it it rises by 1.5."""
+    kl_every: str = "iteration"
+    """When the rate is adapted: `iteration`, once after the last pass, or `epoch`, after each."""
+    min_learning_rate: float = 1e-5
+    """Least rate that adaptation leads to."""
+    max_learning_rate: float = 3e-3
+    """Largest rate that adaptation leads to."""
     max_grad_norm: float = 1.0
     hidden: list[int] = field(default_factory=lambda: [128, 128])
     critic_hidden: list[int] = field(default_factory=lambda: [128, 128])
+    encoders: dict[str, list[int]] = field(default_factory=dict)
+    """Observation group -> widths of its encoder, the code's last. The codes join the teacher's
+    group before `hidden`. A group of one feature (n, 3) is a cloud: its points pass the encoder one
+    by one and the largest of each number stays. A group that the task does not observe is passed
+    over, for ablations, and so is one with []; the policy's card lists what is read."""
+    shared_critic: bool = False
+    """A value head on the policy's last hidden layer instead of a network of its own."""
     activation: str = "elu"
     init_std: float = 0.8
     compile: bool = False
@@ -80,7 +96,15 @@ class PPOConfig:
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         for key in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
-        for key in ("clip_coef", "learning_rate", "max_grad_norm", "init_std", "reward_scale"):
+        for key in (
+            "clip_coef",
+            "learning_rate",
+            "min_learning_rate",
+            "max_learning_rate",
+            "max_grad_norm",
+            "init_std",
+            "reward_scale",
+        ):
             value = getattr(self, key)
             require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
         for key in ("value_coef", "entropy_coef"):
@@ -92,6 +116,15 @@ class PPOConfig:
         for key in ("hidden", "critic_hidden"):
             sizes = getattr(self, key)
             require(all(n >= 1 for n in sizes), f"algo.{key}", sizes, "a list of sizes >= 1")
+        for group, sizes in self.encoders.items():
+            legal = all(n >= 1 for n in sizes)
+            require(legal, f"algo.encoders.{group}", sizes, "a list of sizes >= 1")
+            require(group not in ("teacher", "critic"), "algo.encoders", group, "another group")
+        top = self.max_learning_rate
+        legal = f"at least algo.min_learning_rate, {self.min_learning_rate}"
+        require(top >= self.min_learning_rate, "algo.max_learning_rate", top, legal)
+        known = ("iteration", "epoch")
+        require(self.kl_every in known, "algo.kl_every", self.kl_every, " or ".join(known))
         require(
             self.activation in ACTIVATIONS,
             "algo.activation",
@@ -146,6 +179,50 @@ class AugmentConfig:
 
 
 @dataclass
+class TemporalConfig:
+    """The network of students without pictures (PenSpin, arXiv 2407.18902)."""
+
+    recent: int = 3
+    """Newest frames of the joints that pass by the transformer."""
+    normalize_history: bool = True
+    """Normalise the joints' history. Published: raw radians, whose changes of a tenth are small
+    beside positions that are sines."""
+    width: int = 32
+    """Of the transformer's tokens."""
+    heads: int = 2
+    layers: int = 2
+    feedforward: int = 2048
+    """Width of the hidden layer of the transformer's perceptrons."""
+    dropout: float = 0.1
+    latent: int = 40
+    """Numbers that the transformer makes of the history."""
+    fingertips: list[int] = field(default_factory=lambda: [256, 128, 8])
+    fingertip_noise: float = 0.01
+    """Half width of uniform noise on normalised fingertips."""
+    ends: list[int] = field(default_factory=lambda: [6, 6, 6])
+    """Widths of the perceptron that looks at each end of the pen."""
+    points: list[int] = field(default_factory=lambda: [32, 32, 32])
+    """Widths of the perceptron that looks at each point of a cloud."""
+    trunk: list[int] = field(default_factory=lambda: [512, 256, 128])
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("recent", "width", "heads", "layers", "feedforward", "latent"):
+            require(getattr(self, key) >= 1, f"algo.temporal.{key}", getattr(self, key), ">= 1")
+        require(self.width % 2 == 0, "algo.temporal.width", self.width, "even: sines and cosines")
+        legal = self.width % self.heads == 0
+        require(legal, "algo.temporal.heads", self.heads, f"a divisor of the width, {self.width}")
+        require(0 <= self.dropout < 1, "algo.temporal.dropout", self.dropout, "in [0, 1)")
+        noise = self.fingertip_noise
+        legal = 0 <= noise < float("inf")
+        require(legal, "algo.temporal.fingertip_noise", noise, "finite and >= 0")
+        for key in ("fingertips", "ends", "points", "trunk"):
+            sizes = getattr(self, key)
+            legal = (bool(sizes) or key == "trunk") and all(n >= 1 for n in sizes)
+            require(legal, f"algo.temporal.{key}", sizes, "a list of sizes >= 1")
+
+
+@dataclass
 class DistillConfig:
     """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
 
@@ -154,6 +231,12 @@ class DistillConfig:
     """Policy folder, or the run folder, of the teacher."""
     group: str = "student"
     """The observation group that the student reads, its pictures included."""
+    network: str = "pictures"
+    """`pictures`: numbers and pictures of cameras. `temporal`: the history of a hand's joints."""
+    driver: str = "student"
+    """Who acts once `beta_iterations` are over. `student`: DAgger. `teacher`: it alone, always."""
+    loss: str = "l2"
+    """Distance to the label, summed over the action: `l2`, squared, or `l1`."""
     rollouts: str = ""
     """Folder of recorded roll-outs to clone; empty for DAgger."""
     horizon: int = 48
@@ -188,11 +271,19 @@ class DistillConfig:
     """Camera -> metres beyond which depth counts as nothing; 2 where not given."""
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
     activation: str = "relu"
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         """Check the values."""
         require(self.name == "distill", "algo.name", self.name, "distill")
+        for key, known in (
+            ("network", ("pictures", "temporal")),
+            ("driver", ("student", "teacher")),
+            ("loss", ("l2", "l1")),
+        ):
+            value = getattr(self, key)
+            require(value in known, f"algo.{key}", value, " or ".join(known))
         for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         for key in ("memory", "beta_iterations"):

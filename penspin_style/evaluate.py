@@ -6,14 +6,17 @@ through this one function, so the numbers mean the same.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from penspin_style.env.env import Env
+from penspin_style.env.task import Task
 
+Z = 1.959964
+"""Standard deviations of a normal distribution that 95 % lie within."""
 Act = Callable[[Any], Tensor]
 """From a root TensorDict [num_envs] to actions (num_envs, naction)."""
 
@@ -30,6 +33,69 @@ def blinded(act: Act, pictures: Sequence[str]) -> Act:
         return act(td.clone(recurse=False).update({n: torch.zeros_like(td[n]) for n in pictures}))
 
     return blind
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One of the task's own figures, over the episodes that no fault ended."""
+
+    mean: float | None
+    """None if there is no such episode."""
+    interval: tuple[float, float] | None
+    """95 %: Wilson's for a share, else by the standard error, which takes two episodes."""
+    is_share: bool
+    episodes: int
+    kinds: dict[str, "Measure"] = field(default_factory=dict)
+    """The same over the episodes of each kind."""
+
+    @property
+    def text(self) -> str:
+        """Return the mean for people: a percentage of episodes, or a number."""
+        return self.write(self.mean) if self.mean is not None else "none"
+
+    def write(self, value: float) -> str:
+        """Return a value in the measure's manner."""
+        return f"{value:.1%}" if self.is_share else f"{value:.2f}"
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What happened in each episode; tensors (n,), on the CPU."""
+
+    steps: Tensor
+    """Length in control steps, float."""
+    fell: Tensor
+    """Whether the task terminated it, bool."""
+    faulty: Tensor
+    kind: Tensor
+    """Long, into `kind_names`."""
+    kind_names: tuple[str, ...]
+    values: dict[str, Tensor]
+    """What the task judges: bool or float."""
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return which episodes are of each kind that occurs, the faulty ones aside."""
+        found = {name: (self.kind == i) & ~self.faulty for i, name in enumerate(self.kind_names)}
+        return {name: mask for name, mask in found.items() if mask.any()}
+
+    def measures(self) -> dict[str, Measure]:
+        """Return the figures, with their intervals."""
+        masks = self.masks()
+        return {
+            name: _measure(
+                value[~self.faulty], {kind: _measure(value[m]) for kind, m in masks.items()}
+            )
+            for name, value in self.values.items()
+        }
+
+
+def _measure(value: Tensor, kinds: dict[str, Measure] | None = None) -> Measure:
+    n, is_share = len(value), value.dtype == torch.bool
+    mean = value.double().mean().item() if n else None
+    interval = None
+    if mean is not None and (is_share or n > 1):
+        interval = wilson(mean, n) if is_share else normal(value)
+    return Measure(mean, interval, is_share, n, kinds or {})
 
 
 @dataclass(frozen=True)
@@ -51,29 +117,39 @@ class Evaluation:
     episodes: int
     seed: int
     faults: int
-    """Episodes that a fault ended; they count as failures."""
+    """Episodes that a fault ended; they count as failures, and enter no measure."""
+    measures: dict[str, Measure]
+    """The task's own figures."""
+    record: Episodes = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON values, with `return_` as `return`."""
-        out = asdict(self)
+        """Return JSON values, with `return_` as `return` and every measure's mean by its name."""
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "record"}
         out["return"] = out.pop("return_")
-        return out
+        out["measures"] = {name: asdict(measure) for name, measure in self.measures.items()}
+        return out | {name: measure.mean for name, measure in self.measures.items()}
+
+    def score(self, name: str) -> float | None:
+        """Return the figure that `Task.score` names; None if every episode was faulty."""
+        return self.as_dict()[name]
 
 
 @torch.no_grad()
 def evaluate(
     env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | None = None
 ) -> Evaluation:
-    """Run the first episode of every environment to its end.
+    """Run the first episode of every environment to its end; judge it, also by the task's figures.
 
     env: built with this seed and without staggering; its `num_envs` is the number of episodes.
     on_step: called after the reset and after every step, to film.
     """
     n, device = env.num_envs, env.device
     alive = torch.ones(n, dtype=torch.bool, device=device)
-    once, at_end, faulty = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(3))
+    once, at_end, fell, faulty = (torch.zeros_like(alive) for _ in range(4))
     total, length, first = (torch.zeros(n, device=device) for _ in range(3))
     terms: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    kind = env.task.kinds(env.sim).clone()
     root = env.current()
     if on_step:
         on_step()
@@ -84,16 +160,20 @@ def evaluate(
         success, done = after["success"].view(-1), after["done"].view(-1)
         once |= success & alive
         at_end = torch.where(alive, success, at_end)
+        fell |= after["terminated"].view(-1) & alive
         faulty |= after["fault"].view(-1) & alive
         total += after["reward"].view(-1) * alive
         length += alive
         first += (alive & ~once).float()
         for name, value in env.reward_terms.items():
             terms[name] = terms.get(name, torch.zeros_like(total)) + value * alive
+        for name, value in env.measures.items():
+            sums[name] = sums.get(name, torch.zeros_like(total)) + torch.where(alive, value, 0.0)
         alive = alive & ~done
         if on_step:
             on_step()
     rate = (once & ~faulty).float().mean().item()
+    record = _record(env.task, sums, length, fell, faulty, kind)
     return Evaluation(
         success_rate=rate,
         interval=wilson(rate, n),
@@ -105,10 +185,53 @@ def evaluate(
         episodes=n,
         seed=seed,
         faults=int(faulty.sum()),
+        measures=record.measures(),
+        record=record,
     )
 
 
-def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def _record(
+    task: Task[Any],
+    sums: dict[str, Tensor],
+    steps: Tensor,
+    fell: Tensor,
+    faulty: Tensor,
+    kind: Tensor,
+) -> Episodes:
+    """Return what the task says of every episode.
+
+    Raises:
+        ValueError: the task says what is not finite, or names a kind that it does not have.
+    """
+    values = task.judge(sums, steps, fell)
+    who = type(task).__name__
+    for name, value in values.items():
+        if not torch.isfinite(value[~faulty]).all():
+            raise ValueError(f"{who}.judge gives a {name!r} that is not finite")
+    names = task.kind_names
+    if names and not 0 <= int(kind.min()) <= int(kind.max()) < len(names):
+        raise ValueError(
+            f"{who}.kinds must be below {len(names)}, the number of its kind_names, got "
+            f"{int(kind.min())} to {int(kind.max())}"
+        )
+    return Episodes(
+        steps=steps.cpu(),
+        fell=fell.cpu(),
+        faulty=faulty.cpu(),
+        kind=kind.cpu(),
+        kind_names=names,
+        values={name: value.cpu() for name, value in values.items()},
+    )
+
+
+def normal(values: Tensor, z: float = Z) -> tuple[float, float]:
+    """Return the interval of a mean by its standard error, from (n,), n > 1; 95 % by default."""
+    half = z * values.double().std().item() / math.sqrt(len(values))
+    mean = values.double().mean().item()
+    return mean - half, mean + half
+
+
+def wilson(rate: float, n: int, z: float = Z) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion (Wilson 1927); z for 95 % by default."""
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))

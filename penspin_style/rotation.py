@@ -48,6 +48,16 @@ def to_matrix(q: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def to_rotation_vector(q: Tensor) -> Tensor:
+    """Return angle (at most pi) times the axis of unit quaternions, (..., 3) rad."""
+    q = torch.where(q[..., :1] < 0, -q, q)
+    w, u = q[..., 0], q[..., 1:]
+    sine = u.norm(dim=-1)
+    # near zero the angle is twice the sine of its half
+    factor = torch.where(sine > 1e-6, 2.0 * torch.atan2(sine, w) / sine.clamp(min=1e-6), 2.0)
+    return factor.unsqueeze(-1) * u
+
+
 def rotation_vector(matrix: Tensor) -> Tensor:
     """Return sin(angle) times the axis of rotation matrices, (..., 3).
 

@@ -94,7 +94,8 @@ class Run:
         )
         self._claim()
         self.iteration = 0
-        self.score: float | None = None
+        self.score: float | None = None  # of the last evaluation, what task.score names
+        self.success_rate: float | None = None  # of the same
         self.scored = -1  # the iteration whose weights have the score
         self.rate_halved = False
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
@@ -143,7 +144,7 @@ class Run:
                     self.algo.horizon * self.cfg.num_envs / (updated - began)
                 )
                 if self._close_iteration(row, trackers, progress):
-                    progress.say(f"success {self.score:.1%} reached stop_at_success: done")
+                    progress.say(f"success {self.success_rate:.1%} reached stop_at_success: done")
                     break
             saved = self._save(progress)
             if self._signal:
@@ -202,14 +203,17 @@ class Run:
         if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
             return False
         result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
-        self.score, self.scored = result.success_rate, self.iteration
+        self.score, self.scored = result.score(self.task.score), self.iteration
+        self.success_rate = result.success_rate
         row |= {
             "eval/success_once": result.success_rate,
             "eval/success_at_end": result.success_at_end,
             "eval/return": result.return_,
             "eval/episode_len": result.episode_len,
         }
-        return self.cfg.stop_at_success is not None and self.score >= self.cfg.stop_at_success
+        row |= {f"eval/{k}": m.mean for k, m in result.measures.items() if m.mean is not None}
+        stop = self.cfg.stop_at_success
+        return stop is not None and result.success_rate >= stop
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         """Judge the policy as it is, deterministic, on fresh environments."""
@@ -229,9 +233,10 @@ class Run:
             storage.remove(target)
         save_policy(self.algo.policy, self._card(result), target)
         low, high = result.interval
+        own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
         progress.say(
             f"success {result.success_rate:.1%} (95% interval {low:.1%} to {high:.1%}, "
-            f"{result.episodes} episodes); policy in {target}"
+            f"{result.episodes} episodes){own}; policy in {target}"
         )
 
     def _card(self, result: Evaluation) -> PolicyCard:
@@ -326,6 +331,7 @@ class Run:
             "run": {
                 "iteration": self.iteration,
                 "score": self.score,
+                "success_rate": self.success_rate,
                 "scored": self.scored,
                 "rate_halved": self.rate_halved,
                 "faulty": list(self.faulty),
@@ -373,6 +379,8 @@ class Run:
         )
         self.iteration = state["run"]["iteration"]
         self.score = state["run"]["score"]
+        # before tasks named their score, it was the success rate
+        self.success_rate = state["run"].get("success_rate", self.score)
         self.scored = state["run"]["scored"]
         self.rate_halved = state["run"]["rate_halved"]
         self.faulty.clear()

@@ -24,10 +24,11 @@ from penspin_style.compose import (
 )
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
-from penspin_style.evaluate import Act, Evaluation, acting, blinded, evaluate
+from penspin_style.evaluate import Act, acting, blinded, evaluate
 from penspin_style.features import PolicyCard
 from penspin_style.metrics import print_json
 from penspin_style.nets.policy import load_policy
+from penspin_style.report import check_plotting, plot, print_evaluation
 from penspin_style.run import (
     EXIT_DATA,
     EXIT_OK,
@@ -106,7 +107,7 @@ def _train(args: argparse.Namespace) -> int:
                 "folder": str(trained.folder),
                 "iteration": trained.iteration,
                 "samples": trained.samples,
-                "success_rate": trained.score,
+                "success_rate": trained.success_rate,
                 "exit_code": code,
             }
         )
@@ -241,6 +242,9 @@ def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[A
 
 
 def _eval(args: argparse.Namespace) -> int:
+    target = _target("--plot", args.plot, ".png") if args.plot else None
+    if target is not None:
+        check_plotting()
     source = _open(pathlib.Path(args.policy), args.overrides)
     began = time.perf_counter()
     act = source.act
@@ -254,20 +258,10 @@ def _eval(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"policy": args.policy, "task": source.card.task, **result.as_dict()})
     else:
-        _print_evaluation(source.card.task, result, time.perf_counter() - began)
+        print_evaluation(source.card.task, result, time.perf_counter() - began)
+    if target is not None:
+        plot(target, source.card.task, result, source.cfg.task.control_dt)
     return EXIT_OK
-
-
-def _print_evaluation(task: str, result: Evaluation, seconds: float) -> None:
-    low, high = result.interval
-    print(f"{task}: {result.episodes} episodes, seed {result.seed}, {seconds:.0f} s")
-    print(f"  success     {result.success_rate:7.1%}   95% interval {low:.1%} to {high:.1%}")
-    print(f"  at the end  {result.success_at_end:7.1%}")
-    print(f"  return      {result.return_:7.2f}")
-    for name, value in result.reward.items():
-        print(f"    {name:10}{value:7.2f}")
-    print(f"  length      {result.episode_len:7.1f} steps")
-    print(f"  faults      {result.faults:7d}")
 
 
 def _play(args: argparse.Namespace) -> int:
@@ -342,7 +336,7 @@ def _film(
 
 
 def _target(flag: str, text: str, suffix: str) -> pathlib.Path:
-    """Return the file that a film goes to, before the minutes that filming takes.
+    """Return the file that a film or plot goes to, before the minutes that making it takes.
 
     Raises:
         UsageError: another kind of file, or a folder that is not there.

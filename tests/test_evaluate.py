@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from penspin_style.env.env import Env
-from penspin_style.evaluate import evaluate, wilson
+from penspin_style.env.measures import RESERVED
+from penspin_style.evaluate import evaluate, normal, wilson
+from tests.env.measured import MeasuredCart
 from tests.env.toy import Cart, Config, substep
 
 # Newcombe 1998, Statistics in Medicine 17, p. 861, table I, method 3 (score, 95 %)
@@ -139,3 +141,124 @@ def test_the_result_is_plain_json():
     assert "return_" not in raw
     assert raw["interval"] == list(result.interval)
     assert set(raw["reward"]) == {"near", "effort"}
+
+
+# The task's own figures.
+
+
+def normal_by_hand(*values):
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    half = 1.959964 * math.sqrt(variance / len(values))
+    return mean - half, mean + half
+
+
+def test_the_interval_of_a_mean_is_by_its_standard_error():
+    # 1, 2, 3, 4: mean 5/2, variance 5/3, standard error sqrt(5/12)
+    half = 2.0 * math.sqrt(5 / 12)
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert normal(values, z=2.0) == pytest.approx((2.5 - half, 2.5 + half))
+    assert normal(values) == pytest.approx(normal_by_hand(1, 2, 3, 4))
+
+
+def run_by_hand(x, action, steps):
+    """(Way, control steps, whether it left the rail) of a cart that starts at rest."""
+    start, v, count = x, 0.0, 0
+    while count < steps and abs(x) <= 1.5:
+        x, v = substep(x, v, action)
+        count += 1
+    return x - start, count, abs(x) > 1.5
+
+
+def test_the_tasks_figures_are_means_with_intervals_also_of_each_kind():
+    positions, actions = (1.47, 0.5, -0.2, 0.0), (1.0, 1.0, 0.0, 0.5)
+    env = make(positions, kind=MeasuredCart, episode_length=8)
+    result = evaluate(env, push(*actions), seed=4)
+    carts = [run_by_hand(x, a, 8) for x, a in zip(positions, actions, strict=True)]
+    way, steps, fell = zip(*carts, strict=True)
+    assert fell == (True, False, False, False) and steps[0] < 4
+    assert [w >= 0.1 for w in way] == [False, True, False, True]
+    found = result.measures
+    assert list(found) == ["travel", "survival", "time_to_fall", "share_far"]
+    seconds = [0.05 * s for s in steps]
+    for name, values in (("travel", way), ("time_to_fall", seconds)):
+        measure = found[name]
+        assert not measure.is_share and measure.episodes == 4
+        assert measure.mean == pytest.approx(sum(values) / 4, abs=1e-6)
+        assert measure.interval == pytest.approx(normal_by_hand(*values), abs=1e-6)
+        for kind, (a, b) in (("even", values[::2]), ("odd", values[1::2])):
+            part = measure.kinds[kind]
+            assert (part.episodes, part.kinds) == (2, {})
+            assert part.mean == pytest.approx((a + b) / 2, abs=1e-6)
+            assert part.interval == pytest.approx(normal_by_hand(a, b), abs=1e-6)
+    for name, rate, even, odd in (("survival", 0.75, 0.5, 1.0), ("share_far", 0.5, 0.0, 1.0)):
+        measure = found[name]
+        assert measure.is_share
+        assert (measure.mean, measure.interval) == (rate, wilson(rate, 4))
+        assert measure.kinds["even"].interval == wilson(even, 2)
+        assert (measure.kinds["even"].mean, measure.kinds["odd"].mean) == (even, odd)
+    assert result.record.steps.tolist() == list(steps)
+    assert result.record.fell.tolist() == list(fell)
+    assert result.score("travel") == found["travel"].mean
+    assert result.score("success_rate") == result.success_rate
+
+
+def test_a_faulty_episode_enters_no_figure_of_the_task():
+    def act(td):
+        action = torch.tensor([[1.0], [1.0], [0.0]])
+        if env.total_steps == 2:
+            action[0] = math.nan
+        return action
+
+    env = make((0.0, 0.0, 0.0), kind=MeasuredCart, episode_length=5)
+    result = evaluate(env, act, seed=0)
+    survival, travel = result.measures["survival"], result.measures["travel"]
+    assert (result.faults, result.episodes, survival.episodes) == (1, 3, 2)
+    assert (survival.mean, survival.kinds["even"].episodes) == (1.0, 1)
+    assert travel.mean == pytest.approx(run_by_hand(0.0, 1.0, 5)[0] / 2, abs=1e-6)
+
+
+def test_one_episode_has_no_standard_error_and_faulty_ones_no_mean():
+    one = evaluate(make((0.5,), kind=MeasuredCart, episode_length=2), push(0.0), seed=0)
+    assert (one.measures["travel"].mean, one.measures["travel"].interval) == (0.0, None)
+    assert one.measures["survival"].interval == wilson(1.0, 1)
+    assert list(one.measures["travel"].kinds) == ["even"]  # none is odd
+    none = evaluate(make((0.5,), kind=MeasuredCart, episode_length=2), push(math.nan), seed=0)
+    assert (none.measures["survival"].mean, none.measures["survival"].episodes) == (None, 0)
+    assert none.score("travel") is None
+    assert json.loads(json.dumps(none.as_dict(), allow_nan=False))["travel"] is None
+
+
+def test_the_json_has_the_means_by_name_and_everything_under_measures():
+    env = make((0.0, 0.6, 0.1), kind=MeasuredCart, episode_length=2)
+    result = evaluate(env, push(0.0, 1.0, 0.0), seed=3)
+    raw = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert raw["travel"] == raw["measures"]["travel"]["mean"] == result.measures["travel"].mean
+    assert (raw["survival"], raw["time_to_fall"], raw["share_far"]) == (1.0, pytest.approx(0.1), 0)
+    assert raw["measures"]["survival"]["interval"] == list(wilson(1.0, 3))
+    assert raw["measures"]["survival"]["kinds"]["odd"]["episodes"] == 1
+    assert "record" not in raw
+    plain = evaluate(make((0.0,), episode_length=2), push(0.0), seed=3).as_dict()
+    assert plain["measures"] == {}
+    assert plain.keys() <= RESERVED  # a task cannot take their names
+
+
+class Strange(MeasuredCart):
+    """A cart of a kind that its task does not have."""
+
+    def kinds(self, sim):
+        return super().kinds(sim) + 1
+
+
+class Endless(MeasuredCart):
+    """A cart that divides by zero."""
+
+    def judge(self, sums, steps, fell):
+        return {**super().judge(sums, steps, fell), "ratio": steps / sums["moved"]}
+
+
+def test_what_a_task_cannot_mean_is_named():
+    with pytest.raises(ValueError, match=r"Strange\.kinds must be below 2, .* got 1 to 2"):
+        evaluate(make((0.0, 0.0), kind=Strange, episode_length=2), push(0.0, 0.0), seed=0)
+    with pytest.raises(ValueError, match=r"Endless\.judge gives a 'ratio' that is not finite"):
+        evaluate(make((0.0,), kind=Endless, episode_length=2), push(0.0), seed=0)

@@ -102,11 +102,16 @@ def rollout(
     """Collect `algorithm.horizon` steps. Return (batch [horizon, num_envs], the next root).
 
     buffer: the batch of an earlier call, written over in place; None to allocate one. `next` holds
-    the true last observation of an episode also where the environment has restarted.
+    the true last observation of an episode also where the environment has restarted. Observations
+    that the algorithm lists as `unread`, if it does, are left out.
     """
+    unread = getattr(algorithm, "unread", ())
+    left_out = [*unread, *(("next", name) for name in unread)]
     for t in range(algorithm.horizon):
         transition: Any
         transition, root = env.step_and_maybe_reset(algorithm.act(root))  # type: ignore[assignment]
+        if left_out:
+            transition = transition.exclude(*left_out)
         if buffer is None:
             buffer = transition.expand(algorithm.horizon, *env.batch_size).clone()
         buffer[t] = transition  # type: ignore[index]

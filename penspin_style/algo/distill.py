@@ -5,7 +5,8 @@ student drives, the teacher says at every step what it would have done, the stud
 that. `act` draws one augmented view of every observation, and what the student did and what it
 learns are of the same view. Without `memory` each iteration's samples are used once; with one they
 are aggregated on the device. With `rollouts` nothing is simulated: the same student clones recorded
-roll-outs (see `data/rollouts.py`).
+roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throughout, as
+PenSpin's did. What the student is, and what of an observation it keeps, stands in `pupil.py`.
 """
 
 import pathlib
@@ -19,13 +20,11 @@ from torch import Tensor, nn
 from torchrl.objectives import BCLoss
 
 from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
-from penspin_style.algo.augment import Augment
+from penspin_style.algo.pupil import Pupil, make_pupil
 from penspin_style.config import DistillConfig
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input
-from penspin_style.nets.encoder import load_encoder
 from penspin_style.nets.policy import load_policy
-from penspin_style.nets.student import StudentPolicy
 
 
 class Distill:
@@ -56,32 +55,19 @@ class Distill:
         self.horizon = cfg.horizon
         self.rng = torch.Generator(device=device).manual_seed(seed)
         observed = {i.name: i for i in inputs}
-        self.policy = StudentPolicy(
-            [observed[name] for name in reads],
-            naction,
-            pool=cfg.pool,
-            latent=cfg.latent,
-            depth_pixels=cfg.depth_pixels,
-            max_depth=cfg.max_depth,
-            hidden=cfg.hidden,
-            activation=cfg.activation,
-            train_encoder=cfg.train_encoder,
-            layer_norm=cfg.layer_norm,
-            rng=torch.Generator().manual_seed(seed),  # weights do not depend on the device
-        )
-        if cfg.encoder and self.policy.encoders:
-            self.policy.load_encoder(load_encoder(pathlib.Path(cfg.encoder))[0])
-        self.policy.to(device)
+        weights = torch.Generator().manual_seed(seed)  # they do not depend on the device
+        given = [observed[name] for name in reads]
+        self.pupil = make_pupil(cfg, given, naction, weights=weights, rng=self.rng)
+        self.policy = self.pupil.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
         if not cfg.rollouts:
             self.teacher = _load_teacher(pathlib.Path(cfg.teacher), observed, naction).to(device)
-        self.augment = Augment(cfg.augment, self.rng)
         self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
         self.collects = self.rollouts is None
         if self.rollouts is not None:
             _check_recorded(self.rollouts, self.policy.inputs, naction)
-        self._actor = _Head(self.policy)
-        self.loss = _Loss(self._actor, loss_function="l2", reduction="none")  # type: ignore
+        self._actor = _Learner(self.pupil)
+        self.loss = _Loss(self._actor, loss_function=cfg.loss, reduction="none")  # type: ignore
         learned = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
         self._guard = GuardedOptimizer(self.optimizer, (self.policy,), cfg.max_grad_norm)
@@ -101,13 +87,12 @@ class Distill:
         label = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
         if "hidden" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
             label = torch.where(td["hidden"], 0.0, label)
-        seen = self._see(td)
-        action = self.policy.head(numbers, self._features(seen))
+        td.update(self.pupil.see(td))
+        action = self.pupil.act(td)
         drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta
         td.set("imitated", (action - label).square().sum(dim=1))
         td.set("action", torch.where(drives, label, action))
         td.set("label", label)
-        td.update(seen)
         return td
 
     @torch.no_grad()
@@ -120,8 +105,7 @@ class Distill:
             self._batch = self._recorded()
             return
         nxt: Any = batch["next"]
-        keys = [k for k in (*self._seen_keys, self.cfg.group, "label") if k in batch.keys()]  # noqa: SIM118
-        flat: Any = batch.select(*keys).reshape(-1)
+        flat: Any = batch.select(*self.pupil.keys, "label").reshape(-1)
         flat["weight"] = (~nxt["fault"]).float().reshape(-1)
         self._fresh = {
             "train/imitation_error": batch["imitated"].mean().item(),
@@ -168,42 +152,23 @@ class Distill:
         rows = shuffled(self.rollouts, self.per_iteration, self.rng)
         n, device = self.per_iteration, self.rng.device
         td = TensorDict(rows, batch_size=[n], device=device)
-        td.update(self._see(td))
+        td.update(self.pupil.see(td))
         numbers = self._numbers(td)
         if numbers is not None:
             self._update_normalizer(numbers)
         td["weight"] = torch.ones(n, device=device)
         self._fresh = {}
-        keys = [k for k in (*self._seen_keys, self.cfg.group, "label", "weight") if k in td.keys()]  # noqa: SIM118
-        return td.select(*keys)
+        return td.select(*self.pupil.keys, "label", "weight")
 
     @property
     def beta(self) -> float:
         """Share of steps that the teacher drives in this iteration."""
         last = self.cfg.beta_iterations
+        if self.cfg.driver == "teacher":
+            return 1.0
         return max(0.0, 1.0 - self.iteration / last) if last else 0.0
 
-    # What is seen, and what is learned.
-
-    @property
-    def _seen_keys(self) -> tuple[str, ...]:
-        return tuple(f"seen/{name}" for name in self.policy.in_keys if name != self.cfg.group)
-
-    def _see(self, td: TensorDictBase) -> dict[str, Tensor]:
-        """Return one augmented view, as features where no training changes them."""
-        raw = self.policy.decode({name: td[name] for name in self.policy.in_keys})
-        n = len(td)
-        # the pictures of a stack are views of one sample, as those of several cameras are
-        rgb, depth = self.augment(_frames(raw.rgb, n), _frames(raw.depth, n))
-        rgb, depth = _stacks(rgb), _stacks(depth)
-        kept = {f"{camera}_rgb" for camera in rgb} - set(self.policy.frozen)
-        seen = {f"seen/{name}": _to_bytes(rgb[name.removesuffix("_rgb")], n) for name in kept}
-        rgb = {camera: picture for camera, picture in rgb.items() if f"{camera}_rgb" not in kept}
-        features = self.policy.encode(rgb, depth)
-        return seen | {f"seen/{name}": value for name, value in features.items()}
-
-    def _features(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._actor.features(seen)
+    # What is learned.
 
     def _numbers(self, td: TensorDictBase) -> Tensor | None:
         return td[self.cfg.group] if self.policy.normalizer is not None else None
@@ -264,33 +229,18 @@ class _Loss(BCLoss):
     target_actor_network_params: Any
 
 
-class _Head(TensorDictModuleBase):
-    """The student as TorchRL's loss wants it, from what was seen to the action."""
+class _Learner(TensorDictModuleBase):
+    """A pupil as TorchRL's loss wants it, from what was kept to the action."""
 
-    def __init__(self, policy: StudentPolicy) -> None:
+    def __init__(self, pupil: Pupil) -> None:
         super().__init__()
-        self.policy = policy
-        self.group = next((i.name for i in policy.inputs if not i.is_picture), None)
-        self.seen = [f"seen/{i.name}" for i in policy.inputs if i.is_picture]
-        self.in_keys = [*self.seen, *([self.group] if self.group else [])]
+        self.policy = pupil.policy
+        self.learn = pupil.learn
+        self.in_keys = list(pupil.keys)
         self.out_keys = ["action"]
 
-    def features(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the heads read; encode the pictures that were kept as such."""
-        out = {}
-        for key in self.seen:
-            name, value = key.removeprefix("seen/"), seen[key]
-            if value.dtype == torch.uint8:
-                camera = name.removesuffix("_rgb")
-                rows = value.flatten(0, 1).float() / 255.0
-                value = self.policy.encode({camera: rows}, {})[name]
-            out[name] = value
-        return out
-
     def forward(self, td: TensorDictBase) -> TensorDictBase:
-        numbers = td[self.group] if self.group else None
-        seen: Any = td
-        return td.set("action", self.policy.head(numbers, self.features(seen)))
+        return td.set("action", self.learn(td))
 
 
 class _Memory:
@@ -335,31 +285,6 @@ class _Memory:
             self.ring = batch[:1].expand(self.capacity).clone()  # type: ignore[assignment]
             self.ring[:n] = batch  # type: ignore[index]
             self.count = int(state["count"])
-
-
-def _frames(pictures: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Return `camera/k` -> the k-th pictures (n, ...) of stacks (n * history, ...)."""
-    return {
-        f"{camera}/{k}": frame
-        for camera, rows in pictures.items()
-        for k, frame in enumerate(rows.unflatten(0, (n, -1)).unbind(1))
-    }
-
-
-def _stacks(frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `_frames` was given."""
-    stacks: dict[str, list[Tensor]] = {}
-    for name, frame in frames.items():
-        stacks.setdefault(name.rpartition("/")[0], []).append(frame)
-    return {
-        camera: stack[0] if len(stack) == 1 else torch.stack(stack, dim=1).flatten(0, 1)
-        for camera, stack in stacks.items()
-    }
-
-
-def _to_bytes(rows: Tensor, n: int) -> Tensor:
-    """Return pictures in [0, 1] as uint8 (n, history, ...): kept to train an encoder on."""
-    return (rows * 255.0).round().to(torch.uint8).unflatten(0, (n, -1))
 
 
 def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int) -> None:

@@ -7,6 +7,8 @@ transitions carry no weight anywhere: not in the losses, not in the advantage's 
 normaliser.
 """
 
+import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,11 +21,17 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
 from penspin_style.config import PPOConfig
 from penspin_style.features import Input
-from penspin_style.nets.policy import Gaussian, GaussianPolicy, ValueFunction
+from penspin_style.nets.gaussian import Gaussian
+from penspin_style.nets.normalizer import Normalizer
+from penspin_style.nets.oracle import OraclePolicy
+from penspin_style.nets.policy import GaussianPolicy, ValueFunction
 
 
 class PPO:
-    """A teacher on the observation group `teacher`, a critic on `critic` if there is one."""
+    """A teacher on the observation group `teacher`, and what `encoders` names of the others.
+
+    Its critic reads `critic`, `teacher` if there is none, or is a head of the policy.
+    """
 
     collects = True
 
@@ -36,33 +44,24 @@ class PPO:
         device: torch.device,
         seed: int,
     ) -> None:
-        sizes = {i.name: i.size for i in inputs}
-        if "teacher" not in sizes:
+        observed = {i.name: i for i in inputs}
+        if "teacher" not in observed:
             raise ValueError(
-                f"PPO reads the observation group 'teacher'; the task has {sorted(sizes)}"
+                f"PPO reads the observation group 'teacher'; the task has {sorted(observed)}"
             )
-        critic_key = "critic" if "critic" in sizes else "teacher"
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg = cfg
         self.horizon = cfg.horizon
         self.rng = torch.Generator(device=device).manual_seed(seed)
-        self.policy = GaussianPolicy(
-            "teacher",
-            sizes["teacher"],
-            naction,
-            hidden=cfg.hidden,
-            activation=cfg.activation,
-            init_std=cfg.init_std,
-            rng=init,
-        ).to(device)
-        self.critic = ValueFunction(
-            critic_key,
-            sizes[critic_key],
-            hidden=cfg.critic_hidden,
-            activation=cfg.activation,
-            rng=init,
-        ).to(device)
-        self._actor, self._value = _Actor(self.policy), _Critic(self.critic)
+        self.policy = _policy(cfg, observed, naction, init).to(device)
+        critic = _critic(cfg, observed, init)
+        self.critic = None if critic is None else critic.to(device)
+        keys = {*self.policy.in_keys, *([] if critic is None else [critic.in_key])}
+        # what other groups hold, as a student's history, is not worth its memory
+        self.unread = tuple(name for name in observed if name not in keys)
+        self.value_normalizer = Normalizer(1).to(device) if cfg.value_norm else None
+        self._actor = _Actor(self.policy)
+        self._value = _Critic(self._actor if self.critic is None else self.critic)
         self.loss = ClipPPOLoss(
             self._actor,  # type: ignore[arg-type]  (any module with get_dist is accepted)
             self._value,  # type: ignore[arg-type]
@@ -77,14 +76,19 @@ class PPO:
             functional=False,
         )
         self.loss.set_keys(sample_log_prob="log_prob")
-        parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=cfg.learning_rate, eps=1e-5)
         # a large value error must not shrink the policy's step
-        nets = (self.policy, self.critic)
+        nets = (self.policy,) if self.critic is None else (self.policy, self.critic)
+        parameters = [p for net in nets for p in net.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=cfg.learning_rate, eps=1e-5)
         self._guard = GuardedOptimizer(self.optimizer, nets, cfg.max_grad_norm)
         self.schedule = None
         if cfg.target_kl is not None:
-            self.schedule = KLAdaptiveLR(self.optimizer, cfg.target_kl, min_lr=1e-5, max_lr=3e-3)
+            self.schedule = KLAdaptiveLR(
+                self.optimizer,
+                cfg.target_kl,
+                min_lr=cfg.min_learning_rate,
+                max_lr=cfg.max_learning_rate,
+            )
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normalisers have seen anything
@@ -93,17 +97,22 @@ class PPO:
 
     @torch.no_grad()
     def act(self, td: TensorDict) -> TensorDict:
-        """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
+        """Draw an action; write `action`, `log_prob`, `loc` and `scale`.
+
+        Also `state_value` where the policy has a value head: it is not computed twice.
+        """
         if not self._has_statistics:
             self._update_normalizers(td)
             self._has_statistics = True
-        dist = self.policy(td[self.policy.in_key])
+        dist = self._actor.get_dist(td)
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
         action = dist.loc + dist.scale * noise
         td.set("action", action)
         td.set("log_prob", dist.log_prob(action))
         td.set("loc", dist.loc)
         td.set("scale", dist.scale)
+        if self.critic is None:
+            td.set("state_value", self._returns(self._actor.value))
         return td
 
     @torch.no_grad()
@@ -112,10 +121,10 @@ class PPO:
         assert batch is not None
         nxt: Any = batch["next"]
         fault = nxt["fault"]
-        value = self.critic(batch[self.critic.in_key])
+        value, next_value = self._values(batch)
         # a faulty transition gets advantage zero, so that the steps before it bootstrap where it
         # began and nothing that it computed reaches them
-        next_value = torch.where(fault, 0.0, self.critic(nxt[self.critic.in_key]))
+        next_value = torch.where(fault, 0.0, next_value)
         reward = torch.where(fault, value, self.cfg.reward_scale * nxt["reward"])
         advantage, target = generalized_advantage_estimate(
             self.cfg.gamma,
@@ -130,8 +139,12 @@ class PPO:
         weight = (~fault).float()
         mean = masked_mean(advantage, weight)
         std = masked_mean((advantage - mean) ** 2, weight).sqrt()
-        keys = {self.policy.in_key, self.critic.in_key, "action", "log_prob", "loc", "scale"}
-        self._batch = batch.select(*keys)
+        self._rollout_metrics = _summary(nxt["reward"], advantage, target, ~fault)
+        if self.value_normalizer is not None:
+            self.value_normalizer.update(target.reshape(-1, 1), ~fault.reshape(-1))
+            value, target = self.value_normalizer(value), self.value_normalizer(target)
+        keys = {key for key, _ in self._normalizers()}
+        self._batch = batch.select(*keys, "action", "log_prob", "loc", "scale")
         self._batch["state_value"] = value
         self._batch["advantage"] = (advantage - mean) / (std + 1e-8)
         self._batch["value_target"] = target
@@ -139,7 +152,6 @@ class PPO:
         # a weight of 0 does not undo infinity: whatever the action was, its row becomes harmless
         self._batch["action"] = torch.where(fault, batch["loc"], batch["action"])
         self._batch["log_prob"] = batch["log_prob"].masked_fill(fault.squeeze(-1), 0.0)
-        self._rollout_metrics = _summary(nxt["reward"], advantage, target, ~fault)
 
     def update(self) -> dict[str, float]:
         """Run `epochs` passes of shuffled minibatches over the processed batch."""
@@ -150,7 +162,9 @@ class PPO:
         size = -(-n // self.cfg.num_minibatches)
         totals: list[Tensor] = []
         skipped = 0
-        for _ in range(self.cfg.epochs):
+        rate = 0.0
+        for epoch in range(1, self.cfg.epochs + 1):
+            rate = self.optimizer.param_groups[0]["lr"]
             order = torch.randperm(n, generator=self.rng, device=self.rng.device)
             for ids in order.split(size):
                 metrics = self._step(flat[ids])
@@ -158,11 +172,42 @@ class PPO:
                     skipped += 1
                 else:
                     totals.append(metrics)
-        out = self._report(totals, flat)
+            if self.cfg.kl_every == "epoch" or epoch == self.cfg.epochs:
+                self._adapt_rate(totals[-self.cfg.num_minibatches :])
+        out = {"train/actor/lr": rate, **self._report(totals, flat)}
         out["train/skipped_updates"] = float(skipped)
         self._update_normalizers(flat, flat["weight"].view(-1) > 0)
         self._batch = None
         return {**self._rollout_metrics, **out}
+
+    # Values.
+
+    def _values(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return the values of a batch's observations and of those under `next`, as returns.
+
+        With a value head, the first are those from `act`, and the next ones are the first, one step
+        later, except where an episode was cut off and at the batch's end: only there is the network
+        evaluated. Where an episode terminated the next value is 0. To find those rows costs a
+        GPU one host synchronisation.
+        """
+        nxt: Any = batch["next"]
+        if self.critic is not None:
+            key = self.critic.in_key
+            return self._returns(self.critic(batch[key])), self._returns(self.critic(nxt[key]))
+        assert isinstance(self.policy, OraclePolicy)
+        value: Any = batch["state_value"]
+        known = torch.zeros_like(nxt["done"])
+        known[:-1] = ~nxt["done"][:-1]
+        next_value = torch.where(known, value.roll(-1, dims=0), 0.0)
+        rows = ~(known | nxt["terminated"] | nxt["fault"]).squeeze(-1)
+        observations = [nxt[key][rows] for key in self.policy.in_keys]
+        last: Any = self.policy.judge(*observations)[1]
+        next_value[rows] = self._returns(last)
+        return value, next_value
+
+    def _returns(self, value: Tensor) -> Tensor:
+        """Return the critic's output in the unit of returns."""
+        return value if self.value_normalizer is None else self.value_normalizer.undo(value)
 
     # One step of the optimiser.
 
@@ -206,32 +251,48 @@ class PPO:
         return total, torch.stack([objective.detach(), critic.detach(), total.detach(), *means])
 
     def _report(self, totals: list[Tensor], flat: TensorDict) -> dict[str, float]:
-        out: dict[str, float] = {"train/actor/lr": self.optimizer.param_groups[0]["lr"]}
+        out: dict[str, float] = {}
         if totals:
             means = torch.stack(totals).mean(dim=0).tolist()
             out |= {f"train/{name}": value for name, value in zip(_NAMES, means, strict=True)}
-            if self.schedule is not None:
-                self.schedule.step(
-                    torch.stack(totals)[-self.cfg.num_minibatches :, _KL].mean().item()
-                )
         weight = flat["weight"].view(-1)
         target, value = flat["value_target"].view(-1), flat["state_value"].view(-1)
         out["train/critic/explained_variance"] = explained_variance(target, value, weight).item()
         out["train/actor/std"] = flat["scale"].mean().item()
         return out
 
+    def _adapt_rate(self, totals: list[Tensor]) -> None:
+        """Let the learning rate follow how far these steps are from the policy that collected."""
+        if totals and self.schedule is not None:
+            self.schedule.step(torch.stack(totals)[:, _KL].mean().item())
+
+    def _normalizers(self) -> Iterator[tuple[str, Normalizer]]:
+        """Yield observation groups and the statistics of them."""
+        if isinstance(self.policy, OraclePolicy):
+            for key, normalizer in self.policy.normalizers.items():
+                assert isinstance(normalizer, Normalizer)
+                yield key, normalizer
+        else:
+            yield self.policy.in_key, self.policy.normalizer
+        if self.critic is not None:
+            yield self.critic.in_key, self.critic.normalizer
+
     def _update_normalizers(self, flat: TensorDictBase, keep: Tensor | None = None) -> None:
         """Move the running statistics; between iterations only, so that ratios stay exact."""
-        for net in (self.policy, self.critic):
-            net.normalizer.update(flat[net.in_key], keep)
+        for key, normalizer in self._normalizers():
+            x: Any = flat[key]
+            points = x.reshape(-1, len(normalizer.mean))  # the observation itself, or its points
+            each = len(points) // len(x)
+            all_keep = keep if keep is None or each == 1 else keep.repeat_interleave(each)
+            normalizer.update(points, all_keep)
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, normalisers, optimiser, generator and counters."""
+        nets = {"policy": self.policy, "critic": self.critic, "value": self.value_normalizer}
         return {
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
+            **{name: net.state_dict() for name, net in nets.items() if net is not None},
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "skipped_in_a_row": self._guard.skipped_in_a_row,
@@ -240,11 +301,14 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
-        self.critic.load_state_dict(state["critic"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+        if self.value_normalizer is not None:
+            self.value_normalizer.load_state_dict(state["value"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
-        self._has_statistics = bool(self.policy.normalizer.count)
+        self._has_statistics = all(bool(n.count) for _, n in self._normalizers())
 
 
 _NAMES = (
@@ -265,32 +329,96 @@ _KL = _NAMES.index("actor/approx_kl")
 
 
 class _Actor(TensorDictModuleBase):
-    """The policy as TorchRL's loss wants it, without the cost of a TensorDictModule."""
+    """The policy as TorchRL's loss wants it, without the cost of a TensorDictModule.
 
-    def __init__(self, policy: GaussianPolicy) -> None:
+    What it computes stays here: the distribution for the metrics, the value for `_Critic`.
+    """
+
+    value: Any = None
+
+    def __init__(self, policy: GaussianPolicy | OraclePolicy) -> None:
         super().__init__()
         self.policy = policy
-        self.in_keys = [policy.in_key]
+        self.in_keys = list(policy.in_keys)
         self.out_keys = ["action"]
 
     def get_dist(self, td: TensorDictBase) -> Gaussian:
-        self.dist = self.policy(td[self.policy.in_key])
+        observations = (td[key] for key in self.in_keys)
+        if isinstance(self.policy, OraclePolicy):
+            self.dist, self.value = self.policy.judge(*observations)
+        else:
+            self.dist = self.policy(*observations)
         return self.dist
 
 
 class _Critic(TensorDictModuleBase):
-    """The value function as TorchRL's loss wants it."""
+    """The value function as TorchRL's loss wants it.
 
-    def __init__(self, critic: ValueFunction) -> None:
+    It may be the actor's value head; the loss asks the actor first, about the same observations.
+    """
+
+    def __init__(self, critic: ValueFunction | _Actor) -> None:
         super().__init__()
         self.critic = critic
-        self.in_keys = [critic.in_key]
+        keys: Any = critic.in_keys if isinstance(critic, _Actor) else [critic.in_key]
+        self.in_keys = list(keys)
         self.out_keys = ["state_value"]
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
-        self.value = self.critic(td[self.critic.in_key])
+        if isinstance(self.critic, _Actor):
+            self.value = self.critic.value
+        else:
+            self.value = self.critic(td[self.critic.in_key])
         td.set("state_value", self.value)
         return td
+
+
+def _policy(
+    cfg: PPOConfig, observed: dict[str, Input], naction: int, rng: torch.Generator
+) -> GaussianPolicy | OraclePolicy:
+    """Return the policy that the configuration asks for, of what is observed.
+
+    Raises:
+        ValueError: an encoder is of a group whose name looks like a mistake.
+    """
+    encoders = {name: list(w) for name, w in sorted(cfg.encoders.items()) if w and name in observed}
+    rest = set(observed) - set(cfg.encoders) - {"teacher", "critic"}
+    for name in set(cfg.encoders) - set(observed):
+        if meant := difflib.get_close_matches(name, rest, n=1):
+            raise ValueError(
+                f"algo.encoders.{name}: the task observes no such group; did you mean {meant[0]}?"
+            )
+    common: Any = {
+        "hidden": cfg.hidden,
+        "activation": cfg.activation,
+        "init_std": cfg.init_std,
+        "rng": rng,
+    }
+    if not encoders and not cfg.shared_critic:
+        return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
+    reads = [observed[name] for name in ("teacher", *encoders)]
+    return OraclePolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
+
+
+def _critic(
+    cfg: PPOConfig, observed: dict[str, Input], rng: torch.Generator
+) -> ValueFunction | None:
+    """Return the critic, None if it is a head of the policy.
+
+    Raises:
+        ValueError: there is a group for the critic, which that head would not read.
+    """
+    if cfg.shared_critic and "critic" in observed:
+        raise ValueError(
+            "algo.shared_critic=true: the value head reads what the policy does, but the task "
+            "observes a group 'critic'; use algo.shared_critic=false or drop the group"
+        )
+    if cfg.shared_critic:
+        return None
+    key = "critic" if "critic" in observed else "teacher"
+    return ValueFunction(
+        key, observed[key].size, hidden=cfg.critic_hidden, activation=cfg.activation, rng=rng
+    )
 
 
 def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:

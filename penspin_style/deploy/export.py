@@ -252,10 +252,14 @@ class _Range(NamedTuple):
 
 def _range(acting: nn.Module, group: Input) -> _Range:
     """Return the range of an input from the policy's normaliser; unit normals if it has none."""
-    for module in acting.modules():
-        if isinstance(module, Normalizer) and len(module.mean) == group.size:
-            std = torch.sqrt(module.var + module.epsilon)
-            usual = _Range(module.mean.numpy(force=True), std.numpy(force=True))
+    found = {n: m for n, m in acting.named_modules() if isinstance(m, Normalizer)}
+    own = [m for n, m in found.items() if n.endswith(f"normalizers.{group.name}")]
+    for normalizer in own or found.values():
+        if own or len(normalizer.mean) == group.size:
+            count = group.size // len(normalizer.mean)  # the points of a cloud share theirs
+            std = torch.sqrt(normalizer.var + normalizer.epsilon).repeat(count)
+            mean = normalizer.mean.repeat(count)
+            usual = _Range(mean.numpy(force=True), std.numpy(force=True))
             # a normaliser clips, so sensors that fail high stay comparable in float32
             return usual._replace(spreads=(*usual.spreads, 1e3, 1e6))
     return _Range(np.zeros(group.size), np.ones(group.size))

@@ -28,6 +28,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from penspin_style.env.measures import Tally
 from penspin_style.env.pictures import Pictures
 from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
@@ -82,11 +83,12 @@ class Env(EnvBase):
         self.model = task.spec().compile()
         self.n_substeps = _substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
+        varied = task.varied if self.cfg.randomize else ()
         self.sim = make_sim(
             self.model,
             num_envs,
             self.device,
-            per_env=per_env_fields(rows),
+            per_env=tuple(dict.fromkeys((*per_env_fields(rows), *varied))),
             engine=engine,
             nthread=nthread,
             nconmax=nconmax,
@@ -96,6 +98,9 @@ class Env(EnvBase):
         self.cameras = Pictures(self.sim, task.cfg)
         self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt)
         self.randomizer.startup(self.rng)
+        if varied:
+            task.vary(self.sim, self.rng)
+            self.sim.set_const()
         self._allocate()
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
         self._make_specs()
@@ -147,7 +152,7 @@ class Env(EnvBase):
         before = self.sim.get_state()
         self.randomizer.interval(self.total_steps, self.rng)
         self.task.apply_action(self.sim, action)
-        self.sim.step(self.n_substeps)
+        self.sim.step(self.n_substeps, self.task.substeps(self.sim, self.n_substeps, self.rng))
         self.total_steps += 1
         self.step_count.add_(1)
 
@@ -169,8 +174,9 @@ class Env(EnvBase):
                 observation[name] = _where(fault, self._last[name], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
         self.reward_terms.update(weighted)
+        self.measures = self.tally.add(self.sim, fault)
         self._last.update(observation)
-        self._count_episode(reward, weighted, success, terminated | truncated, fault)
+        self._count_episode(reward, weighted, success, terminated, truncated, fault)
         return self._tensordict(
             self._last, success, fault, terminated, truncated, reward=reward[:, None]
         )
@@ -233,6 +239,7 @@ class Env(EnvBase):
             self.counted.logical_or_(mask)
         self.episode.mul_(keep)
         self.succeeded.logical_and_(keep)
+        self.tally.clear(mask)
 
     def _is_empty(self, mask: Tensor) -> bool:
         """Return whether a mask is known to hold nothing; a GPU is not asked: it would stall."""
@@ -273,7 +280,10 @@ class Env(EnvBase):
         self.columns = ("return", "episode_len", *(f"reward/{name}" for name in rewarded))
         self.episode = torch.zeros(len(self.columns), n, device=device)
         self.reward_terms: dict[str, Tensor] = {}  # of the last step, weighted
-        self.finished = torch.zeros(len(self.columns) + 2, device=device, dtype=torch.float64)
+        self.measures: dict[str, Tensor] = {}  # of the last step
+        self.tally = Tally(self.task, self.sim)
+        self.means = (*self.columns, *self.tally.names, "success_once")
+        self.finished = torch.zeros(len(self.means) + 1, device=device, dtype=torch.float64)
         self.fault_counts = torch.zeros(len(Fault), dtype=torch.long, device=device)
         self._fault_code = torch.zeros(n, dtype=torch.int32, device=device)
         self._fault_row = torch.zeros_like(self.sim.get_state())
@@ -352,29 +362,32 @@ class Env(EnvBase):
         reward: Tensor,
         weighted: dict[str, Tensor],
         success: Tensor,
-        done: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
         fault: Tensor,
     ) -> None:
         self.succeeded.logical_or_(success)
         self.episode.add_(torch.stack((reward, self._one, *weighted.values())))
-        ended = done & self.counted & ~fault & ~self.hidden
+        ended = (terminated | truncated) & self.counted & ~fault & ~self.hidden
         if self._is_empty(ended):
             return
-        columns = torch.cat((self.episode, self.succeeded[None].float(), self._one[None]))
+        judged = self.tally.judge(self.episode[1], terminated)  # columns[1]: the length
+        others = torch.stack((*judged, self.succeeded.float(), self._one))
+        columns = torch.cat((self.episode, others))
         self.finished.add_(torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64))
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the episodes that ended since the last call, and clear them.
 
-        Keys: env/return, env/episode_len, env/success_once, env/num_trajectories, reward/<term>
-        (episode sums, weighted), env/fault (number of faulty transitions, all kinds). Means are
-        absent when no episode ended. One host sync.
+        Keys: env/return, env/episode_len, env/success_once, env/num_trajectories, env/<name> of
+        what the task judges, reward/<term> (episode sums, weighted), env/fault (number of faulty
+        transitions, all kinds). Means are absent when no episode ended. One host sync.
         """
         *sums, count = self.finished.tolist()
         self.finished.zero_()
         out: dict[str, float] = {"env/num_trajectories": count}
         if count:
-            for name, total in zip((*self.columns, "success_once"), sums, strict=True):
+            for name, total in zip(self.means, sums, strict=True):
                 out[name if name.startswith("reward/") else f"env/{name}"] = total / count
         return out
 
@@ -407,6 +420,7 @@ class Env(EnvBase):
             **{f"last/{k}": v.clone() for k, v in self._last.items()},
             **{f"params/{k}": self.sim.params[k].clone() for k in dir(self.sim.params)},
             **{f"memory/{k}": v.clone() for k, v in self.task.memory.items()},
+            **{f"measure/{k}": v.clone() for k, v in self.tally.sums.items()},
             **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
         }
         return state
@@ -426,6 +440,8 @@ class Env(EnvBase):
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
         for name, value in self.task.memory.items():
             value.copy_(state_dict[f"memory/{name}"])
+        for name, value in self.tally.sums.items():
+            value.copy_(state_dict[f"measure/{name}"])
         self.groups.load_state_dict(
             {k.removeprefix("terms/"): v for k, v in state_dict.items() if k.startswith("terms/")}
         )

@@ -158,6 +158,13 @@ class Task(ABC, Generic[C]):
     """Observation term -> SI unit (`1` for pure numbers and mixtures)."""
     camera: ClassVar[str] = "view"
     """Camera that films an episode."""
+    varied: ClassVar[tuple[str, ...]] = ()
+    """Model fields that `vary` writes for each environment."""
+    score: ClassVar[str] = "success_rate"
+    """The evaluation's figure that tells the best policy of a run, larger is better:
+    `success_rate`, `success_at_end`, `return` or a name of `judge`."""
+    kind_names: ClassVar[tuple[str, ...]] = ()
+    """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
 
     def __init__(self, cfg: C) -> None:
         self.cfg = cfg
@@ -181,6 +188,13 @@ class Task(ABC, Generic[C]):
         """Return the randomisation table."""
         return []
 
+    def vary(self, sim: Sim, rng: torch.Generator) -> None:
+        """Write the model fields `varied`, once, after the table's startup rows.
+
+        For what independent draws cannot say: sizes that go together, an inertia that follows from
+        them. Not called where nothing is randomised.
+        """
+
     def start(self, sim: Sim) -> None:
         """Look up ids and allocate `memory`, once, when the simulation exists."""
 
@@ -202,6 +216,14 @@ class Task(ABC, Generic[C]):
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
 
+    def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return what changes within the coming control step: noise, pushes. Draws from rng alone.
+
+        Called after `apply_action`: state field -> its values before each of the n physics steps,
+        (n, num_envs, ...); see `Sim.step`.
+        """
+        return {}
+
     @abstractmethod
     def observe(self, sim: Sim) -> dict[str, Tensor]:
         """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
@@ -217,6 +239,34 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def success(self, sim: Sim) -> Tensor:
         """Return which environments are in the state that the task asks for, (num_envs,) bool."""
+
+    def measure(self, sim: Sim) -> dict[str, Tensor]:
+        """Return numbers of the last step that are worth a sum over the episode, (num_envs,) each.
+
+        Called once per step after `reward`, and once when the environment is built, for the names.
+        """
+        return {}
+
+    def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
+        """Return what finished episodes amount to, (n,) each: bool is a share, float a mean.
+
+        Elementwise, and without asking a GPU: in training it sees the unfinished episodes too, and
+        what it says of them is dropped. Faulty episodes enter no figure. A time to the fall is
+        censored by the time limit: give the episode's duration where nothing fell, and the mean is
+        that of the time until the fall or the limit, whichever is first.
+
+        sums: what `measure` gave, summed over the episode; (n,) each.
+        steps: (n,) float, length of the episode in control steps.
+        fell: (n,) bool, whether `terminated` ended it, and neither the time limit nor a fault.
+        """
+        return {}
+
+    def kinds(self, sim: Sim) -> Tensor:
+        """Return what each episode is about, (num_envs,) long into `kind_names`.
+
+        Constant from one reset to the next; evaluations break their figures down by it.
+        """
+        return torch.zeros(sim.num_envs, dtype=torch.long, device=sim.device)
 
 
 def load_task(name: str) -> type[Task[Any]]:

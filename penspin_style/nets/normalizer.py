@@ -27,6 +27,10 @@ class Normalizer(nn.Module):
         scaled = (x - self.mean) * torch.rsqrt(self.var + self.epsilon)
         return scaled.clamp(-self.clip, self.clip)
 
+    def undo(self, x: Tensor) -> Tensor:
+        """Return what `forward` maps to x (..., size), where it does not clip."""
+        return x * torch.sqrt(self.var + self.epsilon) + self.mean
+
     @torch.no_grad()
     def update(self, x: Tensor, keep: Tensor | None = None) -> None:
         """Merge a batch x (n, size) into the statistics (Chan et al. 1979).

@@ -5,10 +5,9 @@ training the same module gives a normal distribution around that action; the env
 is drawn outside [-1, 1], and the log-probability is that of what was drawn.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -17,33 +16,12 @@ from torch import Tensor, nn
 
 from penspin_style import storage
 from penspin_style.features import PolicyCard
+from penspin_style.nets.gaussian import MIN_STD, Gaussian, deviation, raw_deviation
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
+from penspin_style.nets.oracle import OraclePolicy
 from penspin_style.nets.student import StudentPolicy
-
-_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-
-
-class Gaussian(NamedTuple):
-    """Independent normals over the action's numbers."""
-
-    loc: Tensor
-    scale: Tensor
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log density of actions (..., naction), (...,)."""
-        z = (action - self.loc) / self.scale
-        return (-0.5 * z**2 - torch.log(self.scale) - _LOG_SQRT_2PI).sum(dim=-1)
-
-    def entropy(self) -> Tensor:
-        """Return the entropy in nats, (...,)."""
-        return (0.5 + _LOG_SQRT_2PI + torch.log(self.scale)).expand_as(self.loc).sum(dim=-1)
-
-    def kl(self, other: "Gaussian") -> Tensor:
-        """Return KL(self || other), (...,), exactly."""
-        ratio = (self.scale / other.scale) ** 2
-        shift = ((self.loc - other.loc) / other.scale) ** 2
-        return 0.5 * (ratio + shift - 1.0 - torch.log(ratio)).sum(dim=-1)
+from penspin_style.nets.temporal import TemporalPolicy
 
 
 class GaussianPolicy(nn.Module):
@@ -52,7 +30,7 @@ class GaussianPolicy(nn.Module):
     in_key: the group. Its vector is normalised here, so callers pass it raw.
     """
 
-    min_std = 0.05
+    min_std = MIN_STD
 
     def __init__(
         self,
@@ -72,9 +50,7 @@ class GaussianPolicy(nn.Module):
         self.normalizer = Normalizer(size)
         self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
         self._network = {"hidden": list(hidden), "activation": activation}
-        # std = min_std + softplus(raw): positive whatever the optimiser does
-        raw = math.log(math.expm1(max(init_std - self.min_std, 1e-4)))
-        self.raw_std = nn.Parameter(torch.full((naction,), raw))
+        self.raw_std = nn.Parameter(torch.full((naction,), raw_deviation(init_std)))
 
     def act(self, observation: Tensor) -> Tensor:
         """Return the mean action (..., naction) in [-1, 1] of raw observations (..., size)."""
@@ -83,8 +59,7 @@ class GaussianPolicy(nn.Module):
     def forward(self, observation: Tensor) -> Gaussian:
         """Return the distribution that training draws from."""
         loc = self.act(observation)
-        scale = self.min_std + nn.functional.softplus(self.raw_std)
-        return Gaussian(loc, scale.expand_as(loc))
+        return Gaussian(loc, deviation(self.raw_std).expand_as(loc))
 
     def describe(self) -> dict[str, Any]:
         """Return what `load_policy` needs to build the module again, as JSON values."""
@@ -128,7 +103,9 @@ def save_policy(policy: nn.Module, card: PolicyCard, folder: pathlib.Path) -> No
         (stage / _CARD).write_text(card.to_json())
 
 
-def load_policy(folder: pathlib.Path) -> tuple[GaussianPolicy | StudentPolicy, PolicyCard]:
+def load_policy(
+    folder: pathlib.Path,
+) -> tuple[GaussianPolicy | OraclePolicy | StudentPolicy | TemporalPolicy, PolicyCard]:
     """Return the policy of a published folder, on the CPU and in evaluation mode, and its card.
 
     Its `act` takes the tensors of `card.inputs`, in that order.
@@ -167,8 +144,23 @@ def _gaussian(card: PolicyCard, network: dict[str, Any]) -> GaussianPolicy:
     )
 
 
+def _oracle(card: PolicyCard, network: dict[str, Any]) -> OraclePolicy:
+    return OraclePolicy(
+        card.inputs, len(card.actions), init_std=1.0, rng=torch.Generator(), **network
+    )
+
+
 def _student(card: PolicyCard, network: dict[str, Any]) -> StudentPolicy:
     return StudentPolicy(card.inputs, len(card.actions), rng=torch.Generator(), **network)
 
 
-_BUILDERS = {"gaussian": _gaussian, "student": _student}
+def _temporal(card: PolicyCard, network: dict[str, Any]) -> TemporalPolicy:
+    return TemporalPolicy(card.inputs, len(card.actions), rng=torch.Generator(), **network)
+
+
+_BUILDERS = {
+    "gaussian": _gaussian,
+    "oracle": _oracle,
+    "student": _student,
+    "temporal": _temporal,
+}

@@ -2,7 +2,7 @@
 
 import ctypes
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mujoco
 import mujoco.batch
@@ -17,6 +17,7 @@ from penspin_style.sim.sim import (
     STATE_FIELDS,
     Fault,
     FieldView,
+    check_inputs,
     check_rows,
 )
 
@@ -73,14 +74,28 @@ class BatchSim:
             self._output(name)  # now, since later nothing could tell what acted before
         self.batch.reset(stage=_ACC)
 
-    def step(self, nstep: int = 1) -> None:
+    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
         """Advance all simulations nstep substeps; then recompute position and velocity stages."""
-        try:
-            self.batch.step(None, nstep, _VEL)
-        except mujoco.batch.SimulationError as error:
-            self.faults[torch.from_numpy(error.ids)] |= int(Fault.ERROR)
+        if inputs:
+            check_inputs(inputs, nstep, self.data)
+            # a call a substep costs 5 % more than one for all (Panda, 512 simulations, 4 threads)
+            for i in range(nstep - 1):
+                self._write(inputs, i)
+                self._advance(1, _NONE)
+            self._write(inputs, nstep - 1)
+        self._advance(1 if inputs else nstep, _VEL)
         self._collect_faults()
         self._refresh()
+
+    def _write(self, inputs: Mapping[str, Tensor], substep: int) -> None:
+        for name, values in inputs.items():
+            self.data[name].copy_(values[substep])
+
+    def _advance(self, nstep: int, stage: int) -> None:
+        try:
+            self.batch.step(None, nstep, stage)
+        except mujoco.batch.SimulationError as error:
+            self.faults[torch.from_numpy(error.ids)] |= int(Fault.ERROR)
 
     def reset(self, mask: Tensor | None = None, keyframe: int = -1) -> None:
         """Set the masked states to a keyframe or the defaults; `forward` makes the rest current."""

@@ -24,7 +24,7 @@ acceleration-stage values are those that acted in the last substep.
 
 import difflib
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import mujoco
@@ -145,8 +145,15 @@ class Sim(Protocol):
     faults: Tensor
     """(num_envs,) int32, `Fault` bits collected since the last `faults.zero_()`."""
 
-    def step(self, nstep: int = 1) -> None:
-        """Advance every simulation by nstep substeps with the current `ctrl`."""
+    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
+        """Advance every simulation by nstep substeps.
+
+        inputs: state field -> the values that it takes before each substep, (nstep, num_envs, ...);
+            fields that are not named stay what they are. Afterwards a field holds its last values.
+
+        Raises:
+            ValueError: an input that is no state field, or of another shape.
+        """
         ...
 
     def reset(self, mask: Tensor | None = None, keyframe: int = -1) -> None:
@@ -185,6 +192,20 @@ def check_rows(rows: Tensor, like: Tensor) -> None:
     """
     if rows.shape != like.shape:
         raise ValueError(f"state rows must be {tuple(like.shape)}, got {tuple(rows.shape)}")
+
+
+def check_inputs(inputs: Mapping[str, Tensor], nstep: int, data: FieldView) -> None:
+    """Refuse inputs of `Sim.step` that are no state fields, or do not give each substep its values.
+
+    Raises:
+        ValueError: which one, and what it must be.
+    """
+    for name, values in inputs.items():
+        if name not in STATE_FIELDS:
+            raise ValueError(f"inputs must be state fields ({', '.join(STATE_FIELDS)}), got {name}")
+        shape = (nstep, *data[name].shape)
+        if values.shape != shape:
+            raise ValueError(f"inputs[{name!r}] must be {shape}, got {tuple(values.shape)}")
 
 
 def make_sim(

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mujoco
@@ -22,6 +22,7 @@ from penspin_style.sim.sim import (
     MATRIX_FIELDS,
     Fault,
     FieldView,
+    check_inputs,
     check_rows,
 )
 from penspin_style.sim.warp_log import start_warp
@@ -126,6 +127,7 @@ class WarpSim:
             self.d = mjw.make_data(model, num_envs, nconmax=nconmax, njmax=njmax)
             wp.synchronize_device()
         self._graphs: dict[Hashable, Any] = {}  # None: has run once
+        self._inputs: dict[tuple[str, int], Tensor] = {}
         self._template = mujoco.MjData(model)
         self.data = FieldView(self._bind, DATA_FIELDS, "data")
         self.params = FieldView(self._bind_param, per_env, "params")
@@ -134,9 +136,25 @@ class WarpSim:
         self._find_static_geoms(per_env)
         self.forward()
 
-    def step(self, nstep: int = 1) -> None:
+    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
         """Advance all simulations nstep substeps; then recompute position and velocity stages."""
-        self._run(("step", nstep), lambda: self._step(nstep))
+        inputs = inputs or {}
+        check_inputs(inputs, nstep, self.data)
+        copies = []  # (from, to) of each substep; the graph reads the same buffers at every call
+        for name in sorted(inputs):
+            buffer = self._input_buffer(name, nstep)
+            buffer.copy_(inputs[name])
+            target = wp.from_torch(self.data[name].flatten())
+            copies.append([(wp.from_torch(row.flatten()), target) for row in buffer])
+        key = ("step", nstep, *sorted(inputs))
+        self._run(key, lambda: self._step(nstep, list(zip(*copies, strict=True))))
+
+    def _input_buffer(self, name: str, nstep: int) -> Tensor:
+        """Return the memory in which graphs find a field's values, (nstep, num_envs, ...)."""
+        if (name, nstep) not in self._inputs:
+            field = self.data[name]
+            self._inputs[name, nstep] = field.new_empty((nstep, *field.shape))
+        return self._inputs[name, nstep]
 
     def reset(self, mask: Tensor | None = None, keyframe: int = -1) -> None:
         """Set the masked states to a keyframe or the defaults; `forward` makes the rest current."""
@@ -194,10 +212,13 @@ class WarpSim:
         )
         self.forward(mask)
 
-    def _step(self, nstep: int) -> None:
+    def _step(self, nstep: int, copies: Sequence[Sequence[tuple[Any, Any]]]) -> None:
+        """Run nstep substeps; copies: what to copy before each, or nothing at all."""
         # before too: Warp makes a rotation of a NaN quaternion, and a bound of a NaN control
         self._collect_faults()
-        for _ in range(nstep):
+        for i in range(nstep):
+            for values, field in copies[i] if copies else ():
+                wp.copy(field, values)
             mjw.step(self.m, self.d)
         self._collect_faults()
         # not step1: it zeroes sensordata, and force sensors must keep what acted

@@ -505,7 +505,9 @@ def waits(env, algorithm):
     return [place for place in found if place[1] != CPU_ENGINE]
 
 
-@pytest.mark.parametrize("name", ["tests.env.toy", "panda_lift_cube", "panda_pick_cube"])
+@pytest.mark.parametrize(
+    "name", ["tests.env.toy", "tests.env.measured", "panda_lift_cube", "panda_pick_cube"]
+)
 def test_a_rollout_never_waits_for_the_accelerator(name):
     kind = load_task(name)
     config = kind.Config(episode_length=5)
