@@ -9,7 +9,7 @@ observation vector:
 | tactile | (t,), the same h | joined to the frames of `proprio` before the transformer |
 | fingertips | any | a perceptron |
 | pen_ends | (k, 3), any | one perceptron for every end, the maximum over the ends of a frame |
-| points | (k, 3), any | one perceptron for every point, the maximum over the points of a frame |
+| pen_points | (k, 3), any | one perceptron for every point, the maximum over the points of a frame |
 
 Streams are joined, three layers follow, and a squash. Where PenSpin's release differs: tactile
 modes crash there and are ours; its fingertips are noisy also when tested; its squash clips.
@@ -28,8 +28,8 @@ from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.points import PointEncoder
 from penspin_style.nets.transformer import TemporalEncoder
 
-TERMS = ("proprio", "fingertips", "pen_ends", "tactile", "points")
-_SETS = ("pen_ends", "points")  # of exchangeable points
+TERMS = ("proprio", "fingertips", "pen_ends", "tactile", "pen_points")
+_SETS = ("pen_ends", "pen_points")  # of exchangeable points
 
 
 class TemporalPolicy(nn.Module):
@@ -102,7 +102,7 @@ class TemporalPolicy(nn.Module):
         if found := self.terms.get("pen_ends"):
             self.ends = PointEncoder(found.shape[-1], ends, rng=rng)
             size += found.history * ends[-1]
-        if found := self.terms.get("points"):
+        if found := self.terms.get("pen_points"):
             self.points = PointEncoder(found.shape[-1], points, rng=rng)
             size += found.history * points[-1]
         self.history = TemporalEncoder(
@@ -144,7 +144,7 @@ class TemporalPolicy(nn.Module):
         if self.ends is not None:
             parts.append(self.ends(scaled["pen_ends"]).flatten(1))
         if self.points is not None:
-            parts.append(self.points(scaled["points"]).flatten(1))
+            parts.append(self.points(scaled["pen_points"]).flatten(1))
         return torch.tanh(self.trunk(torch.cat(parts, dim=-1)))
 
     def describe(self) -> dict[str, Any]:

@@ -20,14 +20,14 @@ TERMS = {
     "fingertips": Feature("fingertips", (4, 3), "m"),
     "pen_ends": Feature("pen_ends", (2, 3), "m", history=3),
     "tactile": Feature("tactile", (3,), "1", history=5),
-    "points": Feature("points", (9, 3), "m"),
+    "pen_points": Feature("pen_points", (9, 3), "m"),
 }
 PROPRIO = ("proprio", "fingertips")
 MODES = {
     "proprio": PROPRIO,
     "proprio-ends": (*PROPRIO, "pen_ends"),
     "proprio-tactile": ("tactile", *PROPRIO),
-    "proprio-points": ("points", *PROPRIO),
+    "proprio-points": ("pen_points", *PROPRIO),
     "all": tuple(TERMS),
 }
 modes = pytest.mark.parametrize("mode", MODES)
@@ -98,7 +98,7 @@ STREAMS = {
     "fingertips": "fingertips.0.weight",
     "pen_ends": "ends.net.0.weight",
     "tactile": "history.project.weight",
-    "points": "points.net.0.weight",
+    "pen_points": "points.net.0.weight",
 }
 
 
@@ -259,7 +259,11 @@ PICTURE = Input("front_rgb", (Feature("front_rgb", (32, 32, 3), "1", "uint8"),))
     ("student", "reads", "message"),
     [
         (group("proprio"), ("student", "front_rgb"), "reads one vector, got student, front_rgb"),
-        (Input("student", (TERMS["points"],)), ("student",), "needs the term 'proprio', found po"),
+        (
+            Input("student", (TERMS["pen_points"],)),
+            ("student",),
+            "needs the term 'proprio', found pen",
+        ),
         (
             Input("student", (TERMS["proprio"], Feature("pen_end", (2, 3), "m"))),
             ("student",),

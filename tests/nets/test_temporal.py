@@ -22,14 +22,14 @@ PUBLISHED = {
     "fingertips": Feature("fingertips", (4, 3), "m"),
     "pen_ends": Feature("pen_ends", (2, 3), "m", history=3),
     "tactile": Feature("tactile", (32,), "1", history=30),
-    "points": Feature("points", (100, 3), "m"),
+    "pen_points": Feature("pen_points", (100, 3), "m"),
 }
 SMALL = {
     "proprio": Feature("proprio", (8,), "rad", history=5),
     "fingertips": Feature("fingertips", (4, 3), "m"),
     "pen_ends": Feature("pen_ends", (2, 3), "m", history=3),
     "tactile": Feature("tactile", (3,), "1", history=5),
-    "points": Feature("points", (9, 3), "m"),
+    "pen_points": Feature("pen_points", (9, 3), "m"),
 }
 WIDTHS = {"width": 8, "feedforward": 12, "latent": 5, "fingertips": [7, 4], "trunk": [11, 9]}
 MODES = (
@@ -37,7 +37,7 @@ MODES = (
     ("proprio", "fingertips"),
     ("fingertips", "pen_ends", "proprio"),
     ("tactile", "proprio", "fingertips"),
-    ("points", "tactile", "pen_ends", "proprio", "fingertips"),
+    ("pen_points", "tactile", "pen_ends", "proprio", "fingertips"),
 )
 modes = pytest.mark.parametrize("names", MODES, ids="+".join)
 
@@ -244,7 +244,7 @@ def by_hand(policy, observation, *, recent=3):
     if "fingertips" in features:
         tips = split(scaled, "fingertips").flatten(1)
         parts.append(mlp_by_hand(state, "fingertips", tips))
-    for name, net in (("pen_ends", "ends"), ("points", "points")):
+    for name, net in (("pen_ends", "ends"), ("pen_points", "points")):
         if name in features:
             each = mlp_by_hand(state, f"{net}.net", split(scaled, name), last=True)
             parts.append(each.max(dim=2).values.flatten(1))
@@ -305,7 +305,7 @@ def test_points_and_ends_may_come_in_any_order_but_frames_may_not():
     policy = trained(make(MODES[-1]))
     observation = drawn(policy)
     policy.normalizer.update(observation)
-    points, ends = term(policy, "points"), term(policy, "pen_ends")
+    points, ends = term(policy, "pen_points"), term(policy, "pen_ends")
 
     def moved(where, change):
         other = observation.clone()
@@ -337,7 +337,7 @@ def test_every_frame_counts_and_the_newest_pass_by_the_transformer():
 
 
 def test_statistics_are_shared_by_frames_and_by_the_points_of_a_set():
-    names = ("fingertips", "points", "proprio", "pen_ends")
+    names = ("fingertips", "pen_points", "proprio", "pen_ends")
     policy = make(names)
     rng = seeded(4)
     parts = [3.0 + 2.0 * torch.randn(n, policy.inputs[0].size, generator=rng) for n in (40, 25, 3)]
@@ -348,7 +348,7 @@ def test_statistics_are_shared_by_frames_and_by_the_points_of_a_set():
     policy.normalizer.update(parts[2], keep_rows)
     x = torch.cat((*parts[:2], parts[2][keep_rows]))
     assert policy.normalizer.count == 67
-    for name, channels in (("fingertips", 12), ("points", 3), ("proprio", 8), ("pen_ends", 3)):
+    for name, channels in (("fingertips", 12), ("pen_points", 3), ("proprio", 8), ("pen_ends", 3)):
         where = term(policy, name)
         values = x[:, where].reshape(-1, channels)
         got = policy.normalizer.mean[where].view(-1, channels)
@@ -455,13 +455,16 @@ def changed(term, **changes):
     [
         ((*given(["proprio"]), PICTURE), "reads one vector, got student, front_rgb; leave pic"),
         ((PICTURE,), "reads one vector, got front_rgb"),
-        (given(["fingertips", "points"]), "needs the term 'proprio', found fingertips, points"),
         (
-            (Input("student", (SMALL["proprio"], changed("points", name="point"))),),
-            "unknown term 'point', known proprio, .*; did you mean points",
+            given(["fingertips", "pen_points"]),
+            "needs the term 'proprio', found fingertips, pen_points",
         ),
         (
-            (Input("student", (SMALL["proprio"], changed("points", name="xyz"))),),
+            (Input("student", (SMALL["proprio"], changed("pen_points", name="point"))),),
+            "unknown term 'point', known proprio, .*; did you mean pen_points",
+        ),
+        (
+            (Input("student", (SMALL["proprio"], changed("pen_points", name="xyz"))),),
             "unknown term 'xyz', .*; rename it, or leave it out",
         ),
         (
