@@ -5,6 +5,8 @@ no target moves and gravity settles what it can. It ends when the pen is not hel
 fingertips touch it, or it or one of its ends leaves its band of heights. `collect` keeps the states
 in which episodes end well; `scripts/gen_grasp.sh` calls it.
 
+**Success**: the pen has been held for 1.6 s.
+
 Upstream measured the ends of a prototype, 0.76 times the scale from end to end; here they are those
 of the pen. Touching is a gap below half a millimetre: both engines know distances without asking
 for contacts.
@@ -26,6 +28,7 @@ from tasks.pen_spin import PenConfig, PenTask
 
 TIP_RADIUS = 0.012  # m
 GAP = 5e-4  # m
+HOLD = 1.6  # s
 REASONS = ("fewer than two fingertips", "centre too low", "end too low", "end too high")
 _BANDS = {"low": (0.60, 0.63), "high": (0.62, 0.65)}
 
@@ -38,7 +41,9 @@ class Config(PenConfig):
     episode_length: int = 40
     reward: dict[str, float] = field(default_factory=lambda: {"held": 1.0})
     observation: dict[str, dict[str, ObsTerm]] = field(
-        default_factory=lambda: {"teacher": {"pen_pos": ObsTerm(), "pen_quat": ObsTerm()}}
+        default_factory=lambda: {
+            "teacher": {name: ObsTerm() for name in ("proprio", "pen_pos", "pen_quat")}
+        }
     )
     joint_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
     action_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -99,15 +104,16 @@ class PenGrasp(PenTask[Config]):
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return 1 while the pen is held."""
-        return {"held": self.success(sim).float()}
+        return {"held": (~self.broken(sim).any(dim=1)).float()}
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the pen is not held; in the first step it may still fall into place."""
         return self.broken(sim).any(dim=1)
 
     def success(self, sim: Sim) -> Tensor:
-        """Return whether the pen has been held for the whole episode."""
-        return (self.memory["age"] >= self.cfg.episode_length) & ~self.terminated(sim)
+        """Return whether the pen has been held for long enough."""
+        long_enough = self.memory["age"] >= round(HOLD / self.cfg.control_dt)
+        return long_enough & ~self.broken(sim).any(dim=1)
 
     def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
         """Return which episodes held the pen to their end."""
@@ -173,7 +179,7 @@ def collect(env: Env, task: PenGrasp, count: int, found: Collected) -> Tensor:
     while found.kept < goal:
         after = env.step(env.current().set("action", still))["next"]
         ended = after["done"].view(-1)
-        good = (after["success"] & ~after["fault"]).view(-1) & ended
+        good = (after["truncated"] & ~after["terminated"] & ~after["fault"]).view(-1)
         kept.append(task.state(env.sim)[good].cpu())
         broken = task.broken(env.sim)[ended & ~good].sum(dim=0).tolist()
         for reason, number in zip(REASONS, broken, strict=True):

@@ -1,5 +1,7 @@
 """Spin a pen knowing only what the hand knows: joints, targets, fingertips from the joints.
 
+**Success**: as in `pen_spin`, half a turn about +z.
+
 The world, the teacher's groups and the judgement are `pen_spin`'s; joints are measured worse. The
 group `student` is on one time base: the last 30 frames of measured joints and targets, and whatever
 else the student is given, all `lag` control steps late, as the teacher's three frames are. The

@@ -83,12 +83,12 @@ class Env(EnvBase):
         self.model = task.spec().compile()
         self.n_substeps = _substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
-        varied = task.varied if self.cfg.randomize else ()
+        self._varied = task.varied if self.cfg.randomize else ()
         self.sim = make_sim(
             self.model,
             num_envs,
             self.device,
-            per_env=tuple(dict.fromkeys((*per_env_fields(rows), *varied))),
+            per_env=tuple(dict.fromkeys((*per_env_fields(rows), *self._varied))),
             engine=engine,
             nthread=nthread,
             nconmax=nconmax,
@@ -97,10 +97,7 @@ class Env(EnvBase):
         task.start(self.sim)
         self.cameras = Pictures(self.sim, task.cfg)
         self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt)
-        self.randomizer.startup(self.rng)
-        if varied:
-            task.vary(self.sim, self.rng)
-            self.sim.set_const()
+        self._vary()
         self._allocate()
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
         self._make_specs()
@@ -208,6 +205,13 @@ class Env(EnvBase):
     def current(self) -> TensorDict:
         """Return the root from which the next step starts."""
         return self._tensordict(self._last, *(torch.zeros_like(self.succeeded) for _ in range(4)))
+
+    def _vary(self) -> None:
+        """Draw what differs between the worlds: the table's startup rows, then the task's own."""
+        self.randomizer.startup(self.rng)
+        if self._varied:
+            self.task.vary(self.sim, self.rng)
+            self.sim.set_const()
 
     def _restart(self, mask: Tensor, *, pictures: bool = True) -> None:
         """Begin a new episode where the mask says; the other environments are not touched."""
@@ -407,7 +411,7 @@ class Env(EnvBase):
         if seed is not None:
             self.rng.manual_seed(seed)
             self.total_steps = 0  # interval rows count from here
-            self.randomizer.startup(self.rng)
+            self._vary()
 
     def state_dict(self, **_: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return every tensor that a bit-exact continuation needs, flat."""
@@ -429,7 +433,10 @@ class Env(EnvBase):
         """Continue exactly where `state_dict` was taken; `current()` is then the root."""
         for name in dir(self.sim.params):
             self.sim.params[name].copy_(state_dict[f"params/{name}"])
-        self.randomizer.restore_constants()
+        if self._varied:
+            self.sim.set_const()
+        else:
+            self.randomizer.restore_constants()
         self.sim.set_state(state_dict["sim"])
         self.sim.faults.zero_()
         self.rng.set_state(state_dict["rng"])

@@ -1,5 +1,6 @@
 """What every task keeps, whatever it is about. A new task is found in the folder `tasks/`."""
 
+import dataclasses
 import math
 import pathlib
 import subprocess
@@ -16,13 +17,17 @@ from torchrl.envs.utils import check_env_specs
 
 import tasks
 from penspin_style.env.env import Env
-from penspin_style.env.task import ObsTerm, load_task
+from penspin_style.env.task import load_task
 from penspin_style.render.gl_renderer import NoOpenGLError, choose_platform
 from penspin_style.sim.sim import Fault
 
 ROOT = pathlib.Path(__file__).parents[2]
 # gymnasium warns of these two and its own test-suite ignores them: they say what is true
 HONEST = ("minimum value is -infinity", "maximum value is infinity")
+SELDOM = {"tactile"}  # terms of which a few random steps do not move every number
+# what engines may disagree on after a step: 0.002 in SI units, a light pen's rates between contacts
+# more
+APART = {"pen_angvel": 0.02}
 
 
 @pytest.fixture(params=tasks.task_names(), scope="module")
@@ -42,6 +47,16 @@ def has_opengl():
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     tasks.register_gymnasium()
+
+
+@pytest.fixture
+def endless(name, monkeypatch):
+    """No episode ends by itself: what random actions drop within a few steps may lie."""
+
+    def terminated(self, sim):
+        return torch.zeros(sim.num_envs, dtype=torch.bool)
+
+    monkeypatch.setattr(load_task(name), "terminated", terminated)
 
 
 def make(name, num_envs, seed=1, engine="auto", **config):
@@ -81,12 +96,19 @@ def vectors(env, td):
     return torch.cat([td[i.name] for i in env.inputs if not i.is_picture], dim=-1)
 
 
+def owners(env):
+    """The term to which each number of `vectors` belongs."""
+    features = [f for i in env.inputs if not i.is_picture for f in i.features]
+    return [f.name for f in features for _ in range(f.size)]
+
+
 def shake(env, rng):
     """Throw every body about, so that the values that rest under random actions move too."""
     wrench = torch.randn(env.num_envs, env.model.nbody, 6, generator=rng, dtype=torch.float64)
     mass = torch.from_numpy(env.model.body_mass)[:, None]
-    inertia = torch.from_numpy(env.model.body_inertia.max(axis=1))[:, None]
-    force = torch.cat((20.0 * mass * wrench[..., :3], 300.0 * inertia * wrench[..., 3:]), dim=2)
+    # about its long axis a slender body would soon turn faster than physics steps can follow
+    inertia = torch.from_numpy(env.model.body_inertia.min(axis=1))[:, None]
+    force = torch.cat((20.0 * mass * wrench[..., :3], 100.0 * inertia * wrench[..., 3:]), dim=2)
     env.sim.data.xfrc_applied.copy_(force)
 
 
@@ -164,6 +186,7 @@ def test_gymnasium_accepts_the_environment(name, has_opengl):
     env.close()
 
 
+@pytest.mark.usefixtures("endless")
 def test_gymnasium_plays_an_episode_to_its_time_limit(name):
     env = gymnasium.make(tasks.gymnasium_id(name), config={"episode_length": 4})
     env.reset(seed=1)
@@ -191,6 +214,7 @@ def test_gymnasium_seeds_determine_an_environment_that_has_a_past(name):
     assert not np.array_equal(used.reset()[0], fresh.reset()[0])
 
 
+@pytest.mark.usefixtures("endless")
 def test_the_vector_environment_restarts_in_the_step_that_ends_an_episode(name):
     vec = gymnasium.make_vec(tasks.gymnasium_id(name), num_envs=3, config={"episode_length": 4})
     assert vec.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
@@ -239,10 +263,9 @@ def test_the_vector_environment_refuses_what_it_cannot_do(name):
 def test_gymnasium_shows_the_group_that_is_asked_for(name):
     (whole,) = make(name, 1).inputs[:1]
     last = whole.features[-1]
-    observation = {
-        "teacher": load_task(name).Config().observation[whole.name],
-        "student": {last.name: ObsTerm()},
-    }
+    terms = load_task(name).Config().observation[whole.name]
+    student = {last.name: dataclasses.replace(terms[last.name], noise=0.0)}
+    observation = {"teacher": terms, "student": student}
     config = {"observation": observation}
     ids = tasks.gymnasium_id(name)
     teacher = gymnasium.make(ids, config=config)
@@ -282,6 +305,7 @@ def test_a_seed_determines_the_trajectory(name):
     assert {("next", "reward"), *(("next", i.name) for i in env.inputs)} <= differing
 
 
+@pytest.mark.usefixtures("endless")
 def test_observations_are_finite_and_every_number_moves(name):
     env = make(name, 8, episode_length=25)
     rng = torch.Generator().manual_seed(3)
@@ -294,8 +318,8 @@ def test_observations_are_finite_and_every_number_moves(name):
     for where in ((), ("next",)):
         td = seen[where] if where else seen
         assert torch.isfinite(groups(env, td)).all()
-        still = (vectors(env, td).flatten(0, 1).std(dim=0) == 0).nonzero().flatten().tolist()
-        assert still == []
+        still = vectors(env, td).flatten(0, 1).std(dim=0) == 0
+        assert set(np.array(owners(env))[still.numpy()]) <= SELDOM
         for picture in env.groups.pictures:  # not every pixel need change
             assert (td[picture].float().std(dim=0) > 0).flatten(1).any(dim=1).all()
     assert torch.isfinite(seen["next", "reward"]).all()
@@ -313,6 +337,7 @@ def test_observations_of_different_steps_share_no_memory(name):
         assert len({td["next", i.name].data_ptr() for td in kept}) == 12
 
 
+@pytest.mark.usefixtures("endless")
 def test_truncation_shows_the_true_last_observation(name):
     short, long = make(name, 4, episode_length=5), make(name, 4, episode_length=100)
     actions = draw_actions(short, 5)
@@ -322,6 +347,7 @@ def test_truncation_shows_the_true_last_observation(name):
     assert unlike(short, long) == {("next", "truncated"), ("next", "done")}
 
 
+@pytest.mark.usefixtures("endless")
 def test_the_root_after_a_restart_is_the_first_observation_of_the_new_episode(name):
     env = make(name, 4, episode_length=5)
     ended = drive(env, draw_actions(env, 5))[-1]
@@ -339,6 +365,7 @@ def test_the_root_after_a_restart_is_the_first_observation_of_the_new_episode(na
             assert torch.equal(root[group.name], torch.cat(exact, dim=1))
 
 
+@pytest.mark.usefixtures("endless")
 def test_the_time_limit_truncates_and_does_not_terminate(name):
     env = make(name, 4, episode_length=6)
     seen = drive(env, draw_actions(env, 12))["next"]
@@ -355,6 +382,7 @@ def rows(env):
     return {k: v for k, v in state.items() if v.ndim and v.shape[0] == 5 and k != "rng"}
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_partial_reset_leaves_the_others_bit_identical(name):
     env = make(name, 5)
     drive(env, draw_actions(env, 3))
@@ -407,6 +435,7 @@ def assert_only_faulty(env, twin, faulty, action, bad_action):
     return record
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_nan_action_faults_only_its_own_environment(name):
     env, twin = make(name, 8), make(name, 8)
     *past, action = draw_actions(env, 4)
@@ -416,6 +445,7 @@ def test_a_nan_action_faults_only_its_own_environment(name):
     assert assert_only_faulty(env, twin, 3, action, bad).code == Fault.ACTION
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_nan_state_faults_only_its_own_environment(name):
     env, twin = make(name, 8), make(name, 8)
     *past, action = draw_actions(env, 4)
@@ -437,21 +467,22 @@ def test_warp_runs_the_task_without_faults(on_warp):
     seen = drive(on_warp, draw_actions(on_warp, 3))
     assert not seen["next", "fault"].any()
     assert torch.isfinite(groups(on_warp, seen["next"])).all()
-    assert (seen["next", "reward"][0] != seen["next", "reward"][-1]).all()
+    first, last = groups(on_warp, seen["next"])[[0, -1]]
+    assert (first != last).any(dim=1).all()
 
 
 def test_warp_and_mujoco_agree_on_a_step(name, on_warp):
     exact = make(name, 2, randomize=False, latency={})
     drive(exact, draw_actions(exact, 2))
-    on_warp.sim.set_state(exact.sim.get_state().float())
-    for key, value in exact.task.memory.items():
-        on_warp.task.memory[key].copy_(value)
+    on_warp.load_state_dict(exact.state_dict())
     action = draw_actions(exact, 1, seed=2)[0]
     expected, seen = transition(exact, action)["next"], transition(on_warp, action)["next"]
-    np.testing.assert_allclose(vectors(exact, seen), vectors(exact, expected), atol=2e-3, rtol=1e-3)
+    one, other = vectors(exact, seen), vectors(exact, expected)
+    atol = torch.tensor([APART.get(name, 2e-3) for name in owners(exact)])
+    assert ((one - other).abs() <= atol + 1e-3 * other.abs()).all()
     for picture in exact.groups.pictures:  # an edge may fall on the next pixel
         one, other = seen[picture].float(), expected[picture].float()
         assert ((one - other).abs() > 0.01 * other.max()).float().mean() < 0.01
-    np.testing.assert_allclose(seen["reward"], expected["reward"], atol=1e-3)
+    np.testing.assert_allclose(seen["reward"], expected["reward"], atol=1e-3, rtol=1e-3)
     assert torch.equal(seen["terminated"], expected["terminated"])
     assert torch.equal(seen["success"], expected["success"])
