@@ -24,6 +24,8 @@ from penspin_style.config import ALGORITHMS, TrainConfig
 from penspin_style.env.task import Task, load_task
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
+CHOICES = ("ablation", "student")
+"""Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
 _MANY = 20
 """Legal words beyond which a message does not list them all."""
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
@@ -54,7 +56,7 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
     """Return (the checked configuration, the task class, the resolved YAML) of override words.
 
     Raises:
-        UsageError: unknown task, key or value.
+        UsageError: unknown task, choice, key or value; a choice that is not for the task.
     """
     if not FOLDER.is_dir():
         raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
@@ -69,6 +71,7 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
+            _check_choices(overrides, name, defaults)
             _check_keys(overrides, defaults)
             cfg = compose("train", list(words))
             _check_numbers(cfg)
@@ -187,8 +190,44 @@ def _unparsable(words: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def _check_choices(overrides: list[Override], task: str, defaults: DictConfig) -> None:
+    """Refuse named changes that are unknown, or that set what the task does not have.
+
+    Raises:
+        UsageError: names the tasks that they are for.
+    """
+    for group in CHOICES:
+        name = _chosen(group, overrides)
+        if name is None:
+            continue
+        known = {file.stem for file in (FOLDER / group).glob("*.yaml")}
+        if name not in known:
+            raise UsageError(f"{group}={name}: there is no such {group}{nearest(name, known)}")
+        changes = _keys(compose(f"{group}/{name}"))
+        if missing := sorted(changes - _keys(defaults)):
+            others = [
+                t for t in task_names() if t != task and _takes(t, f"{group}={name}", changes)
+            ]
+            raise UsageError(
+                f"{group}={name} sets {missing[0]}, which task={task} does not have; it is for "
+                f"{' or '.join(f'task={t}' for t in others)}"
+            )
+
+
+def _takes(task: str, choice: str, changes: set[str]) -> bool:
+    """Return whether a task has the keys that a choice sets, and accepts their values."""
+    _register(task, find_task(task))
+    if not changes <= _keys(compose("train", [f"task={task}"])):
+        return False
+    try:
+        OmegaConf.to_object(compose("train", [f"task={task}", choice]))
+    except ValueError:
+        return False
+    return True
+
+
 def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
-    legal = {"task", "algo"} | {path for path, _ in _leaves(defaults)}
+    legal = {"task", "algo", *CHOICES} | _keys(defaults)
     nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
     for override in overrides:
         key = override.key_or_group
@@ -215,6 +254,10 @@ def _check_numbers(cfg: DictConfig) -> None:
 
 def _child(group: str, legal: set[str]) -> str:
     return min(path.removeprefix(f"{group}.") for path in legal if path.startswith(f"{group}."))
+
+
+def _keys(node: DictConfig) -> set[str]:
+    return {path for path, _ in _leaves(node)}
 
 
 def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -73,7 +73,7 @@ class PenConfig(TaskConfig):
         }
     )
     observation: dict[str, dict[str, ObsTerm]] = field(default_factory=dict)
-    """Empty for the published groups, less what the switches below take away."""
+    """Empty for the published groups, less what the three switches below take away."""
     privileged: bool = True
     """Whether the teacher is told the group `privileged`."""
     tactile: bool = True
@@ -114,7 +114,14 @@ class PenConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         """Fill in the published observation; refuse what cannot be meant."""
-        if not self.observation:
+        if self.observation:
+            for name in ("privileged", "tactile", "point_cloud"):
+                if not getattr(self, name):
+                    raise ValueError(
+                        f"task.{name}=false changes nothing, for task.observation is given: take "
+                        "the terms out of it"
+                    )
+        else:
             self.observation = self.published()
         super().__post_init__()
         for name in ("joint_noise", "action_noise"):

@@ -104,6 +104,20 @@ REFUSED = {
     "train task.observation=3": "task.observation is a group",
     "train 'task.reward={lift: 1}'": "task.reward is a group",
     "train hydra.run.dir=x": "unknown key 'hydra.run.dir'",
+    # named changes
+    "train task=pen_spin ablation=no_tactil": "ablation=no_tactil: there is no such ablation; did",
+    "train task=pen_spin ablation=": "ablation=: there is no such ablation; there are no_point_cl",
+    "train task=pen_spin ablation=null": "ablation=None: there is no such ablation",
+    "train task=pen_spin 'ablation=[no_tactile]'": "did you mean no_tactile?",
+    "train task=pen_spin ablation=no_tactile ablation=no_z_reward": "the ablation is no_tactile",
+    "train task=pen_spin ablatio=no_tactile": "unknown key 'ablatio'; did you mean ablation?",
+    "train task=pen_spin ablation.no_tactile=true": "unknown key 'ablation.no_tactile'",
+    "train ablation=no_z_reward": "ablation=no_z_reward sets task.reward.z_spread, which "
+    "task=panda_lift_cube does not have; it is for task=pen_spin or task=pen_spin_student",
+    "train task=pen_grasp ablation=no_tactile": "task.tactile=false changes nothing, for",
+    "train task=pen_spin student=proprio": "does not have; it is for task=pen_spin_student",
+    "train task=pen_spin_student student=dagger": "did you mean dagger_proprio?",
+    "train task=pen_spin_student student=proprio algo=ppo": "not in 'PPOConfig'",
     # syntax
     "train num_envs": "'num_envs' is not an override; write KEY=VALUE",
     "train num_envs==5": "'num_envs==5' is not an override",

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import tasks
-from penspin_style.compose import UsageError, compose_train, differences, saved_words
+from penspin_style.compose import FOLDER, UsageError, compose_train, differences, saved_words
 from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig
 
 VISION = "task=panda_lift_cube_vision"
@@ -78,6 +78,54 @@ def test_words_that_cannot_be_meant_are_refused_in_one_line(words, message):
         compose_train(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Named changes.
+
+
+NAMED = [
+    (task, group, file.stem)
+    for group, task in (("ablation", "pen_spin"), ("student", "pen_spin_student"))
+    for file in sorted((FOLDER / group).glob("*.yaml"))
+]
+
+
+def test_there_are_the_published_changes():
+    names = [(group, name) for _, group, name in NAMED]
+    ablations = {"no_tactile", "no_point_cloud", "no_privileged", "no_z_reward"}
+    assert {name for group, name in names if group == "ablation"} == ablations
+    modes = {"proprio", "proprio_ends", "proprio_tactile", "proprio_tactile_ends"}
+    students = {name for group, name in names if group == "student"}
+    assert students == {*modes, *(f"dagger_{mode}" for mode in modes), "proprio_points"}
+
+
+@pytest.mark.parametrize(("task", "group", "name"), NAMED)
+def test_a_named_change_comes_back_from_the_saved_configuration(tmp_path, task, group, name):
+    path, text = saved(tmp_path, f"task={task}", f"{group}={name}")
+    default = compose_train([f"task={task}"])[2]
+    assert bool(differences(text, default)) is (name != "proprio")  # that one is the default
+    again = compose_train(saved_words(path))
+    assert differences(text, again[2]) == []
+    assert again[0] == compose_train([f"task={task}", f"{group}={name}"])[0]
+
+
+def test_a_word_wins_over_a_named_change_wherever_it_stands():
+    words = ["task=pen_spin", "ablation=no_tactile", "task.tactile=true"]
+    for order in (words, words[::-1]):
+        assert compose_train(order)[0].task.tactile
+    assert not compose_train(words[:2])[0].task.tactile
+
+
+def test_a_teachers_ablation_and_a_students_inputs_go_together():
+    words = ["task=pen_spin_student", "ablation=no_tactile", "student=dagger_proprio_tactile"]
+    cfg, _, _ = compose_train(words)
+    assert list(cfg.task.observation["student"]) == ["proprio", "fingertips", "tactile"]
+    assert "tactile" not in cfg.task.observation["privileged"]
+    assert (cfg.algo.driver, cfg.algo.beta_iterations, cfg.algo.network) == (
+        "student",
+        0,
+        "temporal",
+    )
 
 
 # And back.

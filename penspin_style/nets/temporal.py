@@ -9,7 +9,7 @@ observation vector:
 | tactile | (t,), the same h | joined to the frames of `proprio` before the transformer |
 | fingertips | any | a perceptron |
 | pen_ends | (k, 3), any | one perceptron for every end, the maximum over the ends of a frame |
-| pen_points | (k, 3), any | one perceptron for every point, the maximum over the points of a frame |
+| pen_points | (k, 3), any | one perceptron for every point, the maximum over those of a frame |
 
 Streams are joined, three layers follow, and a squash. Where PenSpin's release differs: tactile
 modes crash there and are ours; its fingertips are noisy also when tested; its squash clips.
