@@ -219,7 +219,7 @@ class Task(ABC, Generic[C]):
     def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Return what changes within the coming control step: noise, pushes. Draws from rng alone.
 
-        Called after `apply_action`: state field -> its values before each of the n physics steps,
+        Called after `apply_action`: field -> its values before each of the n physics steps,
         (n, num_envs, ...); see `Sim.step`.
         """
         return {}

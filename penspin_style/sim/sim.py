@@ -60,6 +60,10 @@ ACCELERATION_FIELDS = (
 # Missing on purpose: what an engine computes only if some sensor needs it (cfrc_ext,
 # subtree_linvel), and what the engines lay out differently (contacts, M, qLD). Sensors serve both.
 DATA_FIELDS = STATE_FIELDS + DERIVED_FIELDS + ACCELERATION_FIELDS
+INPUT_FIELDS = (
+    *("ctrl", "qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
+)
+"""State fields that only the user writes; they may differ between the substeps of a `step`."""
 MATRIX_FIELDS = frozenset({"xmat", "ximat", "geom_xmat", "site_xmat", "cam_xmat"})
 
 
@@ -148,11 +152,12 @@ class Sim(Protocol):
     def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
         """Advance every simulation by nstep substeps.
 
-        inputs: state field -> the values that it takes before each substep, (nstep, num_envs, ...);
-            fields that are not named stay what they are. Afterwards a field holds its last values.
+        inputs: field of `INPUT_FIELDS` -> the values that it takes before each substep, (nstep,
+            num_envs, ...); fields that are not named stay what they are. Afterwards a field holds
+            its last values.
 
         Raises:
-            ValueError: an input that is no state field, or of another shape.
+            ValueError: an input that is none of these fields, or of another shape.
         """
         ...
 
@@ -195,14 +200,14 @@ def check_rows(rows: Tensor, like: Tensor) -> None:
 
 
 def check_inputs(inputs: Mapping[str, Tensor], nstep: int, data: FieldView) -> None:
-    """Refuse inputs of `Sim.step` that are no state fields, or do not give each substep its values.
+    """Refuse inputs of `Sim.step` that are no inputs, or do not give each substep its values.
 
     Raises:
         ValueError: which one, and what it must be.
     """
     for name, values in inputs.items():
-        if name not in STATE_FIELDS:
-            raise ValueError(f"inputs must be state fields ({', '.join(STATE_FIELDS)}), got {name}")
+        if name not in INPUT_FIELDS:
+            raise ValueError(f"inputs must be among {', '.join(INPUT_FIELDS)}, got {name!r}")
         shape = (nstep, *data[name].shape)
         if values.shape != shape:
             raise ValueError(f"inputs[{name!r}] must be {shape}, got {tuple(values.shape)}")
