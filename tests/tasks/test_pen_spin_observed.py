@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from penspin_style.env.task import load_task
+from tasks import pens
 from tests.tasks.penworld import (
     ENDLESS,
     QUIET,
@@ -279,9 +280,8 @@ def test_the_cloud_is_in_the_world_and_of_this_moment():
     seen = play(env, 2)[0][-1]
     middle = seen["points"].view(2, 100, 3).mean(dim=1)
     pos, turn = pen_pose(env)
-    half = pen_sizes(env)[1]
-    cloud = env.task.cloud.double().mean(dim=0).numpy()
-    radius = pen_sizes(env)[0]
+    radius, half = pen_sizes(env)
+    cloud = pens.surface_points(torch.device("cpu")).double().mean(dim=0).numpy()
     local = cloud * np.stack((radius, radius, half), axis=1)
     np.testing.assert_allclose(middle, pos + np.einsum("nij,nj->ni", turn, local), atol=1e-6)
 
