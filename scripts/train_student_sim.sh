@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Distil a student from its teacher in simulation.
-#   scripts/train_student_sim.sh [KEY=VALUE ...]     task=TASK if it is not panda_lift_cube_vision
-# algo.teacher=DIR names the teacher, name=NAME the run; it lands in outputs/<task>/NAME/.
+# Distil a student from its teacher in simulation: of the pen, unless task=TASK says otherwise.
+#   scripts/train_student_sim.sh [KEY=VALUE ...]
+# algo.teacher=DIR names the teacher, the task's own in outputs/pretrained/ unless given; name=NAME
+# the run, which lands in outputs/<task>/NAME/, outputs/pen_spin_student/NAME/ for the pen.
 set -euo pipefail
-words=(task=panda_lift_cube_vision)
+words=(task=pen_spin_student)
 for word in "$@"; do
     case "$word" in
         task=*) words=() ;;

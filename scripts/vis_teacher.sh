@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Watch a teacher: in a window where there is a display, as a film otherwise.
-#   scripts/vis_teacher.sh NAME [KEY=VALUE ...]      task=TASK if it is not panda_lift_cube
+#   scripts/vis_teacher.sh NAME [task=TASK] [KEY=VALUE ...]      the pen's, unless task=TASK is given
 set -euo pipefail
 if [ $# -lt 1 ]; then
     echo "usage: scripts/vis_teacher.sh NAME [task=TASK] [KEY=VALUE ...]" >&2
@@ -8,7 +8,7 @@ if [ $# -lt 1 ]; then
 fi
 name=$1
 shift
-task=panda_lift_cube
+task=pen_spin
 words=()
 for word in "$@"; do
     case "$word" in

@@ -1,0 +1,66 @@
+"""The shell scripts: which words they hand to the command line."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Run a script with a `penspin` that only writes down what it is told."""
+    told = tmp_path / "told"
+    stub = tmp_path / "bin" / "penspin"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {told}\n')
+    stub.chmod(0o755)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    env |= {"PENSPIN_SKIP_INSTALL": "1", "PATH": f"{stub.parent}:{env['PATH']}"}
+
+    def run(line, code=0, **extra):
+        command = ["bash", *shlex.split(f"scripts/{line}")]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**env, **extra}, capture_output=True, text=True, timeout=20
+        )
+        assert done.returncode == code, done.stderr
+        return told.read_text().splitlines() if code == 0 else done.stderr
+
+    return run
+
+
+def test_a_teacher_is_of_the_pen_unless_another_task_is_named(words):
+    own = ["device=cuda:1", "seed=42", "name=mine"]
+    assert words("train_teacher.sh 1 42 mine") == ["train", "task=pen_spin", *own]
+    assert words("train_teacher.sh 1 42 mine algo.gamma=0.9 task=reach resume=true") == [
+        *("train", *own, "algo.gamma=0.9", "task=reach", "resume=true")
+    ]
+    assert words("train_teacher.sh cpu 42 mine task.lag=0 ablation=no_tactile") == [
+        *("train", "task=pen_spin", "device=cpu", *own[1:], "task.lag=0", "ablation=no_tactile")
+    ]
+    assert "usage: scripts/train_teacher.sh GPU SEED NAME" in words("train_teacher.sh 0 42", 2)
+
+
+def test_a_student_is_of_the_pen_unless_another_task_is_named(words):
+    assert words("train_student_sim.sh") == ["train", "task=pen_spin_student"]
+    own = ["student=dagger_proprio", "algo.teacher=a b"]
+    assert words("train_student_sim.sh student=dagger_proprio 'algo.teacher=a b'") == [
+        *("train", "task=pen_spin_student", *own)
+    ]
+    assert words("train_student_sim.sh name=x task=reach") == ["train", "name=x", "task=reach"]
+
+
+def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(words):
+    run = "outputs/pen_spin/mine"
+    film = ["--video", f"{run}/videos/teacher.mp4", "--strip", f"{run}/videos/teacher.png"]
+    assert words("vis_teacher.sh mine") == ["play", run, *film]
+    assert words("vis_teacher.sh mine task.lag=0", DISPLAY=":0") == ["play", run, "task.lag=0"]
+    run = "outputs/reach/mine"
+    assert words("vis_teacher.sh mine sim.nthread=1 task=reach", WAYLAND_DISPLAY="w") == [
+        *("play", run, "sim.nthread=1")
+    ]
+    assert "usage: scripts/vis_teacher.sh NAME" in words("vis_teacher.sh", 2)
