@@ -22,7 +22,7 @@ class Shot:
     """One filmed episode."""
 
     frames: list[np.ndarray]
-    """(size, size, 3) uint8, with the views in a corner."""
+    """(size, size, 3) uint8, with the views in a corner; after each step but the last."""
     views: list[np.ndarray]
     """What the policy saw at each frame, side by side; empty if it sees no pictures."""
     end: int
@@ -63,6 +63,8 @@ def shoot(
                 frames: list[np.ndarray] = frames,
                 views: list[np.ndarray] = views,
             ) -> None:
+                if frames and int(env.step_count[0]) <= len(frames):
+                    return  # the environment has restarted: what follows is of no film
                 frame = renderer.render().copy()
                 pictures = {k: v[0].cpu().numpy() for k, v in env.pictures().items()}
                 if pictures:
@@ -71,11 +73,9 @@ def shoot(
                 frames.append(frame)
 
             result = evaluate(env, act, seed=seed, on_step=note)
-        # the environment restarts at the end of its episode: what follows shows the next one
-        count = max(1, round(result.episode_len))
         if not successful or result.success_rate == 1.0:
-            end = min(count, round(result.first_success or count) + STRIP_TAIL)
-            shots.append(Shot(frames[:count], views[:count], end))
+            end = min(len(frames), round(result.first_success or len(frames)) + STRIP_TAIL)
+            shots.append(Shot(frames, views, end))
         if len(shots) == episodes:
             return shots
     if not shots:
