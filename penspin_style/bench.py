@@ -10,10 +10,9 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import mujoco
-import mujoco.batch
 import numpy as np
 import torch
 from tensordict import TensorDict
@@ -25,18 +24,18 @@ from penspin_style.deploy.bundle import Bundle
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.run import resolve_device
-from penspin_style.sim.batch_sim import BatchSim
+from penspin_style.sim.batch_sim import BatchSim, controls
+from penspin_style.sim.sim import Sim
 
 
 def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
     """Return env steps/s of the full environment over the bare engine's.
 
-    `ratio` is against the engine call that leaves the same fields current (position and velocity
-    stages at the new state), `bare_ratio` against the substeps alone. All three start from the same
-    states and the engine repeats the controls that the environment's random actions led to.
+    `ratio` is against the engine calls that leave the same fields current (position and velocity
+    stages at the new state), `bare_ratio` against the substeps alone. All three go through the same
+    states under random actions, see `Tape`.
     """
     env = make_env(cfg, task)
-    batch, n = _batch(env), env.n_substeps
     shape = (steps, cfg.num_envs, len(env.task.actions))
     actions = torch.rand(shape, generator=env.rng) * 2.0 - 1.0
     start = env.state_dict()
@@ -50,35 +49,24 @@ def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> 
         root[0].set("action", actions[i])
         root[0] = env.step_and_maybe_reset(root[0])[1]
 
-    controls = []
-    for i in range(steps):
-        full(i)
-        controls.append(batch.ctrl.copy())
-
-    def engine(stage: mujoco.mjtStage) -> Callable[[int], None]:
-        def call(i: int) -> None:
-            batch.ctrl = controls[i]
-            batch.step(None, n, int(stage))
-
-        return call
-
-    contenders = {
-        "env": full,
-        "staged": engine(mujoco.mjtStage.mjSTAGE_VEL),
-        "bare": engine(mujoco.mjtStage.mjSTAGE_NONE),
-    }
-    speeds = alternate(contenders, rounds, steps, prepare=restore)
+    tape = Tape(env, full, steps)
+    speeds = alternate(
+        {"env": full, "staged": tape.staged, "bare": tape.bare},
+        rounds,
+        steps,
+        prepare=restore,
+        ready={"staged": tape.ready, "bare": tape.ready},
+    )
     return report(cfg, speeds, {"ratio": ("env", "staged"), "bare_ratio": ("env", "bare")})
 
 
 def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
     """Return PPO samples/s, roll-out and update together, over the bare engine's env steps/s.
 
-    Both start from the same states; the engine repeats the controls that the first policy's actions
-    led to. steps: control steps of each measurement; rounded up to whole iterations.
+    Both start from the same states; the engine goes the way that the first policy's actions led.
+    steps: control steps of each measurement; rounded up to whole iterations.
     """
     env = make_env(cfg, task)
-    batch, n = _batch(env), env.n_substeps
     device = torch.device("cpu")
     algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
     root = [env.current()]
@@ -97,18 +85,109 @@ def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -
                 algo.process(buffer[0])
                 algo.update()
 
-    whole = -(-steps // algo.horizon) * algo.horizon
-    controls = []
-    for _ in range(whole):
+    def act(i: int) -> None:
         root[0] = env.step_and_maybe_reset(algo.act(root[0]))[1]
-        controls.append(batch.ctrl.copy())
 
-    def physics(i: int) -> None:
-        batch.ctrl = controls[i]
-        batch.step(None, n, int(mujoco.mjtStage.mjSTAGE_VEL))
-
-    speeds = alternate({"train": iterate, "staged": physics}, rounds, whole, prepare=restore)
+    whole = -(-steps // algo.horizon) * algo.horizon
+    tape = Tape(env, act, whole)
+    contenders = {"train": iterate, "staged": tape.staged}
+    ready = {"staged": tape.ready}
+    speeds = alternate(contenders, rounds, whole, prepare=restore, ready=ready)
     return report(cfg, speeds, {"ratio": ("train", "staged")})
+
+
+class _Write(NamedTuple):
+    """Rows of an engine's array that an environment wrote."""
+
+    name: str
+    ids: np.ndarray
+    values: np.ndarray
+
+
+class _Frame(NamedTuple):
+    """What an engine is given in a control step."""
+
+    writes: list[_Write]
+    inputs: dict[str, torch.Tensor]
+
+
+class Tape:
+    """What an environment does to its engine, for the engine alone to go the same way again.
+
+    With the same controls alone the engine would soon be elsewhere: what falls in the environment
+    is picked up again, what falls in the engine lies still and is cheaper, or dearer, to compute.
+    So the tape holds all that is written between two calls, restarts and parameters too, and the
+    inputs of each substep: every state of the replay is the environment's own, bit for bit.
+    """
+
+    def __init__(self, env: Env, walk: Callable[[int], object], steps: int) -> None:
+        """Record walk(0) to walk(steps - 1), each a control step of the environment.
+
+        Raises:
+            ValueError: its engine is not `mujoco.batch`.
+        """
+        if not isinstance(env.sim, BatchSim):
+            raise ValueError(
+                "this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu"
+            )
+        self.sim, self.batch, self.n_substeps = env.sim, env.sim.batch, env.n_substeps
+        self._live = {name: env.sim.params[name].numpy() for name in dir(env.sim.params)}
+        self._live["state"] = self.batch.state
+        self._left = self._snapshot()
+        self._frames: list[_Frame] = []
+        self._control: tuple[np.ndarray, int] | None = None
+        env.sim = cast(Sim, self)
+        try:
+            for i in range(steps):
+                walk(i)
+        finally:
+            env.sim = self.sim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sim, name)
+
+    def step(self, nstep: int, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Note what was written since the last step, and the inputs; step the simulation."""
+        writes = []
+        for name, value in self._live.items():
+            changed = (value != self._left[name]).reshape(len(value), -1).any(axis=1)
+            if changed.any():
+                ids = np.flatnonzero(changed)
+                writes.append(_Write(name, ids, value[ids].copy()))
+        self._frames.append(_Frame(writes, {k: v.clone() for k, v in inputs.items()}))
+        self.sim.step(nstep, inputs)
+        self._left = self._snapshot()
+
+    def ready(self, i: int) -> None:
+        """Write what the environment had written before it called the engine in step i."""
+        writes, inputs = self._frames[i]
+        for name, ids, values in writes:
+            self._live[name][ids] = values
+            if name in mujoco.MjModel._setconst_inputs:
+                self.batch.set_const(ids)
+        self._control = None
+        if inputs:
+            control, spec = controls(inputs)
+            self._control = np.ascontiguousarray(control), spec
+
+    def bare(self, i: int) -> None:
+        """Compute the substeps of a step that is ready."""
+        if self._control is None:
+            self.batch.step(None, self.n_substeps)
+        else:
+            self.batch.rollout(self.n_substeps, *self._control, record=())
+
+    def staged(self, i: int) -> None:
+        """Compute the substeps of a step that is ready, then position and velocity stages."""
+        stage = int(mujoco.mjtStage.mjSTAGE_VEL)
+        if self._control is None:
+            self.batch.step(None, self.n_substeps, stage)
+        else:
+            self.bare(i)
+            self.batch.forward(None, stage)
+
+    def _snapshot(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self._live.items()}
 
 
 def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
@@ -157,14 +236,6 @@ def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
     )
 
 
-def _batch(env: Env) -> mujoco.batch.Batch:
-    if not isinstance(env.sim, BatchSim):
-        raise ValueError(
-            "this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu"
-        )
-    return env.sim.batch
-
-
 def alternate(
     contenders: Mapping[str, Callable[[int], object]],
     rounds: int,
@@ -172,23 +243,31 @@ def alternate(
     *,
     prepare: Callable[[], None],
     finish: Callable[[], None] = lambda: None,
+    ready: Mapping[str, Callable[[int], object]] | None = None,
 ) -> dict[str, list[float]]:
     """Return calls per second of each contender in each round; they take turns.
 
     contenders: called with 0 .. steps - 1 in each round.
     prepare: brings about the start that all have in common; its time does not count.
     finish: returns when all that was called is done; its time counts.
+    ready: contender -> what is called before each of its calls; its time does not count.
     """
+    ready = ready or {}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds + 1):
         for name, call in contenders.items():
             prepare()
-            began = time.perf_counter()
+            before = ready.get(name)
+            began, waited = time.perf_counter(), 0.0
             for i in range(steps):
+                if before:
+                    paused = time.perf_counter()
+                    before(i)
+                    waited += time.perf_counter() - paused
                 call(i)
             finish()
             if round_:  # the first round compiles, captures and warms caches up
-                speeds[name].append(steps / (time.perf_counter() - began))
+                speeds[name].append(steps / (time.perf_counter() - began - waited))
     return speeds
 
 
