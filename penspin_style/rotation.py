@@ -48,6 +48,12 @@ def to_matrix(q: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def z_axis(q: Tensor) -> Tensor:
+    """Return where unit quaternions (..., 4) turn z: the third column of `to_matrix`, (..., 3)."""
+    w, x, y, z = q.unbind(-1)
+    return torch.stack((2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)), dim=-1)
+
+
 def to_rotation_vector(q: Tensor) -> Tensor:
     """Return angle (at most pi) times the axis of unit quaternions, (..., 3) rad."""
     q = torch.where(q[..., :1] < 0, -q, q)

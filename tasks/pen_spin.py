@@ -424,9 +424,9 @@ class PenTask(Task[C]):
 
     def points(self, sim: Sim) -> Tensor:
         """Return 100 points of each pen's surface in the world, (num_envs, 100, 3) m."""
-        size = self._size(sim)
-        local = self.cloud * torch.stack((size[:, 0], size[:, 0], size[:, 1]), dim=1)[:, None]
-        return torch.baddbmm(self.pen[:, None], local, self.pen_mat.transpose(1, 2))
+        # coordinates before points: the product takes a third of the time
+        local = self.cloud.t() * self._size(sim)[:, [0, 0, 1], None]
+        return torch.baddbmm(self.pen[..., None], self.pen_mat, local).transpose(1, 2)
 
     def ends(self, sim: Sim) -> Tensor:
         """Return the middles of each pen's two end faces in the world, (num_envs, 2, 3) m."""
@@ -440,8 +440,7 @@ class PenTask(Task[C]):
 
     def _turn(self) -> Tensor:
         """Return the turns that the pen's axis made in this control step, signed."""
-        before = rotation.to_matrix(self.memory["last_quat"])[:, :, 2]
-        return pens.turns(before, self.pen_mat[:, :, 2])
+        return pens.turns(rotation.z_axis(self.memory["last_quat"]), self.pen_mat[:, :, 2])
 
     def _tactile(self) -> Tensor:
         """Return the channels, 1.0 where on: some repeat their last value, some drop out."""

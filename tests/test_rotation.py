@@ -69,6 +69,11 @@ def test_to_matrix_is_mujocos_and_turns_vectors_as_rotate_does(quats, rng):
     close((matrix @ v[:, :, None])[:, :, 0], rotation.rotate(quats[0], v))
 
 
+def test_z_axis_is_the_third_column_bit_for_bit(quats):
+    p, _ = quats
+    assert torch.equal(rotation.z_axis(p), rotation.to_matrix(p)[..., 2])
+
+
 def test_rotation_vector_is_the_sine_of_mujocos_angle_along_its_axis(quats):
     axis_times_angle = by_mujoco(lambda out, q: mujoco.mju_quat2Vel(out, q, 1.0), 3, quats[0])
     angle = axis_times_angle.norm(dim=1, keepdim=True)
