@@ -94,6 +94,7 @@ class Run:
         )
         self._claim()
         self.iteration = 0
+        self.samples = 0  # environment steps so far, summed over environments
         self.score: float | None = None  # of the last evaluation, what task.score names
         self.success_rate: float | None = None  # of the same
         self.scored = -1  # the iteration whose weights have the score
@@ -103,11 +104,6 @@ class Run:
         self._dumps = len(list((self.folder / "faults").glob("*.npz")))
         self._failed_saves = 0
         self._signal = 0
-
-    @property
-    def samples(self) -> int:
-        """Environment steps so far, summed over environments."""
-        return self.iteration * self.algo.horizon * self.cfg.num_envs
 
     @property
     def interrupted(self) -> bool:
@@ -137,12 +133,11 @@ class Run:
                     self._roll_back(str(error), progress)
                     root = self.env.current()
                     continue
-                self.iteration += 1
+                fresh = self.algo.horizon * self.cfg.num_envs
+                self.iteration, self.samples = self.iteration + 1, self.samples + fresh
                 updated = time.perf_counter()
                 row |= {"time/rollout": collected - began, "time/update": updated - collected}
-                row["time/samples_per_s"] = (
-                    self.algo.horizon * self.cfg.num_envs / (updated - began)
-                )
+                row["time/samples_per_s"] = fresh / (updated - began)
                 if self._close_iteration(row, trackers, progress):
                     progress.say(f"success {self.success_rate:.1%} reached stop_at_success: done")
                     break
@@ -330,6 +325,7 @@ class Run:
             "env": self.env.state_dict(),
             "run": {
                 "iteration": self.iteration,
+                "samples": self.samples,
                 "score": self.score,
                 "success_rate": self.success_rate,
                 "scored": self.scored,
@@ -378,6 +374,9 @@ class Run:
             {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
         )
         self.iteration = state["run"]["iteration"]
+        each = self.algo.horizon * self.cfg.num_envs
+        # before runs counted them, all iterations had the same number
+        self.samples = state["run"].get("samples", self.iteration * each)
         self.score = state["run"]["score"]
         # before tasks named their score, it was the success rate
         self.success_rate = state["run"].get("success_rate", self.score)
