@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from penspin_style import storage
 from penspin_style.compose import UsageError, compose_train
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
+from penspin_style.report import check_plotting
+from penspin_style.run import resolve_device
 from tasks import grasps
 from tasks.pen_grasp import Collected, PenGrasp, collect, held
 
 CHECKS = 3
 """Replays, each with another pen's mass, that a grasp must survive."""
+HOPELESS = 2000
+"""Grasps of which at least one must survive its replays, or the search ends."""
 REPLAYED = 5000
 """Grasps that are replayed once more for the card's `held_again`."""
 
@@ -33,9 +38,12 @@ def main(words: list[str]) -> int:
     options, overrides = parser.parse_known_args(words)
     try:
         return run(options, overrides)
-    except (UsageError, ValueError, FileExistsError, RuntimeError) as error:
+    except (UsageError, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was stored", file=sys.stderr)
+        return 130
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -45,9 +53,12 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     device = "cpu" if options.gpu == "cpu" else f"cuda:{options.gpu}"
     own = ["task=pen_grasp", f"task.scales=[{options.scale}]", f"device={device}"]
     cfg, _, _ = compose_train([*own, "num_envs=4096", *overrides])
+    check_plotting()
+    resolve_device(cfg.device)
     target = pathlib.Path(options.out) / grasps.folder_name(options.scale)
     if target.exists():
         raise FileExistsError(f"{target} exists already: move it away, or name another --out")
+    storage.make_folder(target.parent)  # what cannot be written is known before an hour has passed
     torch.set_num_threads(1)  # a second one would spin on the cores that physics needs
     began = time.perf_counter()
     env, task = make_env(cfg)
@@ -56,16 +67,26 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     found = Collected()
     with progress_bar(options.count) as advance:
         while len(rows) < options.count:
-            new = collect(env, task, cfg.num_envs // 2, found)
+            new = collect(env, task, max(1, cfg.num_envs // 2), found)
             for _ in range(CHECKS):
                 new = new[held(env, task, new, rng)]
             rows = torch.cat((rows, new))
             advance(len(rows))
+            if not len(rows) and found.kept >= HOPELESS:
+                raise ValueError(f"none of {found.kept} grasps that held the pen did so again")
     seconds = time.perf_counter() - began
-    rows = rows[: options.count]
+    survived, rows = len(rows), rows[: options.count]
     fresh = rows[torch.randperm(len(rows), generator=rng)[:REPLAYED]]
     again = held(env, task, fresh, rng).float().mean().item()
-    card = describe(found, cfg, len(rows), seconds, again)
+    facts: dict[str, object] = {
+        "scale": options.scale,
+        "grasps": len(rows),
+        "accepted": survived / found.tried,
+        "accepted_per_second": survived / seconds,
+        "held_again": again,
+        "held_again_of": len(fresh),
+    }
+    card = facts | describe(found, cfg)
     grasps.save(rows, target, card)
     plot(found, target.with_name(f"{target.name}.png"))
     print(json.dumps(card, indent=1))
@@ -98,27 +119,19 @@ def progress_bar(count: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: progress.update(bar, completed=min(n, count))
 
 
-def describe(
-    found: Collected, cfg: TrainConfig, count: int, seconds: float, again: float
-) -> dict[str, object]:
-    """Return the card of a cache."""
+def describe(found: Collected, cfg: TrainConfig) -> dict[str, object]:
+    """Return what the card says of the search."""
     task = cfg.task
     return {
-        "scale": task.scales[0],
-        "grasps": count,
         "columns": "16 joints (rad: index, middle, ring, thumb), pen x y z (m), quaternion w x y z",
         "band": task.band,
         "jitter": task.jitter,
         "seed": cfg.seed,
         "tried": found.tried,
         "held_once": found.kept / found.tried,
-        "accepted": count / found.tried,
-        "accepted_per_second": count / seconds,
         "began": dict(found.began),
         "broken_rules": dict(found.dropped),
         "checks": CHECKS,
-        "held_again": again,
-        "held_again_of": min(REPLAYED, count),
     }
 
 

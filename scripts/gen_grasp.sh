@@ -8,5 +8,5 @@ if [ $# -lt 2 ]; then
     echo "usage: scripts/gen_grasp.sh GPU SCALE [KEY=VALUE ...] [--count N] [--out DIR]" >&2
     exit 2
 fi
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" plot
 exec python scripts/gen_grasp.py "$@"
