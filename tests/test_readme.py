@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
+
+from penspin_style.compose import CHOICES, FOLDER, compose_train
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- runnable -->\n```(\w+)\n(.*?)```", re.DOTALL)
@@ -24,7 +27,10 @@ def scaled(language: str, text: str) -> str:
     text = re.sub(
         r"(scripts/(?:quickstart|train_teacher|train_student_sim)\.sh[^\n]*)", rf"\1 {SCALE}", text
     )
-    text = re.sub(r"--episodes \d+", "--episodes 8", text)
+    text = re.sub(r"(scripts/vis_teacher\.sh \w+)", r"\1 task.episode_length=40", text)
+    text = re.sub(r"--episodes \d\d+", "--episodes 8", text)
+    text = re.sub(r"penspin eval (?!.*--episodes)", "penspin eval --episodes 8 ", text)
+    text = re.sub(r"--count \d+", "num_envs=64 --count 20", text)
     return text.replace("penspin export", "penspin export --samples 500")
 
 
@@ -32,10 +38,12 @@ def test_the_readme_has_the_blocks_that_a_newcomer_runs():
     shell = "\n".join(text for language, text in BLOCKS if language == "bash")
     for command in (
         "quickstart.sh",
+        "gen_grasp.sh",
         "train_teacher.sh",
         "train_student_sim.sh",
         "vis_teacher.sh",
         "eval",
+        "--plot",
         "play",
         "export",
     ):
@@ -70,3 +78,23 @@ def test_a_runnable_block_of_the_readme_runs(language, text, tmp_path):
         assert "success, student, ONNX" in done.stdout
         made = (tmp_path / "outputs" / "panda_lift_cube_vision").glob("quickstart-*/policy.onnx")
         assert len(list(made)) == 1
+
+
+PEN = (ROOT / "docs" / "pen_spin.md").read_text()
+
+
+def test_every_key_that_the_pens_document_names_can_be_set():
+    named = set(re.findall(r"(?<![\w.])(?:task|algo)(?:\.(?!env\b)\w+)+", PEN))
+    assert len(named) > 40
+    tasks = [OmegaConf.create(compose_train([f"task={t}"])[2]) for t in
+             ("pen_spin", "pen_spin_student", "pen_grasp")]  # fmt: skip
+    missing = {key for key in named if all(OmegaConf.select(cfg, key) is None for cfg in tasks)}
+    assert not missing
+
+
+def test_the_pens_document_names_every_change_and_no_other():
+    for group in CHOICES:
+        there = {file.stem for file in (FOLDER / group).glob("*.yaml")}
+        named = set(re.findall(rf"`{group}=(\w+)", PEN))
+        assert named <= there
+        assert all(f"`{name}`" in PEN for name in there - named)
