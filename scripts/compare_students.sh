@@ -13,7 +13,7 @@ case "$kind" in
         ;;
 esac
 shift
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 task=panda_lift_cube_vision
 group=outputs/$task/compare-$kind
 depth_noise="algo.augment.depth_edge=0 algo.augment.depth_jitter=0 algo.augment.depth_disparity=0

@@ -12,7 +12,7 @@ gpu=$1 seed=$2
 shift 2
 device="cuda:$gpu"
 [ "$gpu" = cpu ] && device=cpu
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 jobs=${PENSPIN_JOBS:-1}
 threads=$(($(nproc) / jobs > 0 ? $(nproc) / jobs : 1))
 names=(everything no_tactile no_point_cloud no_privileged no_z_reward)

@@ -10,5 +10,5 @@ fi
 data=$1
 [ -e "$data" ] && data=$(realpath -- "$data") # setup_env.sh changes the folder
 shift
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 exec penspin pretrain "$data" "$@"

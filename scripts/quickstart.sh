@@ -5,7 +5,7 @@
 #   scripts/quickstart.sh [KEY=VALUE ...]    the words go to both trainings, e.g. total_samples=20000
 set -euo pipefail
 began=$SECONDS
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 name="quickstart-$(date +%Y%m%d-%H%M%S)"
 teacher="outputs/panda_lift_cube/$name"
 student="outputs/panda_lift_cube_vision/$name"

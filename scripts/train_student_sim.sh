@@ -10,5 +10,5 @@ for word in "$@"; do
         task=*) words=() ;;
     esac
 done
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 exec penspin train "${words[@]}" "$@"

@@ -17,5 +17,5 @@ for word in "$@"; do
         task=*) words=() ;;
     esac
 done
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 exec penspin train "${words[@]}" device="$device" seed="$seed" name="$name" "$@"

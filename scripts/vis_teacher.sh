@@ -16,7 +16,7 @@ for word in "$@"; do
         *) words+=("$word") ;;
     esac
 done
-source "$(dirname "$0")/setup_env.sh"
+source "$(dirname "$0")/setup_env.sh" ""
 run="outputs/$task/$name"
 if [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
     exec penspin play "$run" "${words[@]}"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 
@@ -18,7 +19,8 @@ def words(tmp_path):
     stub.parent.mkdir()
     stub.write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {told}\n')
     stub.chmod(0o755)
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    for name in ("scripts", "setup.cfg"):
+        (tmp_path / name).symlink_to(ROOT / name)
     env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     env |= {"PENSPIN_SKIP_INSTALL": "1", "PATH": f"{stub.parent}:{env['PATH']}"}
 
@@ -64,3 +66,28 @@ def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(words):
         *("play", run, "sim.nthread=1")
     ]
     assert "usage: scripts/vis_teacher.sh NAME" in words("vis_teacher.sh", 2)
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.stem != "setup_env")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_never_takes_its_first_argument_for_an_extra_to_install(name):
+    sources = re.findall(
+        r"^source .*setup_env\.sh\"(.*)$", (ROOT / "scripts" / name).read_text(), re.M
+    )
+    assert sources in ([' ""'], [" dev"], [" plot"])
+
+
+def test_a_fresh_clone_installs_the_core_and_hands_the_words_on(words, tmp_path):
+    venv = tmp_path / "venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "activate").write_text("")
+    (venv / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/installed\n')
+    (venv / "python").chmod(0o755)
+    fresh = {"PENSPIN_SKIP_INSTALL": "", "PENSPIN_VENV": str(tmp_path / "venv")}
+    for _ in range(2):  # the second time there is nothing to do
+        told = words("train_teacher.sh cpu 0 mine task=reach", **fresh)
+        assert told == ["train", "device=cpu", "seed=0", "name=mine", "task=reach"]
+    installed = (tmp_path / "installed").read_text().splitlines()
+    assert [line.split()[-1] for line in installed] == ["pip", "."]
