@@ -3,12 +3,12 @@
 #   source scripts/setup_env.sh [EXTRA]      PENSPIN_VENV names another folder
 # A script that has arguments says "" for no extra: without any word bash hands on the script's own.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+if [ -n "${PENSPIN_SKIP_INSTALL:-}" ]; then # the tests run the scripts where they are themselves
+    return 0
+fi
 if [ -n "${1:-}" ] && ! grep -qxF "$1 =" setup.cfg; then
     echo "setup_env.sh: setup.cfg has no extra $1" >&2
     exit 2
-fi
-if [ -n "${PENSPIN_SKIP_INSTALL:-}" ]; then # the tests run the scripts where they are themselves
-    return 0
 fi
 venv="${PENSPIN_VENV:-.venv}"
 extra="${1:+[$1]}"
