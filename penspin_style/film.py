@@ -22,7 +22,7 @@ class Shot:
     """One filmed episode."""
 
     frames: list[np.ndarray]
-    """(size, size, 3) uint8, with the views in a corner; after each step but the last."""
+    """(size, size, 3) uint8, after each step but the last; with views and a caption."""
     views: list[np.ndarray]
     """What the policy saw at each frame, side by side; empty if it sees no pictures."""
     end: int
@@ -70,6 +70,7 @@ def shoot(
                 if pictures:
                     views.append(side_by_side(pictures, size // 5))
                     _overlay(frame, views[-1])
+                _write(frame, caption(env))
                 frames.append(frame)
 
             result = evaluate(env, act, seed=seed, on_step=note)
@@ -124,6 +125,30 @@ def _overlay(frame: np.ndarray, views: np.ndarray) -> None:
     width = min(views.shape[1], frame.shape[1] - 2 * _MARGIN)
     frame[_MARGIN - 2 : _MARGIN + height + 2, _MARGIN - 2 : _MARGIN + width + 2] = 255
     frame[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width] = views[:height, :width]
+
+
+def caption(env: Env, env_id: int = 0) -> str:
+    """Return how far an episode is by the task's own figure: `2.4 s  turns 0.53`; else nothing."""
+    task, steps = env.task, env.step_count.float()
+    figure = task.judge(env.tally.sums, steps, torch.zeros_like(steps, dtype=torch.bool))
+    if task.score not in figure:
+        return ""
+    seconds = steps[env_id].item() * env.cfg.control_dt
+    return f"{seconds:.1f} s  {task.score} {figure[task.score][env_id].item():.2f}"
+
+
+def _write(frame: np.ndarray, text: str) -> None:
+    """Write a line into the lower left corner of a frame, in place."""
+    if not text:
+        return
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(10, frame.shape[0] // 20))
+    place = (_MARGIN, frame.shape[0] - _MARGIN)
+    draw.text(place, text, "white", font, anchor="ld", stroke_width=2, stroke_fill="black")
+    frame[:] = np.asarray(image)
 
 
 def play_window(env: Env, act: Act) -> None:

@@ -134,13 +134,13 @@ def scene() -> mujoco.MjSpec:
         diffuse=[0.6] * 3,
         specular=[0.1] * 3,
     )
-    view, focus = np.array([-0.24, -0.36, 0.88]), np.array([0.0, -0.005, 0.575])
-    world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=30)
+    view, focus = np.array([-0.17, -0.30, 0.95]), np.array([-0.008, -0.010, 0.585])
+    world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=25)
     world.add_camera(name="top", pos=[0, 0, 1.1], xyaxes=[-1, 0, 0, 0, -1, 0], fovy=30)
     spec.visual.headlight.ambient = [0.30] * 3
     spec.visual.headlight.diffuse = [0.20] * 3
     spec.visual.headlight.specular = [0.1] * 3
-    spec.visual.quality.shadowsize = 8192
+    spec.visual.quality.shadowsize = 4096
     spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec
