@@ -87,6 +87,26 @@ def test_rotation_vector_of_a_quarter_turn_is_the_axis():
     close(got, torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
 
 
+def test_to_rotation_vector_is_mujocos_and_the_same_for_both_signs(quats):
+    def velocity(result, quat):
+        mujoco.mju_quat2Vel(result, quat, 1.0)
+
+    expected = by_mujoco(velocity, 3, quats[0])
+    close(rotation.to_rotation_vector(quats[0]), expected, atol=1e-13)
+    close(rotation.to_rotation_vector(-quats[0]), expected, atol=1e-13)
+    assert 2.5 < expected.norm(dim=1).max() <= np.pi  # the shorter way
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-7, 1.9e-6, 2.1e-6, 1e-4, 0.1, 3.0, np.pi - 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_to_rotation_vector_undoes_from_axis_angle_at_any_angle(rng, angle, dtype):
+    axis = rotation.random_unit_vector((N,), rng).to(dtype)
+    q = rotation.from_axis_angle(axis, torch.full((N,), angle, dtype=dtype))
+    rtol = 2e-6 if dtype == torch.float32 else 1e-6
+    got = rotation.to_rotation_vector(q)
+    torch.testing.assert_close(got, angle * axis, rtol=rtol, atol=max(1e-12, rtol * angle))
+
+
 def test_order_of_products_first_the_right_one(quats, rng):
     p, q = quats
     v = torch.randn(N, 3, generator=rng, dtype=torch.float64)
