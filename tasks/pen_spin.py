@@ -21,8 +21,7 @@ What is mapped, and how (PhysX -> MuJoCo):
 | joint friction 0.01, armature 0.001 | `frictionloss` in N·m, `armature` in kg·m² |
 | pen's inertia 1e-4 kg·m², isotropic | a solid cylinder's, of each pen's mass and size |
 | z-spread of 100 points of the last step | of the whole cylinder, now; with any observation |
-| index, thumb, middle, ring | index, middle, ring, thumb: as MuJoCo and the hardware |
-| quaternions x, y, z, w | w, x, y, z |
+| index, thumb, middle, ring; x, y, z, w | index, middle, ring, thumb as the hardware; w, x, y, z |
 """
 
 from dataclasses import dataclass, field
@@ -70,6 +69,7 @@ class PenConfig(TaskConfig):
             "work": -1.0,
             "z_spread": -1.0,
             "position": -0.1,
+            "alive": 0.0,  # not published
         }
     )
     observation: dict[str, dict[str, ObsTerm]] = field(default_factory=dict)
@@ -187,8 +187,7 @@ class PenTask(Task[C]):
         option.integrator = mujoco.mjtIntegrator.mjINT_EULER
         option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
         option.impratio = 10.0
-        option.iterations = 10
-        option.ls_iterations = 20
+        option.iterations, option.ls_iterations = 10, 20
         return spec
 
     @property
@@ -260,8 +259,8 @@ class PenTask(Task[C]):
         self.tips = sim.data.site_xpos
         self.tip_ids = torch.tensor(tips, device=device)
         self.touch = sim.data.sensordata[:, adr : adr + len(allegro.TACTILE)]
-        self.low = torch.tensor(allegro.LOWER, device=device)
-        self.high = torch.tensor(allegro.UPPER, device=device)
+        limits = (allegro.LOWER, allegro.UPPER)
+        self.low, self.high = (torch.tensor(limit, device=device) for limit in limits)
         self.cloud = pens.surface_points(device)
         self.grasps = self.load_grasps(device)
         self.read = {name for terms in self.cfg.observation.values() for name in terms}
@@ -371,7 +370,10 @@ class PenTask(Task[C]):
         return {name: terms[name]() for name in self.read}
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return PenSpin's terms, from differences over the control step."""
+        """Return PenSpin's terms, from differences over the control step, and 1 for `alive`.
+
+        Without that one to drop a pen pays more than to hold it: short trainings need some of it.
+        """
         spin = self._angvel()[:, 2]
         linvel = (self.pen - self.memory["last_pos"]) / self.cfg.control_dt
         power = (self.torque.abs() * self.qvel.abs()).sum(dim=1).float()
@@ -386,13 +388,12 @@ class PenTask(Task[C]):
             "work": power.square(),
             "z_spread": torch.where(spread > FLAT, spread, 0.0),
             "position": offset.square().sum(dim=1),
+            "alive": torch.ones_like(spin),
         }
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the pen, or one of its ends, has left the band of heights."""
-        heights = self.ends(sim)[:, :, 2]
-        low, high = heights.amin(dim=1), heights.amax(dim=1)
-        cfg = self.cfg
+        (low, high), cfg = self.ends(sim)[:, :, 2].aminmax(dim=1), self.cfg
         return (self.pen[:, 2] < cfg.lowest) | (low < cfg.lowest_end) | (high > cfg.highest_end)
 
     def success(self, sim: Sim) -> Tensor:
@@ -401,8 +402,8 @@ class PenTask(Task[C]):
 
     def measure(self, sim: Sim) -> dict[str, Tensor]:
         """Return the turns made, and how far the nearest fingertip is from the pen's middle, m."""
-        reach = (self.tips[:, self.tip_ids] - self.pen[:, None]).norm(dim=2)
-        return {"turns": self._turn(), "reach": reach.amin(dim=1)}
+        reach = (self.tips[:, self.tip_ids] - self.pen[:, None]).norm(dim=2).amin(dim=1)
+        return {"turns": self._turn(), "reach": reach}
 
     def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
         """Return what episodes are judged by; an episode that survives counts its whole time."""

@@ -146,6 +146,14 @@ def test_the_comparison_could_fail(unbroken):
     assert state["last/teacher"].shape == (16, 25 if variant == "noisy" else 22)
 
 
+def test_samples_add_up_over_a_resume_with_another_horizon(tmp_path):
+    fit(tmp_path, *SMALL, f"total_samples={2 * ITERATION}")
+    words = ("algo.horizon=4", f"total_samples={3 * ITERATION}", "resume=true")
+    resumed = fit(tmp_path, *SMALL, *words)
+    assert [int(row["samples"]) for row in rows(resumed)] == [128, 256, 320, 384]
+    assert resumed.samples == 3 * ITERATION
+
+
 @pytest.mark.parametrize("unbroken", ["noisy"], indirect=True)
 def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path, spawn):
     whole, _ = unbroken

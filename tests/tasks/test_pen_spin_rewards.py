@@ -203,6 +203,7 @@ def expected_terms(env, before, after):
         "work": (np.abs(torque) * np.abs(qd)).sum(axis=1) ** 2,
         "z_spread": np.where(spread > 0.03, spread, 0.0),
         "position": pos[:, 0] ** 2 + pos[:, 1] ** 2 + (pos[:, 2] - 0.615) ** 2,
+        "alive": np.ones(len(pos)),
     }
 
 
@@ -240,7 +241,7 @@ def test_rewards_of_a_played_step_are_weighed_as_published():
         seen = step(env, 2 * torch.rand(64, 16, generator=rng) - 1)
         after = pen_pose(env)
     weights = {"rotate": 1.0, "over_speed": -0.3, "linvel": -0.3, "pose_diff": -0.1}
-    weights |= {"torque": -0.1, "work": -1.0, "z_spread": -1.0, "position": -0.1}
+    weights |= {"torque": -0.1, "work": -1.0, "z_spread": -1.0, "position": -0.1, "alive": 0.0}
     assert env.cfg.reward == weights
     total = sum(
         weights[name] * value.double() for name, value in env.task.reward(env.sim, 0).items()
