@@ -24,7 +24,7 @@ from penspin_style.config import ALGORITHMS, TrainConfig
 from penspin_style.env.task import Task, load_task
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
-CHOICES = ("ablation", "student")
+CHOICES = ("ablation", "recipe", "student")
 """Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
 _MANY = 20
 """Legal words beyond which a message does not list them all."""
