@@ -14,6 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -82,10 +83,10 @@ class World:
 
 
 def compare(
-    envs: int, steps: int, others: Sequence[tuple[str, torch.device, float]], **settings: object
+    envs: int, steps: int, others: Sequence[tuple[str, torch.device, float]], **settings: Any
 ) -> list[Comparison]:
     """Run MuJoCo C and the others (engine, device, nudge) through the same steps."""
-    seed = int(str(settings.pop("seed", 0)))
+    seed = settings.pop("seed", 0)
     env = Env(PenSpin(PenSpin.Config(**settings)), envs, seed=seed)
     exact = World(env, "mujoco", torch.device("cpu"))
     worlds = [World(env, *other) for other in others]
