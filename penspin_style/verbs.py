@@ -6,26 +6,20 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
 
-import numpy as np
 import torch
 
 from penspin_style import film, storage
 from penspin_style.algo.algorithm import torch_threads
-from penspin_style.checkpoint import Checkpoints, NoCheckpointError
+from penspin_style.checkpoint import NoCheckpointError
 from penspin_style.compose import (
     UsageError,
     compose_train,
     find_task,
     nearest,
-    saved_words,
     task_names,
 )
-from penspin_style.config import TrainConfig
-from penspin_style.env.env import Env
-from penspin_style.evaluate import Act, acting, blinded, evaluate
-from penspin_style.features import PolicyCard
+from penspin_style.evaluate import blinded, evaluate
 from penspin_style.metrics import print_json
 from penspin_style.nets.policy import load_policy
 from penspin_style.report import check_plotting, plot, print_evaluation
@@ -35,9 +29,8 @@ from penspin_style.run import (
     EXIT_USAGE,
     FaultyRunError,
     Run,
-    resolve_device,
-    versions,
 )
+from penspin_style.source import Source, open_source
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,7 +108,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _film_run(trained: Run) -> None:
-    source = _open(trained.folder, [])
+    source = open_source(trained.folder, [])
     folder = trained.folder / "videos"
     folder.mkdir(exist_ok=True)
     views = folder / "views.png" if source.cfg.task.views() else None
@@ -126,126 +119,11 @@ def _film_run(trained: Run) -> None:
         print(f"penspin: no video: {error}", file=sys.stderr)
 
 
-class _Source:
-    """A policy from anywhere, and the environment that it was trained for."""
-
-    def __init__(self, cfg: TrainConfig, task: Any, card: PolicyCard, act: Act) -> None:
-        self.cfg, self.task, self.card, self.act = cfg, task, card, act
-
-    def env(self, num_envs: int, seed: int) -> Env:
-        """Return the environment.
-
-        Raises:
-            UsageError: it does not observe what the policy reads.
-        """
-        sim = self.cfg.sim
-        env = Env(
-            self.task(self.cfg.task),
-            num_envs,
-            resolve_device(self.cfg.device),
-            seed=seed,
-            engine=sim.engine,
-            nthread=sim.nthread,
-            nconmax=sim.nconmax,
-            njmax=sim.njmax,
-        )
-        observed = {i.name: i for i in env.inputs}
-        for wanted in self.card.inputs:
-            found = observed.get(wanted.name)
-            if found != wanted:
-                raise UsageError(
-                    f"the policy reads {wanted.name!r}, {wanted.size} numbers; task.observation "
-                    f"now gives {f'other {found.size}' if found else 'none of that name'}"
-                )
-        return env
-
-
-def _open(path: pathlib.Path, words: list[str]) -> _Source:
-    """Open a run folder, a policy folder or an ONNX file.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if not path.exists():
-        raise UsageError(
-            f"{path} does not exist; give a run folder, a policy folder or an .onnx file"
-        )
-    if path.suffix == ".onnx":
-        return _open_bundle(path, words)
-    folder = path / "policy" if (path / "policy").is_dir() else path
-    config = next(
-        (f / "config.yaml" for f in (path, path.parent) if (f / "config.yaml").exists()), None
-    )
-    if (folder / "card.json").exists():
-        policy, card = load_policy(folder)
-        start = saved_words(config) if config else [f"task={card.task}"]
-        cfg, task, _ = compose_train([*start, *words])
-    elif (path / "checkpoints").is_dir() and config:
-        cfg, task, _ = compose_train([*saved_words(config), *words])
-        try:
-            policy, card = _from_checkpoint(path, cfg, task)
-        except RuntimeError as error:  # torch lists every weight
-            if not words:
-                raise
-            raise UsageError(
-                f"{' '.join(words)}: the checkpoints of {path} are of other sizes; leave it out"
-            ) from error
-    else:
-        raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
-    device = resolve_device(cfg.device)
-    policy.to(device)
-    return _Source(cfg, task, card, acting(policy))
-
-
-def _open_bundle(path: pathlib.Path, words: list[str]) -> _Source:
-    from penspin_style.deploy.bundle import Bundle
-
-    bundle = Bundle.load(path)
-    config = path.parent / "config.yaml"
-    start = saved_words(config) if config.exists() else [f"task={bundle.card.task}"]
-    cfg, task, _ = compose_train([*start, *words])
-    names = [i.name for i in bundle.card.inputs]
-
-    def act(td: Any) -> torch.Tensor:
-        action = bundle({name: td[name].cpu().numpy() for name in names})
-        return torch.from_numpy(np.asarray(action)).to(td.device)
-
-    return _Source(cfg, task, bundle.card, act)
-
-
-def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[Any, PolicyCard]:
-    """Return the policy of an unfinished run's newest whole checkpoint."""
-    from penspin_style.algo.choose import make_algorithm
-
-    _, state, messages = Checkpoints(path / "checkpoints").newest()
-    for message in messages:
-        print(f"penspin: {message}", file=sys.stderr)
-    env = Env(task(cfg.task), 1, "cpu")
-    algo: Any = make_algorithm(
-        cfg,
-        env.inputs,
-        env.groups.reads,
-        len(env.task.actions),
-        device=torch.device("cpu"),
-        seed=0,
-    )
-    algo.load_state_dict(state["algo"])
-    card = env.card(
-        task=task.__module__.removeprefix("tasks."),
-        run=f"{path}/iteration{state['run']['iteration']}",
-        network=algo.policy.describe(),
-        score={},
-        versions=versions(),
-        in_keys=algo.policy.in_keys,
-    )
-    return algo.policy, card
-
-
 def _eval(args: argparse.Namespace) -> int:
     target = _target("--plot", args.plot, ".png") if args.plot else None
     if target is not None:
         check_plotting()
-    source = _open(pathlib.Path(args.policy), args.overrides)
+    source = open_source(pathlib.Path(args.policy), args.overrides)
     began = time.perf_counter()
     act = source.act
     if args.blank:
@@ -273,7 +151,7 @@ def _play(args: argparse.Namespace) -> int:
     video = _target("--video", args.video, ".mp4") if args.video is not None else None
     strip = _target("--strip", args.strip, ".png") if args.strip else None
     views = _target("--views", args.views, ".png") if args.views else None
-    source = _open(pathlib.Path(args.policy), args.overrides)
+    source = open_source(pathlib.Path(args.policy), args.overrides)
     if views is not None and not source.cfg.task.views():
         raise UsageError(f"--views {views}: the policy of {source.card.task} sees no pictures")
     if video is None:
@@ -306,7 +184,7 @@ def _play(args: argparse.Namespace) -> int:
 
 
 def _film(
-    source: "_Source",
+    source: Source,
     video: pathlib.Path,
     strip: pathlib.Path | None = None,
     views: pathlib.Path | None = None,
@@ -376,12 +254,12 @@ def _export(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from penspin_style.data.rollouts import LABEL, RolloutWriter
 
-    source = _open(pathlib.Path(args.policy), [])
+    source = open_source(pathlib.Path(args.policy), [])
     words = list(args.overrides)
     if not any(word.startswith("task=") for word in words):
         words.insert(0, f"task={source.card.task}")
     cfg, task, _ = compose_train(words)
-    source = _Source(cfg, task, source.card, source.act)
+    source = Source(cfg, task, source.card, source.act)
     env = source.env(args.num_envs, args.seed)
     facts = {"task": task.__module__.removeprefix("tasks."), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
