@@ -134,7 +134,7 @@ class PenGrasp(PenTask[Config]):
 
     def touching(self, sim: Sim) -> Tensor:
         """Return which fingertips touch the side of the pen, (num_envs, 4) bool."""
-        size = self._size(sim)
+        size = self.size(sim)
         away = self.tips[:, self.tip_ids] - self.pen[:, None]
         axis = self.pen_mat[:, :, 2]
         along = (away * axis[:, None]).sum(dim=2)

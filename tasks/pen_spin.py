@@ -228,10 +228,8 @@ class PenTask(Task[C]):
         jitter = 2.0 * torch.rand(n, generator=rng, device=device) - 1.0
         radius = pens.RADIUS * (nominal + self.cfg.scale_jitter * jitter)
         band = sim.model.geom("pen_band").id  # is only drawn
-        for geom, wide, long in (
-            (self.geom, 1.0, 1.0),
-            (band, allegro.BAND_WIDE, allegro.BAND_LONG),
-        ):
+        drawn = (band, allegro.BAND_WIDE, allegro.BAND_LONG)
+        for geom, wide, long in ((self.geom, 1.0, 1.0), drawn):
             size = sim.params.geom_size[:, geom]
             size[:, 0], size[:, 1] = wide * radius, long * radius * ratio
         sim.params.geom_pos[:, band, 2] = (allegro.BAND_PLACE * radius * ratio).to(
@@ -354,7 +352,7 @@ class PenTask(Task[C]):
         terms = {"proprio": lambda: torch.cat((measured, self.memory["target"]), dim=1)}
         terms |= {
             "pen_pos": lambda: self.pen,
-            "pen_scale": lambda: self._size(sim)[:, 0] / pens.RADIUS,
+            "pen_scale": lambda: self.size(sim)[:, 0] / pens.RADIUS,
             "pen_mass": lambda: self._param(sim, "body_mass", self.body),
             "pen_friction": lambda: self._param(sim, "geom_friction", self.geom)[:, 0],
             "pen_com": lambda: self._param(sim, "body_ipos", self.body),
@@ -378,7 +376,7 @@ class PenTask(Task[C]):
         linvel = (self.pen - self.memory["last_pos"]) / self.cfg.control_dt
         power = (self.torque.abs() * self.qvel.abs()).sum(dim=1).float()
         offset = torch.cat((self.pen[:, :2], self.pen[:, 2:] - HOLD_HEIGHT), dim=1)
-        spread = pens.vertical_extent(self._size(sim), self.pen_mat[:, :, 2])
+        spread = pens.vertical_extent(self.size(sim), self.pen_mat[:, :, 2])
         return {
             "rotate": spin.clamp(-0.5, 0.5),
             "over_speed": (spin - 1.0).clamp(min=0.0),
@@ -417,21 +415,25 @@ class PenTask(Task[C]):
             "finger_distance": sums["reach"] / steps.clamp(min=1),
         }
 
+    def size(self, sim: Sim) -> Tensor:
+        """Return radius and half length of each pen, (num_envs, 3) m, the last one unused."""
+        return self._param(sim, "geom_size", self.geom)
+
     def kinds(self, sim: Sim) -> Tensor:
         """Return which of the four shapes each environment's pen has."""
-        size = self._size(sim)
+        size = self.size(sim)
         ratio = size[:, 1] / size[:, 0]
         return (ratio[:, None] - ratio.new_tensor(pens.RATIOS)).abs().argmin(dim=1)
 
     def points(self, sim: Sim) -> Tensor:
         """Return 100 points of each pen's surface in the world, (num_envs, 100, 3) m."""
         # coordinates before points: the product takes a third of the time
-        local = self.cloud.t() * self._size(sim)[:, [0, 0, 1], None]
+        local = self.cloud.t() * self.size(sim)[:, [0, 0, 1], None]
         return torch.baddbmm(self.pen[..., None], self.pen_mat, local).transpose(1, 2)
 
     def ends(self, sim: Sim) -> Tensor:
         """Return the middles of each pen's two end faces in the world, (num_envs, 2, 3) m."""
-        half = self._size(sim)[:, 1, None] * self.pen_mat[:, :, 2]
+        half = self.size(sim)[:, 1, None] * self.pen_mat[:, :, 2]
         return torch.stack((self.pen - half, self.pen + half), dim=1)
 
     def _angvel(self) -> Tensor:
@@ -469,10 +471,6 @@ class PenTask(Task[C]):
     def _slots(self, sim: Sim) -> Tensor:
         """Return which nominal scale each environment has."""
         return torch.arange(sim.num_envs, device=sim.device) % len(self.cfg.scales)
-
-    def _size(self, sim: Sim) -> Tensor:
-        """Return radius and half length of each pen, (num_envs, 3) m, the last one unused."""
-        return self._param(sim, "geom_size", self.geom)
 
     def _param(self, sim: Sim, name: str, row: int) -> Tensor:
         """Return a model field of each environment, also where nothing is randomised."""

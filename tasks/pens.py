@@ -36,6 +36,18 @@ def turns(before: Tensor, now: Tensor) -> Tensor:
     return angle * cross[:, 2] / sine.clamp(min=1e-9) / (2.0 * math.pi)
 
 
+def distance(points: Tensor, centre: Tensor, axis: Tensor, size: Tensor) -> Tensor:
+    """Return how far points (n, k, 3) are from solid cylinders, (n, k) m; 0 inside.
+
+    centre: (n, 3) m; axis: (n, 3) unit vectors; size: (n, 2 or more) m, radius and half length.
+    """
+    away = points - centre[:, None]
+    along = (away * axis[:, None]).sum(dim=2)
+    across = (away - along[..., None] * axis[:, None]).norm(dim=2)
+    beyond = (along.abs() - size[:, 1:2]).clamp(min=0.0)
+    return torch.hypot(beyond, (across - size[:, :1]).clamp(min=0.0))
+
+
 def surface_points(
     device: torch.device, counts: Sequence[int] = (15, 15, 70), seed: int = 0
 ) -> Tensor:
