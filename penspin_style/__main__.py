@@ -1,15 +1,20 @@
 """The command line: python -m penspin_style VERB, installed as `penspin`.
 
 Only the parser lives here, so that --help answers without importing torch; each verb is a function
-of `penspin_style.verbs`, imported when it runs. Exit codes: 0 done, 2 the words cannot be meant, 3
-the data or physics cannot be trusted, 4 interrupted and saved.
+of `penspin_style.verbs`, imported when it runs. Other packages add verbs of their own through the
+entry points `penspin_style.verbs`: functions that take the sub-parsers and give each new parser a
+`run`. Exit codes: 0 done, 2 the words cannot be meant, 3 the data or physics cannot be trusted, 4
+interrupted and saved.
 """
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Any, NoReturn
+
+_ENTRY_POINTS = "penspin_style.verbs"
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -97,7 +102,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "Check what this machine can do.", overrides=True)
     doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
     doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    _add_others(verbs)
     return parser
+
+
+def _add_others(verbs: Any) -> None:
+    """Add the verbs of other packages; one that cannot be imported is named and left out."""
+    for entry in sorted(entry_points(group=_ENTRY_POINTS)):
+        try:
+            add_verbs = entry.load()
+        except (ImportError, AttributeError) as error:
+            print(f"penspin: the verbs of {entry.value} are missing: {error}", file=sys.stderr)
+            continue
+        add_verbs(verbs)
 
 
 def _add_bench(verbs: Any) -> None:
@@ -148,12 +165,23 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     args = _parser().parse_args(words)
     try:
+        if hasattr(args, "run"):
+            return _run(args)
         from penspin_style import verbs
 
         return verbs.run(args)
     except KeyboardInterrupt:
         print("penspin: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run another package's verb; turn what users can mend into one line and an exit code."""
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""The contract between a policy and whatever it drives: a robot, or its simulated twin.
+
+    robot.connect()
+    robot.reset()                                    # at the start pose
+    observation = robot.observe()                    # values by name, as the card names them
+    sent = robot.command(target)                     # absolute, in the channels' units
+    robot.disconnect()                               # safe
+
+A driver says before it connects what it measures (`features`, without history) and what it takes
+(`channels`); `check_channels` and `Bundle.check_features` compare both with a policy's card before
+anything moves. History and delays are the `Observer`'s, limits the `SafeRobot`'s. A robot may be
+used from several threads: a watchdog's thread calls `hold` and `stop` while another one commands.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from penspin_style.features import ActionChannel, Feature
+
+
+class RobotError(RuntimeError):
+    """The robot cannot do what is asked; the message says which, why and what helps."""
+
+
+class StoppedError(RobotError):
+    """The robot has been stopped, and takes no command until it is reset; says why."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot measured at one time."""
+
+    values: dict[str, np.ndarray]
+    """Feature -> its current value, without history; arrays that the caller may keep."""
+    stamp: float
+    """When it was measured, s on the robot's monotonic clock; a frame that is repeated keeps its
+    own. `time.monotonic()`, but for a twin that runs as fast as it goes."""
+    measured: np.ndarray | None = None
+    """(naction,) what the channels command as measured, in their units; None if it is not."""
+
+
+class Robot(Protocol):
+    """A driver. One file in `real/` each."""
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """What `observe` returns, by name, without history; known before connecting."""
+        ...
+
+    @property
+    def channels(self) -> tuple[ActionChannel, ...]:
+        """What `command` takes, in this order, with units and limits; known before connecting."""
+        ...
+
+    @property
+    def control_dt(self) -> float:
+        """Seconds between two commands."""
+        ...
+
+    @property
+    def target(self) -> np.ndarray:
+        """(naction,) float64, in the channels' units: what the robot follows now.
+
+        That is what was sent last, and after a reset where the robot then stands. `delta` actions
+        start from here.
+
+        Raises:
+            RobotError: there is none before the first reset.
+        """
+        ...
+
+    def connect(self) -> None:
+        """Open the connection; again is no error.
+
+        Raises:
+            RobotError: there is no such robot, or another one than the driver describes.
+        """
+        ...
+
+    def disconnect(self) -> None:
+        """Leave the robot safe and close the connection; again is no error."""
+        ...
+
+    def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
+        """Go to the start pose, slowly; a stopped robot takes commands again.
+
+        start: values that replace the driver's own start, by name; a twin also places its objects.
+
+        Raises:
+            RobotError: it is not connected, does not arrive, or knows none of these values.
+        """
+        ...
+
+    def observe(self) -> Observation:
+        """Return the newest measurement.
+
+        Raises:
+            RobotError: it is not connected, or nothing arrives any more.
+        """
+        ...
+
+    def command(self, target: np.ndarray) -> np.ndarray:
+        """Send absolute targets; return what was really sent, both (naction,) in channel units.
+
+        Raises:
+            StoppedError: the robot is stopped.
+            RobotError: it is not connected, or the target is none.
+        """
+        ...
+
+    def hold(self) -> None:
+        """Keep the last safe target until the next command; again is no error."""
+        ...
+
+    def stop(self) -> None:
+        """Damp all motion and go limp, until the next `reset`; again is no error."""
+        ...
+
+
+def check_channels(robot: Robot, wanted: Sequence[ActionChannel]) -> None:
+    """Check that a robot takes what a policy commands: same channels, same order, same units.
+
+    Raises:
+        RobotError: names every difference. A joint that is not the one meant moves the wrong way.
+    """
+    names, theirs = [c.name for c in wanted], [c.name for c in robot.channels]
+    if names != theirs:
+        raise RobotError(f"the policy commands {names}, the robot takes {theirs}, in this order")
+    faults = [
+        f"{mine.name}: the policy has {what} {a}, the robot {b}"
+        for mine, its in zip(wanted, robot.channels, strict=True)
+        for what, a, b in (("unit", mine.unit, its.unit), ("mode", mine.mode, its.mode))
+        if a != b
+    ]
+    if faults:
+        raise RobotError("; ".join(faults))
+
+
+def check_target(target: np.ndarray, channels: Sequence[ActionChannel]) -> np.ndarray:
+    """Return a target as a new (naction,) float64 array.
+
+    Raises:
+        RobotError: another shape, not numbers, or not finite.
+    """
+    array = np.asarray(target)
+    if array.shape != (len(channels),) or array.dtype.kind not in "fiu":
+        raise RobotError(
+            f"a target must be ({len(channels)},) real numbers, got {array.shape} of {array.dtype}"
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise RobotError(f"the target of {channels[at].name} is {array[at]}")
+    return array
