@@ -6,6 +6,7 @@ A grasp is 23 numbers: 16 joints (rad, MuJoCo's order), the pen's position (m) a
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from penspin_style import storage
+from penspin_style import rotation, storage
 from tasks.robots import allegro
 
 SHIPPED = pathlib.Path(__file__).with_name("assets") / "grasps"
@@ -95,10 +96,11 @@ def load_one(folder: pathlib.Path) -> Tensor:
     return found
 
 
-def load(folder: str, scales: Sequence[float]) -> Tensor:
-    """Return the caches of several scales, cut to the shortest, (scales, n, 23).
+def load(folder: str, scales: Sequence[float], *, sides: int = 1) -> Tensor:
+    """Return the caches of several scales, cut to the shortest, (scales, sides * n, 23).
 
     folder: where they are; empty for those that come with the tasks.
+    sides: how often each grasp is there; all but the first time as `other_sides` turns it.
 
     Raises:
         ValueError: one is missing or damaged.
@@ -106,4 +108,23 @@ def load(folder: str, scales: Sequence[float]) -> Tensor:
     root = pathlib.Path(folder) if folder else SHIPPED
     caches = [load_one(root / folder_name(scale)) for scale in scales]
     count = min(len(cache) for cache in caches)
-    return torch.stack([cache[:count] for cache in caches])
+    rows = torch.stack([cache[:count] for cache in caches])
+    rng = torch.Generator().manual_seed(0)
+    return torch.cat([rows, *(other_sides(rows, rng) for _ in range(sides - 1))], dim=1)
+
+
+def other_sides(rows: Tensor, rng: torch.Generator) -> Tensor:
+    """Return grasps (..., 23) of the same pens rolled at random, every other with swapped ends.
+
+    A cylinder looks and weighs the same after that, so a grasp holds it as before.
+    """
+    shape = rows.shape[:-1]
+    half = math.pi * torch.rand(shape, generator=rng)
+    swap = torch.rand(shape, generator=rng) < 0.5
+    zero = torch.zeros(shape)
+    roll = torch.stack((half.cos(), zero, zero, half.sin()), dim=-1)
+    # rolling by `half` twice, and turning by half a turn about an axis across
+    swapped = torch.stack((zero, half.cos(), half.sin(), zero), dim=-1)
+    turn = torch.where(swap[..., None], swapped, roll)
+    quat = rotation.multiply(rows[..., 19:].reshape(-1, 4), turn.reshape(-1, 4))
+    return torch.cat((rows[..., :19], quat.reshape(*shape, 4)), dim=-1)

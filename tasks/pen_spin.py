@@ -111,6 +111,8 @@ class PenConfig(TaskConfig):
     """or when its upper end is above this one."""
     grasps: str = ""
     """Folder with a cache of grasps per scale; empty for those that come with the tasks."""
+    sides: int = 1
+    """How often a grasp is used, but for once with the pen rolled and its ends perhaps swapped."""
 
     def __post_init__(self) -> None:
         """Fill in the published observation; refuse what cannot be meant."""
@@ -292,7 +294,7 @@ class PenTask(Task[C]):
 
     def load_grasps(self, device: torch.device) -> Tensor:
         """Return the grasps from which episodes begin, (scales, n, 23)."""
-        return grasps.load(self.cfg.grasps, self.cfg.scales).to(device)
+        return grasps.load(self.cfg.grasps, self.cfg.scales, sides=self.cfg.sides).to(device)
 
     def place(self, sim: Sim, mask: Tensor, row: Tensor) -> None:
         """Set joints, targets and pen of the masked environments to grasps (num_envs, 23).
