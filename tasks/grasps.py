@@ -103,8 +103,10 @@ def load(folder: str, scales: Sequence[float], *, sides: int = 1) -> Tensor:
     sides: how often each grasp is there; all but the first time as `other_sides` turns it.
 
     Raises:
-        ValueError: one is missing or damaged.
+        ValueError: one is missing or damaged, or sides is less than 1.
     """
+    if sides < 1:
+        raise ValueError(f"task.sides must be at least 1, got {sides}")
     root = pathlib.Path(folder) if folder else SHIPPED
     caches = [load_one(root / folder_name(scale)) for scale in scales]
     count = min(len(cache) for cache in caches)

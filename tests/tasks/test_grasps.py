@@ -86,6 +86,24 @@ def test_a_shipped_cache_is_what_its_card_says(scale):
     assert len(rows.unique(dim=0)) == 3000
 
 
+def test_the_other_sides_of_a_pen_lie_where_the_pen_lay():
+    rows = grasps.load("", [0.28])
+    more = grasps.load("", [0.28], sides=3)
+    assert torch.equal(more[:, :3000], rows)
+    for other in more[:, 3000:].split(3000, dim=1):
+        assert torch.equal(other[..., :19], rows[..., :19])
+        was, now = (matrix(x[0, :, 19:].double().numpy()) for x in (rows, other))
+        turned = was.transpose(0, 2, 1) @ now  # in the pen's own frame
+        along = turned[:, 2, 2]
+        assert np.abs(np.abs(along) - 1.0).max() < 1e-5
+        assert 0.45 < (along < 0).mean() < 0.55
+        roll = np.arctan2(turned[:, 1, 0], turned[:, 0, 0])
+        counts = np.histogram(roll, bins=8, range=(-np.pi, np.pi))[0]
+        assert counts.min() > 300 and counts.max() < 450
+    with pytest.raises(ValueError, match="sides must be at least 1, got 0"):
+        grasps.load("", [0.28], sides=0)
+
+
 def test_caches_of_several_scales_are_cut_to_the_shortest(tmp_path):
     rows = grasps.load("", [0.28])[0]
     for scale, count in ((0.1, 5), (0.25, 3)):
