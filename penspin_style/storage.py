@@ -46,10 +46,10 @@ def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Pat
         manifest = stage / MANIFEST
         manifest.write_text(_render({**facts, "sha256": sums}))
         _flush_and_hash(manifest)
-        _flush_folder(stage)
+        flush_folder(stage)
         os.rename(stage, target)
         try:
-            _flush_folder(target.parent)
+            flush_folder(target.parent)
         except OSError:
             os.rename(target, stage)  # it might not outlive a power cut: not published
             raise
@@ -62,7 +62,7 @@ def make_folder(folder: pathlib.Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush_folder(folder.parent)
+        flush_folder(folder.parent)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
         stage.write_bytes(content)
         _flush_and_hash(stage)
         os.replace(stage, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     finally:
         stage.unlink(missing_ok=True)
 
@@ -149,7 +149,8 @@ def _flush_and_hash(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_folder(path: pathlib.Path) -> None:
+def flush_folder(path: pathlib.Path) -> None:
+    """Make the names in a folder outlive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -21,6 +21,8 @@ TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "
 ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
+EPISODE = ("data.layout", "data.stage", "data.recorder", "data.episode")  # for a robot's computer
+
 # room -> rooms that it may import, itself aside
 LAYERS: dict[str, set[str]] = {
     "penspin_style": set(),
@@ -33,8 +35,11 @@ LAYERS: dict[str, set[str]] = {
     "env": ENV,
     "nets": NETS,
     "algo": LEARN | {"checkpoint", "data"},
-    "data.episode": {"features", "storage"},
-    "data": {"features", "storage", "data.episode"},
+    "data.layout": {"features"},
+    "data.stage": {"storage"},
+    "data.recorder": {"features", "storage", "data.layout", "data.stage"},
+    "data.episode": {"features", "storage", "data.layout", "data.stage", "data.recorder"},
+    "data": {"features", "storage", *EPISODE},
     "deploy.onnx_scan": set(),
     "deploy.bundle": {"features", "deploy.onnx_scan"},
     "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan"},
@@ -82,7 +87,7 @@ WITHOUT = {
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
     "deploy.onnx_scan": {"torch", "onnx"},
-    "data.episode": {"torch"},
+    **{name: {"torch", "mujoco"} for name in EPISODE},
     "tasks": {"torchrl", "warp", "mujoco_warp"},
     "real": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},
     "real.robot_controller": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},

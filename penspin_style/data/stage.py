@@ -1,0 +1,156 @@
+"""Files that are not there until they are whole: hidden, locked while their writer lives."""
+
+import contextlib
+import datetime
+import fcntl
+import io
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from penspin_style import storage
+
+STAGE = ".stage-"
+
+
+class Stage(io.RawIOBase):
+    """A hidden file that HDF5 writes through, locked while its writer lives.
+
+    HDF5 does not survive a file that it cannot close (h5py #914). So it never learns of a fault:
+    the first is kept in `error`, and what it writes from then on goes nowhere.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.error: OSError | None = None
+        self.path, self._fd = _open_locked(folder)
+        self._at = self._size = 0
+
+    def check(self) -> None:
+        """Raise the first fault."""
+        if self.error is not None:
+            raise self.error
+
+    def readable(self) -> bool:
+        """Return True: HDF5 reads back what it wrote."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move; return the place."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer, beyond the end with zeros."""
+        view = memoryview(buffer).cast("B")
+        data = b""
+        if self.error is None:
+            try:
+                data = os.pread(self._fd, len(view), self._at)
+            except OSError as error:
+                self.error = error
+        view[:] = data.ljust(len(view), b"\0")
+        self._at += len(view)
+        return len(view)
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the data, or nowhere after a fault."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += os.pwrite(self._fd, view[done:], self._at + done)
+            except OSError as error:
+                self.error = error
+        self._at += len(view)
+        self._size = max(self._size, self._at)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Cut or lengthen the file."""
+        size = self._at if size is None else size
+        if self.error is None:
+            try:
+                os.ftruncate(self._fd, size)
+            except OSError as error:
+                self.error = error
+        self._size = size
+        return size
+
+    def publish(self, created: datetime.datetime) -> pathlib.Path:
+        """Give the file its name for good."""
+        stamp = created.strftime("%Y%m%dT%H%M%S.%fZ")
+        target = self.folder / f"episode-{stamp}-{uuid.uuid4().hex[:8]}.h5"
+        os.fsync(self._fd)
+        os.rename(self.path, target)
+        try:
+            storage.flush_folder(self.folder)
+        except OSError:
+            os.rename(target, self.path)  # it might not outlive a power cut: not published
+            raise
+        return target
+
+    def drop(self) -> None:
+        """Remove the hidden file, if it is still that, and let go of the lock."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+@contextlib.contextmanager
+def stage_file(folder: pathlib.Path) -> Iterator[Stage]:
+    """Yield a hidden file of the folder; remove it after the block unless it was published."""
+    stage = Stage(folder)
+    try:
+        yield stage
+    finally:
+        stage.drop()
+
+
+def _open_locked(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
+    while True:
+        path = folder / f"{STAGE}{uuid.uuid4().hex}.h5"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(BlockingIOError):  # a sweeper holds it, and will remove it
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+        os.close(fd)
+
+
+def stages(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the hidden files of recorders, dead or alive."""
+    return sorted(pathlib.Path(folder).glob(f"{STAGE}*.h5"))
+
+
+def remove_stages(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Remove what killed recorders left; return it. Those of living ones are locked and stay."""
+    removed = []
+    for path in stages(folder):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        finally:
+            os.close(fd)
+    return removed
