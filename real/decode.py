@@ -46,25 +46,36 @@ class Decoder:
             ValueError: another shape, or a number that is not finite.
         """
         action, last = self._checked("action", action), self._checked("last target", last)
-        action = np.clip(action, -1.0, 1.0).astype(np.float32).astype(np.float64)
-        before = last.astype(np.float32).astype(np.float64)
-        moved = (before + self._scale * action).astype(np.float32).astype(np.float64)
-        placed = self.low + 0.5 * (action + 1.0) * (self.high - self.low)
-        return np.clip(np.where(self._delta, moved, placed), self.low, self.high)
+        return self._targets(np.clip(action, -1.0, 1.0).astype(np.float32), _single(last))
 
     def encode(self, target: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Return the actions (..., naction) float32 that lead from `last` to `target`.
 
-        What no action reaches is clipped to [-1, 1].
+        What no action reaches is clipped to [-1, 1]. A target that `decode` made of the same `last`
+        is reached exactly.
 
         Raises:
             ValueError: another shape, or a number that is not finite.
         """
         target, last = self._checked("target", target), self._checked("last target", last)
-        before = last.astype(np.float32).astype(np.float64)
+        before = _single(last)
         moved = (target - before) / self._scale
         placed = 2.0 * (target - self.low) / (self.high - self.low) - 1.0
-        return np.clip(np.where(self._delta, moved, placed), -1.0, 1.0).astype(np.float32)
+        action = np.clip(np.where(self._delta, moved, placed), -1.0, 1.0).astype(np.float32)
+        missed = self._targets(action, before) != target
+        if missed.any():  # by a rounding, or because no action reaches it
+            for side in (-2.0, 2.0):
+                other = np.clip(np.nextafter(action, np.float32(side)), -1.0, 1.0)
+                hits = missed & (self._targets(other, before) == target)
+                action = np.where(hits, other, action)
+        return action
+
+    def _targets(self, action: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Return the targets of float32 actions in [-1, 1]."""
+        exact = action.astype(np.float64)
+        moved = _single(before + self._scale * exact)  # as one fused operation rounds it
+        placed = self.low + 0.5 * (exact + 1.0) * (self.high - self.low)
+        return np.clip(np.where(self._delta, moved, placed), self.low, self.high)
 
     def _checked(self, what: str, value: np.ndarray) -> np.ndarray:
         array = np.asarray(value)
@@ -78,3 +89,8 @@ class Decoder:
             at = int(np.argwhere(~np.isfinite(array))[0][-1])
             raise ValueError(f"the {what} of {self.channels[at].name} is not finite")
         return array
+
+
+def _single(value: np.ndarray) -> np.ndarray:
+    """Return the values as float32 holds them, as float64."""
+    return value.astype(np.float32).astype(np.float64)

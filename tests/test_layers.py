@@ -21,7 +21,7 @@ TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "
 ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
-EPISODE = ("data.layout", "data.stage", "data.recorder", "data.episode")  # for a robot's computer
+EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
 
 # room -> rooms that it may import, itself aside
 LAYERS: dict[str, set[str]] = {
@@ -36,9 +36,10 @@ LAYERS: dict[str, set[str]] = {
     "nets": NETS,
     "algo": LEARN | {"checkpoint", "data"},
     "data.layout": {"features"},
+    "data.guard": {"data.layout"},
     "data.stage": {"storage"},
     "data.recorder": {"features", "storage", "data.layout", "data.stage"},
-    "data.episode": {"features", "storage", "data.layout", "data.stage", "data.recorder"},
+    "data.episode": {"features", "data.layout", "data.guard", "data.recorder"},
     "data": {"features", "storage", *EPISODE},
     "deploy.onnx_scan": set(),
     "deploy.bundle": {"features", "deploy.onnx_scan"},
@@ -69,12 +70,15 @@ LAYERS: dict[str, set[str]] = {
     "__main__": TOP | {"verbs"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
-    "real.sim_robot": WORLD,
+    "real.twin": WORLD,
+    "real.fleet": WORLD | {"real.twin"},
+    "real.sim_robot": WORLD | {"real.fleet", "real.twin"},
     "real.replay": WORLD | {"real.sim_robot"},
     "real.finetune": WORLD | {"real.sim_robot"},
     "real.act": WORLD | {"real.sim_robot", "real.finetune"},
     "real.robot_controller": ROBOT | {"real", "real.replay", "real.command"},
-    "real.command": WORLD | {"real.sim_robot", "real.replay", "real.finetune", "real.act"},
+    "real.command": WORLD
+    | {"real.twin", "real.sim_robot", "real.replay", "real.finetune", "real.act"},
 }
 FINER = {name for name in LAYERS if "." in name}  # modules that are rooms themselves
 # room -> packages from outside that it must do without

@@ -19,6 +19,7 @@ TensorDict with batch size [num_envs]:
 | hidden | (1,) bool | only with `holdout`: the object is out of sight, doing nothing is right |
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mujoco
@@ -34,6 +35,7 @@ from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
 from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.randomize import Randomizer, per_env_fields
+from penspin_style.sim.shift import Shift, Shifter
 from penspin_style.sim.sim import Fault, make_sim
 
 
@@ -62,6 +64,7 @@ class Env(EnvBase):
         stagger: bool = False,
         final_pictures: bool = True,
         holdout: float = 0.0,
+        shift: Sequence[Shift] = (),
     ) -> None:
         """Build the world and restart every environment.
 
@@ -72,6 +75,7 @@ class Env(EnvBase):
             renders once instead of up to twice.
         holdout: share of episodes in which the task's object is out of sight; there is nothing to
             succeed at, so they do not enter the statistics.
+        shift: changes of the model on top of the randomisation; `state_dict` knows nothing of it.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.task = task
@@ -88,7 +92,7 @@ class Env(EnvBase):
             self.model,
             num_envs,
             self.device,
-            per_env=tuple(dict.fromkeys((*per_env_fields(rows), *self._varied))),
+            per_env=tuple(dict.fromkeys((*per_env_fields((*rows, *shift)), *self._varied))),
             engine=engine,
             nthread=nthread,
             nconmax=nconmax,
@@ -96,7 +100,7 @@ class Env(EnvBase):
         )
         task.start(self.sim)
         self.cameras = Pictures(self.sim, task.cfg)
-        self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt)
+        self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt, Shifter(self.sim, shift))
         self._vary()
         self._allocate()
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
@@ -415,7 +419,7 @@ class Env(EnvBase):
 
     def state_dict(self, **_: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return every tensor that a bit-exact continuation needs, flat."""
-        state = {
+        return {
             "sim": self.sim.get_state(),
             "rng": self.rng.get_state(),
             "total_steps": torch.tensor(self.total_steps),
@@ -427,7 +431,6 @@ class Env(EnvBase):
             **{f"measure/{k}": v.clone() for k, v in self.tally.sums.items()},
             **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
         }
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
         """Continue exactly where `state_dict` was taken; `current()` is then the root."""

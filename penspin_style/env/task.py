@@ -205,6 +205,13 @@ class Task(ABC, Generic[C]):
         mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
         """
 
+    def place(self, sim: Sim, mask: Tensor, row: Tensor) -> None:
+        """Start the masked environments from given positions, (num_envs, nq), after `reset`.
+
+        Whatever the task derived from the positions that it drew must follow these instead.
+        """
+        sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
+
     def hide(self, sim: Sim, mask: Tensor) -> None:
         """Put the object out of sight in the masked environments, which have just been reset.
 

@@ -32,7 +32,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mujoco
 import torch
@@ -41,10 +41,14 @@ from torch import Tensor
 from penspin_style import rotation
 from penspin_style.sim.sim import STATE_FIELDS, Sim
 
+if TYPE_CHECKING:  # which reads rows of this table itself
+    from penspin_style.sim.shift import Shift, Shifter
+
 OPERATIONS = ("abs", "scale", "add", "turn")
 DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
 WHENS = ("startup", "reset", "interval")
-_FOLLOWERS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
+FOLLOWERS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
+"""Field -> the field that it takes along."""
 
 _OBJECT_OF_PREFIX = {
     "body": mujoco.mjtObj.mjOBJ_BODY,
@@ -115,18 +119,29 @@ class Randomize:
         return self.field in STATE_FIELDS
 
 
-def per_env_fields(rows: Sequence[Randomize]) -> tuple[str, ...]:
+def per_env_fields(rows: "Sequence[Randomize | Shift]") -> tuple[str, ...]:
     """Return the model fields that the rows need per environment, for `make_sim(per_env=...)`."""
     fields = {row.field: None for row in rows if not row.is_state}
-    fields |= {follower: None for field, follower in _FOLLOWERS.items() if field in fields}
+    fields |= {follower: None for field, follower in FOLLOWERS.items() if field in fields}
     return tuple(fields)
 
 
 class Randomizer:
     """Apply a table to a simulation."""
 
-    def __init__(self, sim: Sim, rows: Sequence[Randomize], control_dt: float) -> None:
+    def __init__(
+        self,
+        sim: Sim,
+        rows: Sequence[Randomize],
+        control_dt: float,
+        shifter: "Shifter | None" = None,
+    ) -> None:
+        """Bind the rows.
+
+        shifter: changes what the rows of a reset leave; interval rows draw anew without it.
+        """
         self.sim = sim
+        self.shifter = shifter
         self.rows = tuple(rows)
         self._entries = [_Entry(sim, row, control_dt) for row in rows]
         needs = mujoco.MjModel._setconst_inputs
@@ -137,11 +152,17 @@ class Randomizer:
 
     def startup(self, rng: torch.Generator) -> None:
         """Draw the startup rows for every environment."""
+        if self.shifter:
+            self.shifter.restore()
         self._draw("startup", None, rng)
 
     def reset_model(self, mask: Tensor, rng: torch.Generator) -> None:
         """Draw the model rows of a reset for the masked environments, before their state is set."""
+        if self.shifter:
+            self.shifter.restore(mask)
         self._draw("reset", mask, rng, state=False)
+        if self.shifter:
+            self.shifter.apply(mask)
 
     def reset_state(self, mask: Tensor, rng: torch.Generator) -> None:
         """Draw the state rows of a reset for the masked environments, after their state is set."""
@@ -179,7 +200,7 @@ class _Entry:
         self.target = sim.data[row.field] if row.is_state else sim.params[row.field]
         self.index = tuple(  # on the target's device: an index from elsewhere is copied each time
             i.to(self.target.device) if isinstance(i, Tensor) else i
-            for i in _index(sim.model, row, self.target.shape[1:])
+            for i in table_index(sim.model, row, self.target.shape[1:])
         )
         self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
         # a field of one number per object has no axis for an object's own numbers
@@ -193,8 +214,8 @@ class _Entry:
         if row.field in ("actuator_delay", "sensor_delay"):
             _check_history(sim.model, row, self.nominal.cpu())
         self.follower: Tensor | None = None
-        if row.field in _FOLLOWERS:
-            self.follower = sim.params[_FOLLOWERS[row.field]]
+        if row.field in FOLLOWERS:
+            self.follower = sim.params[FOLLOWERS[row.field]]
             self.followed = self.follower[:1, self.index[1]].clone()  # (1, rows, columns)
 
     def apply(self, mask: Tensor | None, rng: torch.Generator) -> None:
@@ -270,7 +291,7 @@ def _check_history(model: mujoco.MjModel, row: Randomize, nominal: Tensor) -> No
         )
 
 
-def _index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
+def table_index(model: mujoco.MjModel, row: Randomize, shape: torch.Size) -> tuple[Any, ...]:
     """Return the index (environments, object rows, columns) that the row means."""
     if row.field.startswith("opt."):
         return (slice(None), _selection(_columns(row, shape[0]))) if shape else (slice(None),)

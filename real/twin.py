@@ -1,0 +1,124 @@
+"""A twin: one of our tasks as a robot of its own, with other physics and worse sensors.
+
+`cfg/twin/NAME.yaml` holds the fields of `TwinConfig`; a path to any such file does as well.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import yaml
+
+from penspin_style.compose import FOLDER, UsageError, nearest
+from penspin_style.sim.shift import Shift
+
+TWINS = FOLDER / "twin"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A feature that measures what the next channels command, one number each."""
+
+    feature: str
+    count: int | None = None
+    """How many of its numbers, from the first; None for all."""
+    scale: float = 1.0
+    """Channel units per unit of the feature."""
+
+
+@dataclass(frozen=True)
+class TwinConfig:
+    """What a twin is."""
+
+    task: str
+    """Name of a task; its physics, controller and judgement are the twin's."""
+    summary: str = ""
+    words: tuple[str, ...] = ()
+    """Overrides of the task's configuration, as `task.randomize=false`."""
+    features: tuple[str, ...] = ()
+    """What it measures: terms and pictures of the task; empty for those of the student's group,
+    or, where there is none, of all groups."""
+    measured: tuple[Measured, ...] = ()
+    """Where the channels are measured; empty for channels that are joints, by name."""
+    shift: tuple[Shift, ...] = ()
+    """What is done to the model, on top of what the task randomises."""
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """Feature -> standard deviation of white noise, in its unit."""
+    bias: Mapping[str, Any] = field(default_factory=dict)
+    """Feature -> constant error: a number, or one for each of the feature's."""
+    observation_latency: float = 0.0
+    """Seconds until a measurement arrives. In fast time: up to the next control step."""
+    command_latency: float = 0.0
+    """Seconds until a command acts, up to the next physics step."""
+    state_drop: float = 0.0
+    """Odds that the numbers of a control step are lost, and those of the one before repeated."""
+    frame_drop: float = 0.0
+    """The same of the pictures."""
+    realtime: bool = False
+    """Whether time passes by itself, or only with each command, as fast as it goes."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for key in ("observation_latency", "command_latency"):
+            value = getattr(self, key)
+            if not 0 <= value < 10:
+                raise ValueError(f"{key} must be in [0, 10) s, got {value}")
+        for key in ("state_drop", "frame_drop"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must be in [0, 1), got {getattr(self, key)}")
+        for name, value in self.noise.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"noise.{name} must be finite and >= 0, got {value}")
+        for name, value in self.bias.items():
+            if not np.isfinite(np.asarray(value, dtype=float)).all():
+                raise ValueError(f"bias.{name} must be finite, got {value}")
+
+
+def twin_names() -> list[str]:
+    """Return the twins that come with us."""
+    return sorted(file.stem for file in TWINS.glob("*.yaml"))
+
+
+def load_twin(name: str | pathlib.Path, **changes: Any) -> TwinConfig:
+    """Return a twin by its name, or from a YAML file; with some fields changed.
+
+    Raises:
+        UsageError: there is none, or it is not as it should be; names the key.
+    """
+    path = pathlib.Path(name)
+    if path.suffix != ".yaml":
+        path = TWINS / f"{name}.yaml"
+        if path.parent != TWINS or not path.is_file():
+            raise UsageError(f"there is no twin {str(name)!r}{nearest(str(name), twin_names())}")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not readable as a twin: {error}") from error
+    if not isinstance(raw, dict) or "task" not in raw:
+        raise UsageError(f"{path} is not a twin: it must be a mapping with a task")
+    try:
+        return dataclasses.replace(_config(raw), **changes)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _config(raw: dict[str, Any]) -> TwinConfig:
+    known = {f.name for f in dataclasses.fields(TwinConfig)}
+    for key in raw:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
+    rows = {"shift": Shift, "measured": Measured}
+    out: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in rows:
+            value = tuple(rows[key](**_plain(row)) for row in value)
+        out[key] = tuple(value) if isinstance(value, list) else value
+    return TwinConfig(**out)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
