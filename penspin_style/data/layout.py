@@ -39,8 +39,11 @@ TIME = "time"
 MAX_STEPS = 1_000_000
 MAX_CHANNELS = 256
 MAX_ROW = 32 * 2**20  # bytes of one value
-MAX_FACTS = 32 * 2**10  # characters
-MAX_CARD = 2**20  # characters
+MAX_FACTS = 32 * 2**10  # bytes
+MAX_CARD = 2**20  # bytes
+MAX_NAMES = 8192  # bytes
+MAX_UNIT = 64  # bytes
+MAX_NAME = 256  # bytes, of a task and a robot
 BLOCK = 64
 RATIO = 250
 """No value is deflated to less than one in this: a reader can bound what a file unfolds to."""
@@ -62,6 +65,14 @@ class EpisodeError(ValueError):
         self.file, self.key, self.row, self.what = file, key, row, what
         where = "" if key is None else f"{key}: " if row is None else f"{key}, row {row}: "
         super().__init__(f"{file}: {where}{what}")
+
+
+def _plain(text: Any, limit: int) -> bool:
+    """Return whether a value is a text that a field of so many bytes can hold."""
+    try:
+        return isinstance(text, str) and len(text.encode()) <= limit and "\0" not in text
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,12 @@ class Channel:
             raise ValueError(f"channel {self.name!r}: {self.row_bytes} bytes a row > {MAX_ROW}")
         if group == "measure" and self.shape:
             raise ValueError(f"channel {self.name!r}: a measure is one number, not {self.shape}")
+        names = json.dumps(self.names)
+        if not _plain(self.unit, MAX_UNIT) or not _plain(names, MAX_NAMES):
+            raise ValueError(
+                f"channel {self.name!r}: its unit must be a text of up to {MAX_UNIT} bytes, is "
+                f"{self.unit!r}; its names together may have {MAX_NAMES}"
+            )
         if self.names and (not self.shape or len(self.names) != self.shape[0]):
             raise ValueError(
                 f"channel {self.name!r}: {len(self.names)} names for shape {self.shape}"
@@ -151,8 +168,10 @@ class Header:
         self._check_commands({channel.name: channel for channel in self.channels})
         facts_text(self.facts)
         for name, text in (("task", self.task), ("robot", self.robot)):
-            if not isinstance(text, str) or len(text) > 200 or "\0" in text:
-                raise ValueError(f"{name} must be a text of up to 200 characters, is {text!r}")
+            if not _plain(text, MAX_NAME):
+                raise ValueError(f"{name} must be a text of up to {MAX_NAME} bytes, is {text!r}")
+        if not _plain(card_text(self.card), MAX_CARD):
+            raise ValueError(f"the card's JSON has more than {MAX_CARD} bytes")
 
     def _check_commands(self, channels: dict[str, Channel]) -> None:
         if missing := sorted(set(COMMANDS) - set(channels)):
