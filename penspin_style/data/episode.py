@@ -154,7 +154,7 @@ class Episode:
 
 def episodes(folder: pathlib.Path | str) -> list[pathlib.Path]:
     """Return the episodes of a folder, demo_2 before demo_10; hidden files are none."""
-    found = (p for p in pathlib.Path(folder).glob("*.h5") if not p.name.startswith("."))
+    found = [p for p in pathlib.Path(folder).glob("*.h5") if p.name[0] != "." and p.is_file()]
     return sorted(found, key=lambda path: natural(path.name))
 
 

@@ -14,6 +14,8 @@ import json
 import pathlib
 import queue
 import threading
+import time
+import uuid
 import weakref
 import zlib
 from collections.abc import Mapping
@@ -38,6 +40,8 @@ from penspin_style.data.layout import (
 from penspin_style.data.stage import Stage, remove_stages, stage_file
 
 _LEVEL = 4
+_LARGEST = {np.dtype(t): float(np.finfo(t).max) for t in ("float32", "float64")}
+_MEANT = ("finite", "in [-1, 1]")
 
 
 class RecorderError(RuntimeError):
@@ -63,8 +67,8 @@ class Recorder:
         if queue < 1:
             raise ValueError(f"queue must be >= 1, is {queue}")
         self._queue = queue
-        self._columns = header.columns
-        self._names = {channel.name for channel in self._columns}
+        self._columns = [(channel, np.dtype(channel.dtype)) for channel in header.columns]
+        self._names = {channel.name for channel in header.columns}
         self._writer: _Writer | None = None
         self._last = -np.inf
         storage.make_folder(self.folder)
@@ -124,7 +128,7 @@ class Recorder:
         if row.keys() != self._names:
             missing, unknown = sorted(self._names - row.keys()), sorted(row.keys() - self._names)
             raise ValueError(f"row {self.rows}: missing {missing}, unknown {unknown}")
-        values = [self._value(channel, row[channel.name]) for channel in self._columns]
+        values = [self._value(c, dtype, row[c.name]) for c, dtype in self._columns]
         if values[0] <= self._last:
             raise ValueError(
                 f"row {self.rows}: time is {values[0]} s after {self._last} s; it must increase"
@@ -133,36 +137,40 @@ class Recorder:
             raise ValueError(f"an episode has at most {MAX_STEPS} rows; finish it")
         return values
 
-    def _value(self, channel: Channel, value: Any) -> np.ndarray:
+    def _value(self, channel: Channel, dtype: np.dtype, value: Any) -> np.ndarray:
         given = np.asarray(value)
-        where = f"row {self.rows}, {channel.name}"
         if given.shape != channel.shape:
-            raise ValueError(f"{where}: shape {given.shape}, must be {channel.shape}")
-        if not np.can_cast(given.dtype, channel.dtype, "same_kind"):
-            raise ValueError(f"{where}: {given.dtype}, must be {channel.dtype}")
-        with np.errstate(over="ignore"):  # is infinite then, and refused as that
-            own = np.array(given, dtype=channel.dtype, order="C")
-        if own.dtype.kind == "f" and not np.isfinite(own).all():
-            raise ValueError(f"{where}: {own.flat[_first(~np.isfinite(own))]} is not finite")
-        if channel.name == "action" and (np.abs(own) > 1.0).any():
-            raise ValueError(f"{where}: {own.flat[_first(np.abs(own) > 1.0)]} is not in [-1, 1]")
+            raise self._refusal(channel, f"shape {given.shape}, must be {channel.shape}")
+        if given.dtype == dtype:
+            own = given.copy()
+        elif np.can_cast(given.dtype, dtype, "same_kind"):
+            with np.errstate(over="ignore"):  # is infinite then, and refused as that
+                own = given.astype(dtype)
+        else:
+            raise self._refusal(channel, f"{given.dtype}, must be {dtype}")
+        if dtype.kind == "f":
+            # one pass each: a comparison with NaN is false
+            limit = 1.0 if channel.name == "action" else _LARGEST[dtype]
+            fine = np.abs(own) <= limit
+            if not fine.all():
+                bad = own.flat[int(np.flatnonzero(~fine)[0])]
+                raise self._refusal(channel, f"{bad} is not {_MEANT[limit == 1.0]}")
         return own
 
-
-def _first(mask: np.ndarray) -> int:
-    return int(np.flatnonzero(mask)[0])
+    def _refusal(self, channel: Channel, what: str) -> ValueError:
+        return ValueError(f"row {self.rows}, {channel.name}: {what}")
 
 
 class _Writer:
     """One episode on its way to disk: the queue, the thread, the hidden file."""
 
     def __init__(self, folder: pathlib.Path, header: Header, size: int) -> None:
-        self.folder, self.header = folder, header
+        self.folder, self.header, self.size = folder, header, size
         self.rows = 0
         self.error: Exception | None = None
         self._result: tuple[int, str] | None = None
         self._path: pathlib.Path | None = None
-        self._queue: queue.Queue[list[np.ndarray] | None] = queue.Queue(size)
+        self._queue: queue.SimpleQueue[list[np.ndarray] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._work, name="episode writer", daemon=True)
         _LIVING.add(self)
@@ -170,22 +178,22 @@ class _Writer:
 
     def put(self, values: list[np.ndarray], *, wait: bool = False) -> None:
         """Hand one row to the thread; raise RecorderError if it is not there to take it."""
-        if self.error is None:
-            try:
-                self._queue.put(values, block=wait)
-                self.rows += 1
-                return
-            except queue.Full:
-                waiting = self._queue.maxsize
-                self.error = RecorderError(
-                    f"the disk cannot keep up: {waiting} rows wait for it; record fewer or "
-                    "smaller pictures, on a faster disk, or with a longer queue"
-                )
-                self._given_up.set()
-        raise self._lost()
+        while wait and self.error is None and self._queue.qsize() >= self.size:
+            time.sleep(0.001)
+        if self.error is None and self._queue.qsize() >= self.size:
+            self.error = RecorderError(
+                f"the disk cannot keep up: {self.size} rows wait for it; record fewer or smaller "
+                "pictures, on a faster disk, or with a longer queue"
+            )
+            self._given_up.set()
+        if self.error is not None:
+            raise self._lost()
+        self._queue.put(values)
+        self.rows += 1
 
     def finish(self, success: int, facts: str) -> pathlib.Path:
-        self._result = success, facts
+        if self.error is None:
+            self._result = success, facts
         self._end()
         if self.error is not None or self._path is None:
             raise self._lost()
@@ -196,19 +204,14 @@ class _Writer:
         self._end()
 
     def _end(self) -> None:
-        while self._thread.is_alive():  # it takes rows until it sees the end of them
-            with contextlib.suppress(queue.Full):
-                self._queue.put(None, timeout=0.1)
-                break
+        self._queue.put(None)
         self._thread.join()
         _LIVING.discard(self)
 
     def _lost(self) -> RecorderError:
         error = self.error
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else error
-        lost = RecorderError(
-            f"the episode with {self.rows} rows in {self.folder} is lost: {reason}"
-        )
+        lost = RecorderError(f"the episode of {self.rows} rows in {self.folder} is lost: {reason}")
         lost.__cause__ = error
         return lost
 
@@ -220,13 +223,16 @@ class _Writer:
                     while (values := self._queue.get()) is not None and not self._given_up.is_set():
                         file.append(values)
                         stage.check()
-                    if (wanted := self._result) is not None:
+                    wanted = None if self._given_up.is_set() else self._result
+                    if wanted is not None:
                         file.complete(*wanted)
                 finally:
                     file.close()
                 stage.check()
                 if wanted is not None:
-                    self._path = stage.publish(file.created)
+                    target = self.folder / _file_name(file.created)
+                    stage.publish(target)
+                    self._path = target
         except Exception as error:  # whatever it is, the next append says it
             self.error = self.error or error
         finally:
@@ -234,6 +240,11 @@ class _Writer:
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._queue.get_nowait()
+
+
+def _file_name(created: datetime.datetime) -> str:
+    stamp = created.strftime("%Y%m%dT%H%M%S.%fZ")
+    return f"episode-{stamp}-{uuid.uuid4().hex[:8]}.h5"
 
 
 _LIVING: "weakref.WeakSet[_Writer]" = weakref.WeakSet()

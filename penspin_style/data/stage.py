@@ -1,7 +1,6 @@
 """Files that are not there until they are whole: hidden, locked while their writer lives."""
 
 import contextlib
-import datetime
 import fcntl
 import io
 import os
@@ -93,22 +92,28 @@ class Stage(io.RawIOBase):
         self._size = size
         return size
 
-    def publish(self, created: datetime.datetime) -> pathlib.Path:
-        """Give the file its name for good."""
-        stamp = created.strftime("%Y%m%dT%H%M%S.%fZ")
-        target = self.folder / f"episode-{stamp}-{uuid.uuid4().hex[:8]}.h5"
+    def publish(self, target: pathlib.Path) -> None:
+        """Give the file its name for good; what HDF5 holds of it must be closed.
+
+        Raises:
+            FileExistsError: the name is taken; nothing is written over.
+            OSError: the disk failed; there is no file of this name.
+        """
+        self.check()
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} exists already")
         os.fsync(self._fd)
         os.rename(self.path, target)
         try:
-            storage.flush_folder(self.folder)
+            storage.flush_folder(target.parent)
         except OSError:
             os.rename(target, self.path)  # it might not outlive a power cut: not published
             raise
-        return target
 
     def drop(self) -> None:
         """Remove the hidden file, if it is still that, and let go of the lock."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # whoever comes next removes it
+            self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
 
