@@ -23,6 +23,9 @@ class Feature:
     dtype: str = "float32"
     history: int = 1
     """How many past values are stacked, oldest first; 1 is the current one alone."""
+    delay: int = field(default=0, compare=False)
+    """Control steps that the value was late in training, where that never changed. Who runs the
+    policy holds values back as long. Cards from before this was noted say 0."""
 
     @property
     def size(self) -> int:

@@ -388,6 +388,8 @@ def _feature_faults(group: Input, card: PolicyCard) -> list[str]:
             faults.append(f"feature {f.name!r}: type {f.dtype!r} is not one of {(*_ONNX_TYPES,)}")
         if not all(type(n) is int and n > 0 for n in (*f.shape, f.history)):
             faults.append(f"feature {f.name!r}: shape {f.shape}, history {f.history}")
+        if type(f.delay) is not int or f.delay < 0:
+            faults.append(f"feature {f.name!r}: delay {f.delay!r} is not a number of control steps")
     names = [f.name for i in card.inputs for f in i.features]
     if group.features and not faults:
         try:

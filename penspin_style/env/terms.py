@@ -158,9 +158,11 @@ class Groups:
 
     def _inputs(self, terms: dict[str, Tensor], units: dict[str, str]) -> tuple[Input, ...]:
         def feature(group: str, name: str) -> Feature:
-            value, history = terms[name], self.groups[group][name].history
+            value, term = terms[name], self.groups[group][name]
             dtype = "uint8" if value.dtype == torch.uint8 else "float32"
-            return Feature(name, tuple(value.shape[1:]), units[name], dtype, history)
+            low, high = term.delay
+            delay = low if low == high else 0  # what is drawn has no one value
+            return Feature(name, tuple(value.shape[1:]), units[name], dtype, term.history, delay)
 
         vectors = [
             Input(group, tuple(feature(group, name) for name in names))
