@@ -38,5 +38,54 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
     return running
 
 
-_VERBS: tuple[Callable[[Any], None], ...] = ()
+def _add_serve(verbs: Any) -> None:
+    summary = "Serve a policy to robots, over OpenPI's websocket protocol."
+    serve = verbs.add_parser("serve", help=summary, description=summary)
+    serve.add_argument("policy", metavar="POLICY.onnx")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback")
+    serve.add_argument("--port", type=_port, default=8000, help="default 8000; 0 for a free one")
+    key = serve.add_mutually_exclusive_group()
+    key.add_argument("--api-key-file", metavar="FILE", help="a file with the key clients must give")
+    key.add_argument(
+        "--api-key", metavar="KEY", help="the key itself; whoever lists processes sees it"
+    )
+    serve.add_argument(
+        "--insecure", action="store_true", help="serve other computers without a key"
+    )
+    serve.add_argument("--tls-cert", metavar="PEM", help="certificate: encrypt connections")
+    serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
+    serve.add_argument("--max-connections", type=_count, default=64, metavar="N")
+    serve.add_argument(
+        "--max-frame", type=_count, default=8, metavar="MIB", help="largest request; default 8"
+    )
+    serve.add_argument(
+        "--memory", type=_count, default=1024, metavar="MIB", help="of the process; default 1024"
+    )
+    serve.add_argument("--json", action="store_true", help="say where it serves as a JSON object")
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            from real import serve as verb
+        except ImportError as error:
+            print(f"penspin: {error}; pip install penspin_style[real]", file=sys.stderr)
+            return 2
+        return verb.run(args)
+
+    serve.set_defaults(run=run)
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 65535")
+    return int(text)
+
+
+_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve,)
 """One function for each verb: it adds the verb's parser to the sub-parsers."""
