@@ -95,6 +95,8 @@ class Recorder:
                 time does not increase; the row is not taken, the episode goes on.
             RecorderError: the disk failed or cannot keep up; the episode is lost.
         """
+        if self._writer is not None:
+            self._writer.check()
         values = self._values(row)
         if self._writer is None:
             self._writer = _Writer(self.folder, self.header, self._queue)
@@ -176,6 +178,10 @@ class _Writer:
         _LIVING.add(self)
         self._thread.start()
 
+    def check(self) -> None:
+        if self.error is not None:
+            raise self._lost()
+
     def put(self, values: list[np.ndarray], *, wait: bool = False) -> None:
         """Hand one row to the thread; raise RecorderError if it is not there to take it."""
         while wait and self.error is None and self._queue.qsize() >= self.size:
@@ -186,8 +192,7 @@ class _Writer:
                 "pictures, on a faster disk, or with a longer queue"
             )
             self._given_up.set()
-        if self.error is not None:
-            raise self._lost()
+        self.check()
         self._queue.put(values)
         self.rows += 1
 
@@ -195,8 +200,8 @@ class _Writer:
         if self.error is None:
             self._result = success, facts
         self._end()
-        if self.error is not None or self._path is None:
-            raise self._lost()
+        self.check()
+        assert self._path is not None
         return self._path
 
     def abort(self) -> None:
