@@ -100,7 +100,7 @@ def test_a_disk_error_at_any_call_is_raised_and_leaves_no_half_episode(
                 assert lasting and k >= count - 2
                 assert Episode.open(path)["sent"].tolist() == columns(5)["sent"].tolist()
                 path.unlink()
-        kept.append(record(recorder, 70))  # the disk is well again
+        kept.append(record(recorder, 5))  # the disk is well again
     assert visible(tmp_path) == sorted(path.name for path in kept)
     assert [Episode.open(path).steps for path in kept] == [3, 5, 5]
 
@@ -352,14 +352,14 @@ def test_memory_does_not_grow_with_the_episode(tmp_path):
     row = next(rows(1, head))
     with Recorder(tmp_path, head, queue=32) as recorder:
         sizes = []
-        for t in range(4000):
+        for t in range(2000):
             row |= {"time": 0.02 * t, "observation/eye2_rgb": noise[t % 16]}
             recorder.append(row, wait=True)
-            if t in (500, 3999):
+            if t in (400, 1999):
                 sizes.append(resident())
         path = recorder.finish(True)
-    assert path.stat().st_size > 4000 * 12_288
-    assert sizes[1] - sizes[0] < 8 * 2**20
+    assert path.stat().st_size > 2000 * 12_288
+    assert sizes[1] - sizes[0] < 5 * 2**20
 
 
 def resident():
