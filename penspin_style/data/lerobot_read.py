@@ -1,0 +1,324 @@
+"""Read a LeRobotDataset v3.0 folder, anyone's; restore the episodes of one that we wrote.
+
+Nothing in the folder is believed: paths that lead outside are refused, and what the tables hold
+must be what info.json says, row by row.
+"""
+
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from penspin_style.data import memory, tables
+from penspin_style.data.layout import MAX_STEPS, Header
+from penspin_style.data.lerobot_layout import (
+    DATA,
+    EPISODES,
+    INFO,
+    OWN,
+    OWN_PREFIX,
+    VIDEO,
+    Layout,
+)
+from penspin_style.data.video import read_video
+
+_MAX_JSON = 64 * 2**20  # bytes
+_MAX_COLUMN = 2**31  # bytes of one feature in one episode
+_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+
+
+class LeRobotError(ValueError):
+    """A folder is not the dataset that it should be; names the file."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One entry of `features` in info.json."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    names: Any = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What info.json says that a reader needs."""
+
+    features: Mapping[str, Feature]
+    rate: Fraction
+    episodes: int
+    frames: int
+
+    @property
+    def cameras(self) -> dict[str, Feature]:
+        """The features that are videos."""
+        return {key: f for key, f in self.features.items() if f.dtype == "video"}
+
+    @property
+    def numbers(self) -> dict[str, tables.Kind]:
+        """The features that are columns of numbers."""
+        found = {k: f for k, f in self.features.items() if f.dtype in tables.DTYPES}
+        return {key: (f.dtype, f.shape) for key, f in found.items()}
+
+
+def read(folder: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the features of every episode, (T, *shape): numbers as stored, videos as uint8.
+
+    Features of text and single images are left out.
+
+    Raises:
+        ValueError: names the file that is missing, damaged or does not fit the others.
+    """
+    tables.need_pyarrow()
+    folder = pathlib.Path(folder)
+    info = read_info(folder)
+    rows = _read_episodes(folder, info)
+    for number, (row, features) in enumerate(
+        zip(rows, _read_numbers(folder, info, rows), strict=True)
+    ):
+        _check_indices(folder, number, row, features)
+        for key, feature in info.cameras.items():
+            features[key] = _read_film(folder, info, key, feature, row)
+        yield features
+
+
+def restore(folder: pathlib.Path) -> Iterator[memory.Recording]:
+    """Yield the episodes of a dataset that `write` made, as they were before.
+
+    Videos come back as their codec leaves them; everything else bit for bit.
+
+    Raises:
+        ValueError: as `read`; or another program wrote the dataset.
+    """
+    tables.need_pyarrow()
+    folder = pathlib.Path(folder)
+    info = read_info(folder)
+    for (header, success), features in zip(_read_headers(folder), read(folder), strict=True):
+        layout = Layout(header.channels)
+        promised = layout.features(info.rate, success=False)
+        if wrong := sorted(k for k, f in promised.items() if _feature(f) != info.features.get(k)):
+            raise LeRobotError(f"{folder / OWN} does not fit {INFO}: {wrong} differ")
+        yield header, layout.columns(features), success
+
+
+def _feature(raw: Mapping[str, Any]) -> Feature:
+    return Feature(str(raw["dtype"]), tuple(raw["shape"]), raw.get("names"))
+
+
+def read_info(folder: pathlib.Path) -> Info:
+    """Return what info.json says.
+
+    Raises:
+        LeRobotError: it is missing, damaged, of another version or cannot be meant.
+    """
+    path, raw = _read_json(folder, INFO)
+    try:
+        version = raw["codebase_version"]
+        if not str(version).startswith("v3."):
+            raise LeRobotError(f"{path} is of version {version}; v3.0 is read, convert it first")
+        if raw["data_path"] != DATA or raw["video_path"] not in (VIDEO, None):
+            raise LeRobotError(f"{path} keeps its files elsewhere than {DATA} and {VIDEO}")
+        features = {str(key): _feature(f) for key, f in raw["features"].items()}
+        rate = Fraction(raw["fps"]).limit_denominator(1001)
+        info = Info(features, rate, raw["total_episodes"], raw["total_frames"])
+        for key, f in features.items():
+            if not all(type(n) is int and 0 < n <= 2**20 for n in f.shape):
+                raise LeRobotError(f"{path}: {key!r} has the shape {f.shape}")
+            if f.dtype == "video" and (len(f.shape) != 3 or f.shape[2] != 3):
+                raise LeRobotError(f"{path}: {key!r} is not (height, width, 3) but {f.shape}")
+            if "/" in key or key in ("", ".", ".."):
+                raise LeRobotError(f"{path}: {key!r} cannot be the name of a feature")
+    except LeRobotError:
+        raise
+    except _BAD as error:
+        raise LeRobotError(f"{path} does not have the fields it should ({error!r})") from error
+    if rate <= 0 or type(info.episodes) is not int or type(info.frames) is not int:
+        raise LeRobotError(f"{path}: fps, total_episodes or total_frames is not a number")
+    if missing := sorted({"frame_index", "episode_index", "index"} - set(features)):
+        raise LeRobotError(f"{path} lists no features {missing}")
+    return info
+
+
+def _read_json(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, Any]:
+    path = _inside(folder, name)
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise LeRobotError(f"{path} is larger than {_MAX_JSON} bytes")
+        return path, json.loads(path.read_text())
+    except LeRobotError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise LeRobotError(f"{path} is missing or unreadable ({error})") from error
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
+        raise LeRobotError(f"{path} is a link elsewhere; links are never followed")
+    return path
+
+
+def _read_episodes(folder: pathlib.Path, info: Info) -> list[dict[str, Any]]:
+    """Return the rows that say where each episode is, in order."""
+    whole = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
+    places = ["data", *(f"videos/{key}" for key in info.cameras)]
+    whole += [f"{place}/{name}" for place in places for name in ("chunk_index", "file_index")]
+    kinds: dict[str, tables.Kind] = {name: ("int64", (1,)) for name in whole}
+    kinds |= {f"videos/{key}/from_timestamp": ("float64", (1,)) for key in info.cameras}
+    rows: list[dict[str, Any]] = []
+    for path in _episode_files(folder):
+        for piece in tables.read_table(path, kinds):
+            listed = {name: values[:, 0].tolist() for name, values in piece.items()}
+            rows += [
+                dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)
+            ]
+    rows.sort(key=lambda row: row["episode_index"])
+    _check_episodes(folder, info, rows)
+    return rows
+
+
+def _episode_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    above = pathlib.PurePath(EPISODES).parents[1]
+    names = (p.relative_to(folder).as_posix() for p in (folder / above).glob("*/*.parquet"))
+    return [_inside(folder, name) for name in sorted(names)]
+
+
+def _check_episodes(folder: pathlib.Path, info: Info, rows: Sequence[Mapping[str, Any]]) -> None:
+    where = folder / pathlib.PurePath(EPISODES).parents[1]
+    numbers = [row["episode_index"] for row in rows]
+    if numbers != list(range(info.episodes)):
+        gap = next((i for i, n in enumerate(numbers) if i != n), len(numbers))
+        raise LeRobotError(
+            f"{where} lists {len(numbers)} episodes, {INFO} says {info.episodes}; the first that "
+            f"is missing or there twice is {gap}"
+        )
+    frame = 0
+    for number, row in enumerate(rows):
+        ends = row["dataset_from_index"], row["dataset_to_index"]
+        if ends != (frame, frame + row["length"]) or not 0 < row["length"] <= MAX_STEPS:
+            raise LeRobotError(
+                f"{where}: episode {number} claims {row['length']} frames from {ends[0]} to "
+                f"{ends[1]}, the one before ends at {frame}"
+            )
+        if not all(
+            0 <= row[name] < 10**6 for name in row if name.endswith(("chunk_index", "file_index"))
+        ):
+            raise LeRobotError(f"{where}: episode {number} is in a file of no legal number")
+        frame = ends[1]
+        size = max((math.prod(f.shape) * 8 for f in info.features.values()), default=0)
+        if size * row["length"] > 8 * _MAX_COLUMN:
+            raise LeRobotError(f"{where}: episode {number} claims more than {_MAX_COLUMN} bytes")
+    if frame != info.frames:
+        raise LeRobotError(f"{where} lists {frame} frames, {INFO} says {info.frames}")
+
+
+def _read_numbers(
+    folder: pathlib.Path, info: Info, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns of numbers of every episode."""
+
+    def place(row: Mapping[str, Any]) -> dict[str, int]:
+        return {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
+
+    for where, of_file in itertools.groupby(rows, place):
+        path = _inside(folder, DATA.format(**where))
+        pieces = _Pieces(path, info.numbers)
+        for row in of_file:
+            yield pieces.take(row["length"])
+        pieces.end()
+
+
+class _Pieces:
+    """The rows of a table, taken in order."""
+
+    def __init__(self, path: pathlib.Path, kinds: Mapping[str, tables.Kind]) -> None:
+        self.path = path
+        self._source = tables.read_table(path, kinds)
+        self._rest: dict[str, np.ndarray] = {
+            key: np.empty((0, *shape), dtype) for key, (dtype, shape) in kinds.items()
+        }
+
+    def take(self, count: int) -> dict[str, np.ndarray]:
+        """Return the next `count` rows."""
+        parts, have = [self._rest], self._length(self._rest)
+        while have < count:
+            piece = next(self._source, None)
+            if piece is None:
+                raise LeRobotError(f"{self.path} ends {count - have} rows early")
+            parts.append(piece)
+            have += self._length(piece)
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in self._rest}
+        self._rest = {key: values[count:] for key, values in joined.items()}
+        return {key: values[:count] for key, values in joined.items()}
+
+    def end(self) -> None:
+        """Refuse rows that no episode has."""
+        if self._length(self._rest) or next(self._source, None) is not None:
+            raise LeRobotError(f"{self.path} has rows of no episode")
+
+    @staticmethod
+    def _length(columns: Mapping[str, np.ndarray]) -> int:
+        return len(next(iter(columns.values())))
+
+
+def _check_indices(
+    folder: pathlib.Path, number: int, row: Mapping[str, Any], features: Mapping[str, np.ndarray]
+) -> None:
+    frame = np.arange(row["length"])
+    wanted = {
+        "frame_index": frame,
+        "index": frame + row["dataset_from_index"],
+        "episode_index": np.full_like(frame, number),
+    }
+    for key, values in wanted.items():
+        wrong = np.flatnonzero(features[key][:, 0] != values)
+        if len(wrong):
+            raise LeRobotError(
+                f"{folder / 'data'}: episode {number}, frame {wrong[0]}: {key} is "
+                f"{features[key][wrong[0], 0]}, not {values[wrong[0]]}"
+            )
+    for key, values in features.items():
+        if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+            raise LeRobotError(
+                f"{folder / 'data'}: episode {number}, frame {np.argwhere(~good)[0, 0]}: {key} is "
+                "not finite"
+            )
+
+
+def _read_film(
+    folder: pathlib.Path, info: Info, key: str, feature: Feature, row: Mapping[str, Any]
+) -> np.ndarray:
+    names = ("chunk_index", "file_index", "from_timestamp")
+    chunk, file, start = (row[f"videos/{key}/{name}"] for name in names)
+    path = _inside(folder, VIDEO.format(video_key=key, chunk_index=chunk, file_index=file))
+    if not 0 <= start < 1e9:
+        raise LeRobotError(f"{path}: an episode begins at {start} s")
+    height, width, colours = feature.shape
+    first = round(Fraction(start) * info.rate)
+    return read_video(path, (height, width, colours), first, row["length"], info.rate)
+
+
+def _read_headers(folder: pathlib.Path) -> list[tuple[Header, bool | None]]:
+    """Return what the episodes' headers were, from what only we write."""
+    if not (folder / OWN).exists():
+        raise LeRobotError(f"{folder} has no {OWN}: another program wrote it, use read")
+    path, common = _read_json(folder, OWN)
+    kinds = {name: ("int64", (1,)) for name in ("episode_index", f"{OWN_PREFIX}success")}
+    rows: list[dict[str, Any]] = []
+    for file in _episode_files(folder):
+        pieces = list(tables.read_table(file, kinds))
+        columns = {k: np.concatenate([p[k][:, 0] for p in pieces]).tolist() for k in kinds}
+        columns |= tables.read_texts(file, [f"{OWN_PREFIX}{name}" for name in memory.TEXTS])
+        names = [name.removeprefix(OWN_PREFIX) for name in columns]
+        rows += [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows.sort(key=lambda row: row["episode_index"])
+    try:
+        return list(memory.headers(common, rows))
+    except _BAD as error:
+        raise LeRobotError(f"{path} does not fit this dataset ({error!r})") from error
