@@ -1,0 +1,289 @@
+"""Episodes as a dataset of robomimic, one HDF5 file, and back, without robomimic.
+
+/data              attrs: total (samples), env_args (JSON: env_name, type, env_kwargs)
+/data/demo_N       attrs: num_samples; ours: task, source, success, facts, card_sha256
+    actions        (T, naction) float32 in [-1, 1], the episode's `action`
+    rewards        (T,) float64: measure/reward if there is one, else 1 in the last step of a
+                   success
+    dones          (T,) int64: 1 in the last step
+    obs/<x>        observation/<x> in its own type; a single number is (T, 1)
+    next_obs/<x>   if asked for: obs of the next step; in the last step, whose successor nobody
+                   saw, that step's own
+    time, target, sent, measure/<x>      as in the episode, for `restore`; robomimic ignores them
+/mask/train, valid, success              names of demos; train and valid split the trajectories
+/penspin           JSON of what all episodes have in common, for `restore`
+
+There are no `states`: only the simulator that made them could use them.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import h5py
+import h5py.h5d
+import h5py.h5t
+import numpy as np
+
+from penspin_style import storage
+from penspin_style.data import guard, memory
+from penspin_style.data.episode import Episode
+from penspin_style.data.layout import (
+    MAX_FACTS,
+    MAX_NAME,
+    TIME,
+    Channel,
+    EpisodeError,
+    Header,
+)
+from penspin_style.data.recorder import deflate
+from penspin_style.data.stage import remove_stages, stage_file
+
+OWN = "penspin"
+GYM_TYPE = 2
+"""robomimic's number for environments that are no robosuite."""
+_OWN_COLUMNS = (TIME, "target", "sent")
+_COLUMNS = ("actions", "rewards", "dones", "states", *_OWN_COLUMNS)
+_GROUPS = ("obs", "next_obs", "measure")
+_MAX_DEMOS = 1_000_000
+_MAX_MEMBERS = 1024
+_MAX_OWN = 64 * 2**20  # bytes
+_TEXT_LIMITS = {"task": MAX_NAME, "source": 16, "facts": MAX_FACTS, "card_sha256": 64}
+_DEMO = re.compile(r"demo_(\d{1,9})")
+_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def write(
+    episodes: Sequence[Episode],
+    out: pathlib.Path,
+    *,
+    valid: float = 0.1,
+    seed: int = 0,
+    next_obs: bool = False,
+    env_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Write episodes of one kind as one new file: whole, or not at all.
+
+    valid: share of the trajectories, drawn with `seed`, that go to the mask `valid`.
+    env_args: by default the episodes' task as the name of a gym environment.
+
+    Raises:
+        ValueError: no episodes, or not of one kind.
+        EpisodeError: an episode is damaged.
+        FileExistsError: out is there already.
+        OSError: disk full, read only, ...
+    """
+    header = memory.common_header(episodes)
+    masks = _masks(episodes, memory.held_back(len(episodes), valid), seed)
+    if env_args is None:
+        env_args = {"env_name": header.task, "type": GYM_TYPE, "env_kwargs": {}}
+    out = pathlib.Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; remove it or choose another name")
+    storage.make_folder(out.parent)
+    remove_stages(out.parent)
+    with stage_file(out.parent) as stage:
+        with h5py.File(stage, "w", libver=("v110", "v110")) as file:
+            data = file.create_group("data")
+            data.attrs["total"] = sum(episode.steps for episode in episodes)
+            data.attrs["env_args"] = json.dumps(dict(env_args), indent=4, allow_nan=False)
+            for number, episode in enumerate(episodes):
+                _write_demo(data.create_group(f"demo_{number}"), episode, next_obs=next_obs)
+                stage.check()
+            for name, demos in masks.items():
+                file[f"mask/{name}"] = np.array(demos, dtype="S")
+            own = json.dumps(memory.of_all(header, episodes)).encode()
+            file.create_dataset(OWN, data=own, dtype=_text_type(own))
+        stage.publish(out)
+
+
+def _masks(episodes: Sequence[Episode], held: int, seed: int) -> dict[str, list[str]]:
+    drawn = np.random.default_rng(seed).permutation(len(episodes))
+    found = {
+        "train": np.sort(drawn[held:]),
+        "valid": np.sort(drawn[:held]),
+        "success": np.flatnonzero([bool(episode.success) for episode in episodes]),
+    }
+    return {name: [f"demo_{i}" for i in numbers] for name, numbers in found.items() if len(numbers)}
+
+
+def _write_demo(demo: h5py.Group, episode: Episode, *, next_obs: bool) -> None:
+    demo.attrs["num_samples"] = episode.steps
+    for name, value in memory.of_one(episode).items():
+        if isinstance(value, str):
+            text = value.encode()
+            demo.attrs.create(name, text, dtype=_text_type(text))
+        else:
+            demo.attrs[name] = value
+    last = np.arange(episode.steps) == episode.steps - 1
+    demo["actions"] = episode["action"]
+    demo["dones"] = last.astype(np.int64)
+    names = [channel.name for channel in episode.header.channels]
+    given = "measure/reward" in names
+    reward = episode["measure/reward"] if given else last * bool(episode.success)
+    demo["rewards"] = reward.astype(np.float64)
+    for name in (*_OWN_COLUMNS, *(n for n in names if n.startswith("measure/"))):
+        demo[name] = episode[name]
+    for channel in episode.header.channels:
+        group, _, name = channel.name.rpartition("/")
+        if group == "observation":
+            _write_observation(demo, f"obs/{name}", episode, channel, ahead=0)
+            if next_obs:
+                _write_observation(demo, f"next_obs/{name}", episode, channel, ahead=1)
+
+
+def _write_observation(
+    demo: h5py.Group, key: str, episode: Episode, channel: Channel, *, ahead: int
+) -> None:
+    """Write a column from row `ahead` on; the last row stands in for those beyond it."""
+    shape, steps = channel.shape or (1,), episode.steps
+    if not channel.is_picture:
+        rows = np.minimum(np.arange(steps) + ahead, steps - 1)
+        demo[key] = episode[channel.name].reshape(steps, *shape)[rows]
+        return
+    data = demo.create_dataset(
+        key, (steps, *shape), channel.dtype, chunks=(1, *shape), compression="gzip", shuffle=True
+    )
+    for first, block in episode.blocks(channel.name):
+        for row, value in enumerate(block, first):
+            chunk = deflate(value.tobytes(), value.itemsize)
+            last = steps if row == steps - 1 else row - ahead + 1
+            for at in range(max(row - ahead, 0), last):
+                data.id.write_direct_chunk((at, *(0 for _ in shape)), chunk)
+
+
+def _text_type(text: bytes) -> Any:
+    return h5py.string_dtype("utf-8", max(1, len(text)))
+
+
+def read(path: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns of every demo, demo_2 before demo_10: actions, obs/<x>, ..., (T, ...).
+
+    Anyone's file; what is no column that robomimic or we know is left out.
+
+    Raises:
+        EpisodeError: names file, key and row of what is damaged, missing or hostile.
+    """
+    path = pathlib.Path(path)
+    with guard.opened(path) as file:
+        for name in _demos(path, file):
+            yield _read_demo(path, file, f"data/{name}")
+
+
+def restore(path: pathlib.Path) -> Iterator[memory.Recording]:
+    """Yield the episodes of a file that `write` made, as they were before, bit for bit.
+
+    Raises:
+        EpisodeError: as `read`; or another program wrote the file.
+    """
+    path = pathlib.Path(path)
+    with guard.opened(path) as file:
+        demos = _demos(path, file)
+        headers = _read_headers(path, file, demos)
+        for name, (header, success) in zip(demos, headers, strict=True):
+            columns = _read_demo(path, file, f"data/{name}")
+            yield header, _own_columns(path, f"data/{name}", header, columns), success
+
+
+def _demos(path: pathlib.Path, file: h5py.File) -> list[str]:
+    top = guard.members(path, "", file, _MAX_MEMBERS)
+    if "data" not in top:
+        raise EpisodeError(path, "data", None, "is missing: this is no dataset of robomimic")
+    group = guard.group(path, file, "data")
+    names = guard.members(path, "data", group, _MAX_DEMOS)
+    for name in names:
+        if not _DEMO.fullmatch(name):
+            raise EpisodeError(path, f"data/{name}", None, "is not named demo_NUMBER")
+    if not names:
+        raise EpisodeError(path, "data", None, "holds no demos")
+    return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+
+
+def _read_demo(path: pathlib.Path, file: h5py.File, key: str) -> dict[str, np.ndarray]:
+    demo = guard.group(path, file, key)
+    names = guard.members(path, key, demo, _MAX_MEMBERS)
+    keys = [name for name in _COLUMNS if name in names]
+    for name in _GROUPS:
+        if name in names:
+            group = guard.group(path, file, f"{key}/{name}")
+            inner = guard.members(path, f"{key}/{name}", group, _MAX_MEMBERS)
+            keys += [f"{name}/{member}" for member in inner]
+    if "actions" not in keys:
+        raise EpisodeError(path, f"{key}/actions", None, "is missing")
+    columns = {}
+    for name in keys:
+        if name == "states" and 0 in guard.dataset(path, file, f"{key}/{name}").shape:
+            continue  # what robomimic asks for where there is no simulator's state
+        rows = guard.rows(path, file, f"{key}/{name}")
+        columns[name] = _finite(path, f"{key}/{name}", rows.read(0, rows.shape[0]))
+    lengths = {name: len(values) for name, values in columns.items()}
+    steps = guard.number(path, demo, "num_samples", "iu")
+    for name, length in lengths.items():
+        if length != steps:
+            what = f"has {length} rows, num_samples is {steps}"
+            raise EpisodeError(path, f"{key}/{name}", None, what)
+    return columns
+
+
+def _finite(path: pathlib.Path, key: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+        row = int(np.argwhere(~good)[0, 0])
+        raise EpisodeError(path, key, row, "is not finite")
+    return values
+
+
+def _read_headers(
+    path: pathlib.Path, file: h5py.File, demos: Sequence[str]
+) -> list[tuple[Header, bool | None]]:
+    if OWN not in file:
+        raise EpisodeError(path, OWN, None, "is missing: another program wrote the file, use read")
+    own = []
+    for name in demos:
+        demo = guard.group(path, file, f"data/{name}")
+        try:
+            limits = _TEXT_LIMITS.items()
+            texts = {n: guard.text(path, f"data/{name}", demo, n, k) for n, k in limits}
+            own.append({**texts, "success": guard.number(path, demo, "success", "i")})
+        except KeyError as error:
+            what = f"lacks an attribute: {error}"
+            raise EpisodeError(path, f"data/{name}", None, what) from error
+    try:
+        return list(memory.headers(json.loads(_own_text(path, file)), own))
+    except EpisodeError:
+        raise
+    except _BAD as error:
+        raise EpisodeError(path, OWN, None, f"does not fit this file: {error!r}") from error
+
+
+def _own_text(path: pathlib.Path, file: h5py.File) -> str:
+    data = guard.dataset(path, file, OWN)
+    plan, kind = data.get_create_plist(), data.get_type()
+    local = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
+    if not local or not text or data.shape != ():
+        raise EpisodeError(path, OWN, None, "is not a text of fixed length")
+    if data.get_storage_size() > min(_MAX_OWN, path.stat().st_size):
+        raise EpisodeError(path, OWN, None, f"is longer than {_MAX_OWN} bytes")
+    return bytes(h5py.Dataset(data)[()]).decode()
+
+
+def _own_columns(
+    path: pathlib.Path, key: str, header: Header, columns: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return an episode's columns of a demo's."""
+    found = {}
+    for channel in header.columns:
+        group, _, name = channel.name.rpartition("/")
+        theirs = f"obs/{name}" if group == "observation" else channel.name
+        theirs = "actions" if theirs == "action" else theirs
+        values = columns.get(theirs)
+        wanted = (channel.shape or (1,)) if group == "observation" else channel.shape
+        if values is None or (values.shape[1:], values.dtype) != (wanted, np.dtype(channel.dtype)):
+            what = "is missing" if values is None else f"is {values.dtype} {values.shape}"
+            raise EpisodeError(
+                path, f"{key}/{theirs}", None, f"{what}, not {channel.dtype} (T, *{wanted})"
+            )
+        found[channel.name] = values.reshape(len(values), *channel.shape)
+    return found
