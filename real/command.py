@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from real import arguments
+
 
 def add_verbs(verbs: Any) -> None:
     """Add every verb of this room.
@@ -21,17 +23,22 @@ def add_verbs(verbs: Any) -> None:
 
 
 def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Return a verb's function that says in one line what a robot or its link cannot do.
+    """Return a verb's function that says in one line what a robot, its link or a disk cannot do.
 
-    Exit code 3; what the words cannot mean is the command line's own business.
+    Exit code 3 for that, 2 where a package is missing; what the words cannot mean is the command
+    line's own business.
     """
 
     def running(args: argparse.Namespace) -> int:
-        from real.robot import RobotError
-
+        try:
+            from penspin_style.data.episode import EpisodeError, RecorderError
+            from real.robot import RobotError
+        except ImportError as error:
+            print(f"penspin: {error}; pip install 'penspin_style[real]'", file=sys.stderr)
+            return 2
         try:
             return run(args)
-        except RobotError as error:
+        except (RobotError, EpisodeError, RecorderError) as error:
             print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
             return 3
 
@@ -87,5 +94,29 @@ def _port(text: str) -> int:
     return int(text)
 
 
-_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve,)
+def _add_rollout(verbs: Any) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from real import control
+
+        return control.rollout(args)
+
+    arguments.add_rollout(verbs).set_defaults(run=exit_code(run))
+
+
+def _add_replay(verbs: Any) -> None:
+    def make(args: argparse.Namespace) -> int:
+        from real import replay
+
+        return replay.make(args)
+
+    def run(args: argparse.Namespace) -> int:
+        from real import replay
+
+        return replay.run(args)
+
+    for parser, what in zip(arguments.add_replay(verbs), (make, run), strict=True):
+        parser.set_defaults(run=exit_code(what))
+
+
+_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay)
 """One function for each verb: it adds the verb's parser to the sub-parsers."""

@@ -72,13 +72,16 @@ LAYERS: dict[str, set[str]] = {
     "real": ROBOT,
     "real.twin": WORLD,
     "real.fleet": WORLD | {"real.twin"},
+    "real.judge": WORLD | {"real.fleet", "real.twin"},
     "real.sim_robot": WORLD | {"real.fleet", "real.twin"},
-    "real.replay": WORLD | {"real.sim_robot"},
+    "real.control": WORLD | {"real.twin", "real.sim_robot"},
+    "real.replay": WORLD | {"real.control", "real.demonstrate"},
+    "real.demonstrate": WORLD | {"real.twin", "real.fleet"},
     "real.finetune": WORLD | {"real.sim_robot"},
     "real.act": WORLD | {"real.sim_robot", "real.finetune"},
-    "real.robot_controller": ROBOT | {"real", "real.replay", "real.command"},
+    "real.robot_controller": ROBOT | {"real", "real.control", "real.replay", "real.command"},
     "real.command": WORLD
-    | {"real.twin", "real.sim_robot", "real.replay", "real.finetune", "real.act"},
+    | {"real.twin", "real.sim_robot", "real.control", "real.replay", "real.finetune", "real.act"},
 }
 FINER = {name for name in LAYERS if "." in name}  # modules that are rooms themselves
 # room -> packages from outside that it must do without

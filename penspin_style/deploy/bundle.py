@@ -18,7 +18,7 @@ import onnxruntime
 from penspin_style.deploy.onnx_scan import BundleError, Scan
 from penspin_style.features import Feature, Input, PolicyCard
 
-__all__ = ["Bundle", "BundleError", "ObservationError"]
+__all__ = ["Bundle", "BundleError", "ObservationError", "check_features"]
 
 CARD_KEY = "penspin_style.card"
 OUTPUT = "action"
@@ -100,24 +100,7 @@ class Bundle:
         Raises:
             BundleError: lists every feature that is missing or has another shape, unit or type.
         """
-        faults = []
-        for feature in dict.fromkeys(f for group in self.card.inputs for f in group.features):
-            other = offered.get(feature.name)
-            if other is None:
-                faults.append(f"{feature.name}: not offered{_nearest(feature.name, offered)}")
-                continue
-            faults += [
-                f"{feature.name}: the policy was trained with {what} {mine}, the robot has {its}"
-                for what, mine, its in (
-                    ("shape", tuple(feature.shape), tuple(other.shape)),
-                    ("unit", feature.unit, other.unit),
-                    ("type", feature.dtype, other.dtype),
-                )
-                if mine != its
-            ]
-        if faults:
-            lines = "\n  ".join(faults)
-            raise BundleError(f"the robot does not fit the policy of {self.card.task}:\n  {lines}")
+        check_features(self.card, offered)
 
     def describe(self) -> str:
         """Return a table of inputs, actions and joints with units, scales and limits."""
@@ -347,6 +330,32 @@ def _read_card(data: bytes) -> PolicyCard:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"its policy card is not usable: {error}") from error
     return card
+
+
+def check_features(card: PolicyCard, offered: Mapping[str, Feature]) -> None:
+    """Check that a robot offers every value that a card's policy reads; see `Bundle`.
+
+    Raises:
+        BundleError: lists every feature that is missing or has another shape, unit or type.
+    """
+    faults = []
+    for feature in dict.fromkeys(f for group in card.inputs for f in group.features):
+        other = offered.get(feature.name)
+        if other is None:
+            faults.append(f"{feature.name}: not offered{_nearest(feature.name, offered)}")
+            continue
+        faults += [
+            f"{feature.name}: the policy was trained with {what} {mine}, the robot has {its}"
+            for what, mine, its in (
+                ("shape", tuple(feature.shape), tuple(other.shape)),
+                ("unit", feature.unit, other.unit),
+                ("type", feature.dtype, other.dtype),
+            )
+            if mine != its
+        ]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise BundleError(f"the robot does not fit the policy of {card.task}:\n  {lines}")
 
 
 def check_card(card: PolicyCard) -> None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from real.judge import SUCCESS, Rule, Verdict, ask, check_watched, wilson
 from real.robot import RobotError
+from real.verdict import SUCCESS, Rule, Verdict, ask, check_watched, wilson
 
 
 @pytest.mark.parametrize(
