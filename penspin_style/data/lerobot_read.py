@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from penspin_style.data import memory, tables
-from penspin_style.data.layout import MAX_STEPS, Header
+from penspin_style.data.layout import MAX_STEPS, RATIO, Header
 from penspin_style.data.lerobot_layout import (
     DATA,
     EPISODES,
@@ -29,7 +29,10 @@ from penspin_style.data.lerobot_layout import (
 from penspin_style.data.video import read_video
 
 _MAX_JSON = 64 * 2**20  # bytes
-_MAX_COLUMN = 2**31  # bytes of one feature in one episode
+_MAX_EPISODES = 1_000_000
+_SMALL = 64 * 2**20  # bytes of an episode that are read whatever they were packed into
+_FILM_RATIO = 5000
+"""Bytes of pictures that a byte of film may unfold to: a still scene in AV1 comes to some 500."""
 _BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
@@ -138,8 +141,11 @@ def read_info(folder: pathlib.Path) -> Info:
         raise
     except _BAD as error:
         raise LeRobotError(f"{path} does not have the fields it should ({error!r})") from error
-    if rate <= 0 or type(info.episodes) is not int or type(info.frames) is not int:
+    counts = (info.episodes, info.frames)
+    if rate <= 0 or not all(type(n) is int and 0 <= n < 2**40 for n in counts):
         raise LeRobotError(f"{path}: fps, total_episodes or total_frames is not a number")
+    if info.episodes > _MAX_EPISODES:
+        raise LeRobotError(f"{path} claims {info.episodes} episodes, more than {_MAX_EPISODES}")
     if missing := sorted({"frame_index", "episode_index", "index"} - set(features)):
         raise LeRobotError(f"{path} lists no features {missing}")
     return info
@@ -174,6 +180,8 @@ def _read_episodes(folder: pathlib.Path, info: Info) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in _episode_files(folder):
         for piece in tables.read_table(path, kinds):
+            if len(rows) > info.episodes:
+                break  # too many, however many
             listed = {name: values[:, 0].tolist() for name, values in piece.items()}
             rows += [
                 dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)
@@ -211,9 +219,6 @@ def _check_episodes(folder: pathlib.Path, info: Info, rows: Sequence[Mapping[str
         ):
             raise LeRobotError(f"{where}: episode {number} is in a file of no legal number")
         frame = ends[1]
-        size = max((math.prod(f.shape) * 8 for f in info.features.values()), default=0)
-        if size * row["length"] > 8 * _MAX_COLUMN:
-            raise LeRobotError(f"{where}: episode {number} claims more than {_MAX_COLUMN} bytes")
     if frame != info.frames:
         raise LeRobotError(f"{where} lists {frame} frames, {INFO} says {info.frames}")
 
@@ -229,9 +234,21 @@ def _read_numbers(
     for where, of_file in itertools.groupby(rows, place):
         path = _inside(folder, DATA.format(**where))
         pieces = _Pieces(path, info.numbers)
+        kinds = info.numbers.values()
+        row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in kinds)
         for row in of_file:
+            _check_claim(path, row["length"] * row_bytes, RATIO)
             yield pieces.take(row["length"])
         pieces.end()
+
+
+def _check_claim(path: pathlib.Path, claimed: int, ratio: int) -> None:
+    """Refuse an episode that would unfold to far more than its file can hold."""
+    stored = path.stat().st_size if path.is_file() else 0
+    if claimed > max(_SMALL, stored * ratio):
+        raise LeRobotError(
+            f"{path} would unfold {stored} bytes to {claimed} in one episode, over {ratio} times"
+        )
 
 
 class _Pieces:
@@ -300,6 +317,7 @@ def _read_film(
     if not 0 <= start < 1e9:
         raise LeRobotError(f"{path}: an episode begins at {start} s")
     height, width, colours = feature.shape
+    _check_claim(path, row["length"] * math.prod(feature.shape), _FILM_RATIO)
     first = round(Fraction(start) * info.rate)
     return read_video(path, (height, width, colours), first, row["length"], info.rate)
 

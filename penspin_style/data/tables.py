@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.data.layout import MAX_STEPS
-
 DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32", "float64")
-MAX_BYTES = 2**30
-"""Of one file, unfolded."""
+MAX_ROWS, MAX_BYTES = 10**8, 2**30
+"""Of one file, decompressed."""
 _ROWS = 256  # that are read at a time
 
 Kind = tuple[str, tuple[int, ...]]
@@ -119,9 +117,9 @@ def read_table(path: pathlib.Path, kinds: Mapping[str, Kind]) -> Iterator[dict[s
 def _check_size(path: pathlib.Path, metadata: Any) -> None:
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     size = sum(group.total_byte_size for group in groups)
-    if metadata.num_rows > MAX_STEPS or size > MAX_BYTES:
+    if metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
         raise TableError(
-            f"{path} says {metadata.num_rows} rows, {size} bytes unfolded; up to {MAX_STEPS} rows "
+            f"{path} says {metadata.num_rows} rows, {size} bytes unfolded; up to {MAX_ROWS} rows "
             f"and {MAX_BYTES} bytes are read"
         )
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penspin_style.data import lerobot, tables
+from penspin_style.data import lerobot, lerobot_read, tables
 from penspin_style.data.video import VideoWriter
 from tests.data.robots import STEPS, film, record
 
@@ -191,6 +191,12 @@ def other_film(height, width, frames):
         (edit_json(INFO, lambda i: i.pop("features")), r"info\.json does not have the fields"),
         (edit_json(INFO, lambda i: i.update(fps="fast")), r"info\.json does not have the fields"),
         (edit_json(INFO, lambda i: i.update(fps=-20)), r"fps, total_episodes or total_frames"),
+        (
+            edit_json(INFO, lambda i: i.update(total_frames="25")),
+            r"fps, total_episodes or total_fr",
+        ),
+        (edit_json(INFO, lambda i: i.update(total_episodes=10**9)), r"claims 1000000000 episodes"),
+        (edit_json(INFO, lambda i: i.update(total_episodes=3)), r"lists 4 episodes, .* says 3"),
         (edit_json(INFO, lambda i: i.update(fps=1e-9)), r"fps, total_episodes or total_frames"),
         (edit_json(INFO, lambda i: i.update(total_frames=24)), r"lists 25 frames, .* says 24"),
         (edit_json(INFO, lambda i: i.update(total_episodes=5)), r"missing or there twice is 4"),
@@ -272,12 +278,34 @@ def test_a_damaged_or_hostile_dataset_is_refused_by_file_and_row(copy, damage, m
 
 
 def test_a_table_that_claims_more_rows_than_an_episode_can_have_is_not_read(dataset, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_STEPS", 24)
+    monkeypatch.setattr(tables, "MAX_ROWS", 24)
     with pytest.raises(ValueError, match=r"says 25 rows, \d+ bytes unfolded; up to 24 rows"):
         next(lerobot.read(dataset))
     monkeypatch.setattr(tables, "MAX_BYTES", 3000)
     with pytest.raises(ValueError, match=r"bytes unfolded; up to 24 rows and 3000 bytes are read"):
         next(lerobot.read(dataset))
+
+
+def claim_steps(folder, steps):
+    """Say that the last episode is as long, in every place but the data."""
+    edit_json(INFO, lambda info: info.update(total_frames=20 + steps))(folder)
+    edit_table(EPISODES, put("length", at(3, steps)))(folder)
+    edit_table(EPISODES, put("dataset_to_index", at(3, 20 + steps)))(folder)
+
+
+def test_an_episode_that_would_unfold_to_more_than_its_file_can_hold_is_refused(copy):
+    claim_steps(copy, 900_000)
+    message = r"file-000\.parquet would unfold \d+ bytes to \d+ in one episode, over 250 times"
+    with pytest.raises(ValueError, match=message):
+        list(lerobot.read(copy))
+
+
+def test_a_film_that_would_unfold_to_more_than_it_can_hold_is_refused(copy, monkeypatch):
+    monkeypatch.setattr(lerobot_read, "_SMALL", 10_000)
+    assert len(list(lerobot.read(copy))) == len(STEPS)
+    monkeypatch.setattr(lerobot_read, "_FILM_RATIO", 1)
+    with pytest.raises(ValueError, match=r"file-000\.mp4 would unfold \d+ bytes to 10752 in one"):
+        list(lerobot.read(copy))
 
 
 @pytest.mark.parametrize(
