@@ -66,17 +66,21 @@ class Fleet:
         self.control_dt = cfg.control_dt
         self.timestep = self.sim.timestep
         self.decoder = Decoder(self.channels)
+        # who comes at any time must find what was measured the latency before it
+        self._is_continuous = config.realtime and config.observation_latency > 0
         self._vary()
         self._all = torch.ones(num, dtype=torch.bool)
         self._find_measured()
         self.features = self._describe(names)
         self.sensors = self._make_sensors()
+        self._offsets = self._find_offsets()
         self._ticks, self._origin = 0, 0.0
         self._total_steps = 0
         self._ready = False
 
     # Episodes.
 
+    @torch.inference_mode()
     def seed(self, seed: int) -> None:
         """Make everything from the next reset on depend on the seed alone."""
         self.rng.manual_seed(seed)
@@ -84,6 +88,7 @@ class Fleet:
         self._total_steps = 0
         self._vary()
 
+    @torch.inference_mode()
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Begin an episode in every world.
 
@@ -98,25 +103,26 @@ class Fleet:
         self.randomizer.reset_model(mask, self.rng)
         self.sim.reset(mask)
         self.task.reset(self.sim, mask, self.rng)
+        for name, offset in self._offsets.items():
+            self.task.memory[name] += offset
         self.randomizer.reset_state(mask, self.rng)
         if start:
             self._place(start)
         self.sim.forward(mask)
         self.sim.faults.zero_()
         self.sensors.clear()
-        self._pending: deque[tuple[int, np.ndarray]] = deque()
+        self._pending: deque[tuple[int, Tensor]] = deque()
         self._cursor, self._inputs = 0, {}
-        self._open = False
-        self._limp = False
+        self._open = self._limp = False
         terms = self.task.observe(self.sim)  # some tasks place their targets here
         self.target = np.clip(self._true(terms), self.decoder.low, self.decoder.high)
-        self._following = self.target.astype(np.float32).astype(np.float64)
         zeros = torch.zeros(self.num)
         self._sums = {name: zeros.clone() for name in self.task.measure(self.sim)}
         self.steps = zeros.clone()
         self._fell = zeros.bool()
         self._succeeded = zeros.bool()
-        self.faulty = zeros.bool()
+        self._faulty = zeros.bool()
+        self._alive = ~zeros.bool()
         self._sampled = -1
         self._ready = True
         if self.config.observation_latency:
@@ -135,8 +141,9 @@ class Fleet:
     @property
     def done(self) -> np.ndarray:
         """(num,) bool: whether the episode is over, by a fall, by its length or by a fault."""
-        return (self._fell | self.faulty | (self.steps >= self.cfg.episode_length)).numpy()
+        return (~self._alive).numpy()
 
+    @torch.inference_mode()
     def measures(self) -> dict[str, np.ndarray]:
         """Return what the episodes amount to until now, (num,) each, in the task's words.
 
@@ -144,15 +151,16 @@ class Fleet:
         """
         judged = self.task.judge(self._sums, self.steps, self._fell)
         said = {
-            "success": self._succeeded & ~self.faulty,
+            "success": self._succeeded & ~self._faulty,
             "steps": self.steps,
             "fell": self._fell,
-            "faulty": self.faulty,
+            "faulty": self._faulty,
         }
         return {name: value.numpy().copy() for name, value in {**said, **judged}.items()}
 
     # The robot's side.
 
+    @torch.inference_mode()
     def observe(self) -> Observation:
         """Return what has arrived; values (num, *shape), stamp that of the first world."""
         self._check_ready()
@@ -175,8 +183,9 @@ class Fleet:
         action = self.decoder.encode(target, self.target)
         self.target = self.decoder.decode(action, self.target)
         late = round(self.config.command_latency / self.timestep)
-        self._pending.append((self._ticks + late, self.target))
+        self._pending.append((self._ticks + late, torch.from_numpy(action)))
 
+    @torch.inference_mode()
     def advance(self, substeps: int) -> None:
         """Let physics steps pass; without a new command the last one goes on."""
         end = self._ticks + substeps
@@ -187,11 +196,10 @@ class Fleet:
             if self._pending and self._pending[0][0] <= self._ticks:
                 self._begin(self._pending.popleft()[1])
             elif self._cursor >= self.substeps or not self._open:
-                self._begin(self._following)
+                self._begin(torch.zeros(self.num, len(self.channels)))
             due = self._pending[0][0] if self._pending else end
-            self._step(min(end, due, self._ticks + self.substeps - self._cursor) - self._ticks)
-        if self._cursor >= self.substeps:
-            self._finish()
+            count = min(end, due, self._ticks + self.substeps - self._cursor) - self._ticks
+            self._step(1 if self._is_continuous else count)
 
     def limp(self) -> None:
         """From now on let the motors only damp."""
@@ -200,13 +208,11 @@ class Fleet:
 
     # Physics.
 
-    def _begin(self, target: np.ndarray) -> None:
+    def _begin(self, action: Tensor) -> None:
         """Begin a control step, as `Env` does."""
         self._finish()
-        action = self.decoder.encode(target, self._following)
-        self._following = target.astype(np.float32).astype(np.float64)
         self.randomizer.interval(self._total_steps, self.rng)
-        self.task.apply_action(self.sim, torch.from_numpy(action))
+        self.task.apply_action(self.sim, action)
         self._inputs = self.task.substeps(self.sim, self.substeps, self.rng)
         self._total_steps += 1
         self._cursor, self._open = 0, True
@@ -216,8 +222,9 @@ class Fleet:
         self.sim.step(count, {name: values[part] for name, values in self._inputs.items()})
         self._cursor += count
         self._ticks += count
-        if self.config.observation_latency and self._cursor >= self.substeps:
+        if self._cursor >= self.substeps:
             self._finish()
+        if self._is_continuous or (self.config.observation_latency and not self._open):
             self._sample()
 
     def _damp(self) -> None:
@@ -230,16 +237,19 @@ class Fleet:
         if not self._open:
             return
         self._open = False
-        alive = torch.from_numpy(~self.done)
+        alive = self._alive
+        if not alive.any():
+            return
         self.steps += alive
+        if self.sim.faults.any():
+            self._faulty |= (self.sim.faults != 0) & alive
+            alive = alive & ~self._faulty
+            self.sim.faults.zero_()
         for name, value in self.task.measure(self.sim).items():
             self._sums[name] += torch.where(alive, value.float(), 0.0)
-        faulty = self.sim.faults != 0
-        if faulty.any():
-            self.faulty |= faulty & alive
-            self.sim.faults.zero_()
         self._succeeded |= self.task.success(self.sim) & alive
-        self._fell |= self.task.terminated(self.sim) & alive & ~self.faulty
+        self._fell |= self.task.terminated(self.sim) & alive
+        self._alive = alive & ~self._fell & (self.steps < self.cfg.episode_length)
 
     def _vary(self) -> None:
         self.randomizer.startup(self.rng)
@@ -337,6 +347,21 @@ class Fleet:
             latency=cfg.observation_latency,
             seed=cfg.seed,
         )
+
+    def _find_offsets(self) -> dict[str, Tensor]:
+        memory, out = self.task.memory, {}
+        for name, value in self.config.offset.items():
+            if name not in memory:
+                raise ValueError(
+                    f"offset.{name}: the task remembers no such{nearest(name, memory)}"
+                )
+            out[name] = torch.as_tensor(value, dtype=torch.float32)
+            if out[name].dim() and out[name].shape != memory[name].shape[1:]:
+                raise ValueError(
+                    f"offset.{name} must have {tuple(memory[name].shape[1:])} numbers, has "
+                    f"{tuple(out[name].shape)}"
+                )
+        return out
 
     def _place(self, start: Mapping[str, np.ndarray]) -> None:
         """Replace what the task has drawn."""

@@ -1,116 +1,83 @@
-"""Whether an episode was a success: by a rule that was stated before, or by whoever watched it."""
+"""Judge a policy on twins: many episodes at once, each as a robot would run it."""
 
-import math
-import re
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 
-from real.robot import RobotError
+import numpy as np
+import torch
 
-_RULE = re.compile(r"([A-Za-z_]\w*)\s*(>=|<=)\s*(\S+)")
-_Z = 1.959964  # standard deviations of a normal distribution that 95 % lie within
+from penspin_style.evaluate import Episodes, Measure
+from penspin_style.features import PolicyCard
+from real.fleet import Fleet
+from real.observer import Observer
+from real.robot import RobotError, check_channels
+from real.twin import TwinConfig
+
+Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""From a card's inputs, (num, ...) each, to actions (num, naction)."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A threshold on one of the numbers that a robot judges its episode by."""
+def judge(
+    config: TwinConfig, card: PolicyCard, policy: Policy, *, episodes: int, seed: int
+) -> Episodes:
+    """Run the policy in as many twins as episodes, one episode each; return what happened.
 
-    measure: str
-    threshold: float
-    at_least: bool = True
-    """Whether the measure must reach the threshold, or must not exceed it."""
+    Figures with 95 % intervals are in the result's `measures()`; `success` is among them. A policy
+    that remembers by itself must be new.
 
-    @classmethod
-    def parse(cls, text: str) -> "Rule":
-        """Read `turns>=0.5`, or `success` for `success>=1`.
+    Raises:
+        RobotError: the twin does not measure what the policy reads, or takes other commands.
+    """
+    fleet = Fleet(config, episodes)
+    check_twin(fleet, card)
+    fleet.seed(seed)
+    fleet.reset()
+    kind = fleet.task.kinds(fleet.sim).clone()
+    observer = Observer(card, episodes)
+    while not fleet.done.all():
+        action = policy(observer(fleet.observe().values))
+        fleet.command(fleet.decoder.decode(action, fleet.target))
+    found = {name: torch.from_numpy(value) for name, value in fleet.measures().items()}
+    return Episodes(
+        steps=found.pop("steps"),
+        fell=found.pop("fell"),
+        faulty=found.pop("faulty"),
+        kind=kind,
+        kind_names=fleet.task.kind_names,
+        values=found,
+    )
 
-        Raises:
-            ValueError: it is neither.
-        """
-        if text.isidentifier():
-            return cls(text, 1.0)
-        found = _RULE.fullmatch(text.strip())
-        try:
-            threshold = float(found[3]) if found else math.nan
-        except ValueError:
-            threshold = math.nan
-        if found is None or not math.isfinite(threshold):
-            raise ValueError(
-                f"{text!r} is no rule of success; write MEASURE, MEASURE>=NUMBER or "
-                "MEASURE<=NUMBER, as turns>=0.5"
-            )
-        return cls(found[1], threshold, found[2] == ">=")
 
-    def __str__(self) -> str:
-        return f"{self.measure}{'>=' if self.at_least else '<='}{self.threshold:g}"
+def check_twin(fleet: Fleet, card: PolicyCard) -> None:
+    """Check that a twin measures what a policy reads, and takes what it commands.
 
-    def holds(self, measures: Mapping[str, float | bool]) -> bool:
-        """Return whether the measures of an episode fulfil the rule; NaN does not.
-
-        Raises:
-            RobotError: the robot has no such measure.
-        """
-        if self.measure not in measures:
+    Raises:
+        RobotError: names what differs.
+    """
+    check_channels(fleet, card.actions)
+    for feature in (f for group in card.inputs for f in group.features):
+        its = fleet.features.get(feature.name)
+        if its is None or (its.shape, its.unit, its.dtype) != (
+            feature.shape,
+            feature.unit,
+            feature.dtype,
+        ):
             raise RobotError(
-                f"the robot does not measure {self.measure!r}, it measures "
-                f"{', '.join(sorted(measures)) or 'nothing: judge by hand with --ask'}"
+                f"the policy reads {feature.name} {feature.shape} of {feature.dtype} in "
+                f"{feature.unit}; the twin has {its if its else ', '.join(fleet.features)}"
             )
-        value = float(measures[self.measure])
-        return value >= self.threshold if self.at_least else value <= self.threshold
+    if abs(card.control_dt - fleet.control_dt) > 1e-9:
+        raise RobotError(
+            f"the policy acts every {card.control_dt:g} s, the twin every {fleet.control_dt:g} s"
+        )
 
 
-SUCCESS = Rule("success", 1.0)
-"""By the robot's own measure."""
-
-
-class Verdict(Enum):
-    """What is made of an episode."""
-
-    SUCCESS = True
-    FAILURE = False
-    DISCARD = None
-    """It says nothing, as when the object was not in place; it is not kept."""
-
-
-_ANSWERS = {"y": Verdict.SUCCESS, "n": Verdict.FAILURE, "d": Verdict.DISCARD}
-
-
-def ask(question: str, read: Callable[[], str] | None = None) -> Verdict:
-    """Ask whoever watches, until the answer is y, n or d.
-
-    read: returns a line, empty at the end of input; default: standard input.
-
-    Raises:
-        RobotError: nobody is there to answer.
-    """
-    answer: Callable[[], str] = read if read is not None else sys.stdin.readline
-    while True:
-        print(f"{question} [y]es, [n]o, [d]iscard: ", end="", file=sys.stderr, flush=True)
-        line = answer()
-        if not line:
-            raise RobotError("nobody answers whether that was a success; leave out --ask")
-        verdict = _ANSWERS.get(line.strip().lower()[:1])
-        if verdict is not None:
-            return verdict
-
-
-def check_watched(*, is_asking: bool) -> None:
-    """Check that there is somebody to ask.
-
-    Raises:
-        RobotError: standard input is no terminal.
-    """
-    if is_asking and not sys.stdin.isatty():
-        raise RobotError("--ask needs a terminal to answer on; use --success RULE instead")
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927); of none: 0 to 1."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, z2 = successes / n, _Z * _Z
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def describe(measures: Mapping[str, Measure]) -> list[str]:
+    """Return one line for each figure, with its 95 % interval."""
+    lines = []
+    for name, measure in measures.items():
+        span = ""
+        if measure.interval is not None:
+            span = " to ".join(measure.write(end) for end in measure.interval)
+            span = f"  95 % {span}"
+        lines.append(f"{name:16} {measure.text}{span}")
+    return lines

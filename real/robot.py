@@ -120,7 +120,12 @@ class Robot(Protocol):
         ...
 
 
-def check_channels(robot: Robot, wanted: Sequence[ActionChannel]) -> None:
+class _Takes(Protocol):
+    @property
+    def channels(self) -> tuple[ActionChannel, ...]: ...
+
+
+def check_channels(robot: _Takes, wanted: Sequence[ActionChannel]) -> None:
     """Check that a robot takes what a policy commands: same channels, same order, same units.
 
     Raises:

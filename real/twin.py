@@ -49,6 +49,9 @@ class TwinConfig:
     """Feature -> standard deviation of white noise, in its unit."""
     bias: Mapping[str, Any] = field(default_factory=dict)
     """Feature -> constant error: a number, or one for each of the feature's."""
+    offset: Mapping[str, Any] = field(default_factory=dict)
+    """Number in the task's memory, as the pen's `joint_offset` -> what is added to it at a reset:
+    all features that follow from it then agree."""
     observation_latency: float = 0.0
     """Seconds until a measurement arrives. In fast time: up to the next control step."""
     command_latency: float = 0.0
@@ -73,9 +76,10 @@ class TwinConfig:
         for name, value in self.noise.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"noise.{name} must be finite and >= 0, got {value}")
-        for name, value in self.bias.items():
-            if not np.isfinite(np.asarray(value, dtype=float)).all():
-                raise ValueError(f"bias.{name} must be finite, got {value}")
+        for key in ("bias", "offset"):
+            for name, value in getattr(self, key).items():
+                if not np.isfinite(np.asarray(value, dtype=float)).all():
+                    raise ValueError(f"{key}.{name} must be finite, got {value}")
 
 
 def twin_names() -> list[str]:
