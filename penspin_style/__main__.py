@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
+from penspin_style import data_verbs
+
 _ENTRY_POINTS = "penspin_style.verbs"
 
 _OVERRIDES = """
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "Check what this machine can do.", overrides=True)
     doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
     doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    data_verbs.add_verbs(verbs)
     _add_others(verbs)
     return parser
 

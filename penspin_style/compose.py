@@ -106,6 +106,21 @@ def find_task(name: str) -> type[Task[Any]]:
         raise UsageError(f"{error}{nearest(name, task_names())}") from error
 
 
+def find_robot(name: str) -> Any:
+    """Return the module `tasks/robots/NAME.py`, with a robot's joints and kinematics.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    import importlib
+
+    folder = pathlib.Path(importlib.import_module("tasks").__file__ or "").parent / "robots"
+    known = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    if name not in known:
+        raise UsageError(f"there is no robot {name!r}{nearest(name, known)}")
+    return importlib.import_module(f"tasks.robots.{name}")
+
+
 def task_names() -> list[str]:
     """Return the tasks of the `tasks` package, by listing its folder."""
     import importlib

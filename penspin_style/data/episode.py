@@ -72,6 +72,8 @@ class Episode:
     success: bool | None
     steps: int
     created: str
+    sha256: str
+    """Of everything in the file, by way of the columns' own sums."""
 
     @classmethod
     def open(cls, path: pathlib.Path | str) -> "Episode":
@@ -107,7 +109,7 @@ class Episode:
         success = {1: True, 0: False, -1: None}
         if attributes["success"] not in success:
             raise EpisodeError(path, None, None, f"success is {attributes['success']}")
-        return cls(path, header, success[attributes["success"]], steps, attributes["created"])
+        return cls(path, header, success[attributes["success"]], steps, attributes["created"], own)
 
     def keys(self) -> list[str]:
         """Return the names of all columns, `time` first."""

@@ -270,3 +270,25 @@ def rows(path: pathlib.Path, file: h5py.File, key: str) -> Rows:
     if stored > size:
         raise refuse(f"claims {stored} bytes, the file has {size}")
     return Rows(path, key, data, dtype, shape, chunk, tuple(_FILTERS[c] for c in codes), stored)
+
+
+def check_values(
+    path: pathlib.Path, key: str, row: int, block: np.ndarray, low: Any, high: Any
+) -> None:
+    """Check that values (n, ...) are finite and within limits.
+
+    row: the first one's number; low, high: broadcast against one row.
+
+    Raises:
+        EpisodeError: names the first value that is not.
+    """
+    fine = np.isfinite(block)
+    if not fine.all():
+        at = tuple(int(i) for i in np.argwhere(~fine)[0])
+        raise EpisodeError(path, key, row + at[0], f"{block[at]} at {at[1:]} is not finite")
+    fine = (block >= low) & (block <= high)
+    if not fine.all():
+        at = tuple(int(i) for i in np.argwhere(~fine)[0])
+        bounds = [float(np.broadcast_to(bound, block.shape)[at]) for bound in (low, high)]
+        what = f"{block[at]} at {at[1:]} is outside {bounds[0]:.6g} to {bounds[1]:.6g}"
+        raise EpisodeError(path, key, row + at[0], what)

@@ -147,15 +147,28 @@ def remove_stages(folder: pathlib.Path) -> list[pathlib.Path]:
     """Remove what killed recorders left; return it. Those of living ones are locked and stay."""
     removed = []
     for path in stages(folder):
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-                removed.append(path)
-        finally:
-            os.close(fd)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _lock(path):
+            path.unlink(missing_ok=True)
+            removed.append(path)
     return removed
+
+
+def is_alive(path: pathlib.Path) -> bool:
+    """Return whether a hidden file still has a writer."""
+    try:
+        with _lock(path):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
