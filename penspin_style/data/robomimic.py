@@ -217,7 +217,9 @@ def _read_demo(path: pathlib.Path, file: h5py.File, key: str) -> dict[str, np.nd
         if name == "states" and 0 in guard.dataset(path, file, f"{key}/{name}").shape:
             continue  # what robomimic asks for where there is no simulator's state
         rows = guard.rows(path, file, f"{key}/{name}")
-        columns[name] = _finite(path, f"{key}/{name}", rows.read(0, rows.shape[0]))
+        values = columns[name] = rows.read(0, rows.shape[0])
+        if values.dtype.kind == "f":
+            guard.check_values(path, f"{key}/{name}", 0, values, -np.inf, np.inf)
     lengths = {name: len(values) for name, values in columns.items()}
     steps = guard.number(path, demo, "num_samples", "iu")
     for name, length in lengths.items():
@@ -225,13 +227,6 @@ def _read_demo(path: pathlib.Path, file: h5py.File, key: str) -> dict[str, np.nd
             what = f"has {length} rows, num_samples is {steps}"
             raise EpisodeError(path, f"{key}/{name}", None, what)
     return columns
-
-
-def _finite(path: pathlib.Path, key: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
-        row = int(np.argwhere(~good)[0, 0])
-        raise EpisodeError(path, key, row, "is not finite")
-    return values
 
 
 def _read_headers(
