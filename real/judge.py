@@ -1,16 +1,21 @@
 """Judge a policy on twins: many episodes at once, each as a robot would run it."""
 
+import argparse
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
+from penspin_style.compose import UsageError
+from penspin_style.deploy.bundle import Bundle
 from penspin_style.evaluate import Episodes, Measure
 from penspin_style.features import PolicyCard
 from real.fleet import Fleet
 from real.observer import Observer
 from real.robot import RobotError, check_channels
-from real.twin import TwinConfig
+from real.twin import TwinConfig, load_twin, twin_names
 
 Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """From a card's inputs, (num, ...) each, to actions (num, naction)."""
@@ -69,6 +74,30 @@ def check_twin(fleet: Fleet, card: PolicyCard) -> None:
         raise RobotError(
             f"the policy acts every {card.control_dt:g} s, the twin every {fleet.control_dt:g} s"
         )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the twins, or judge the policy of the command line on one; return the exit code.
+
+    Raises:
+        UsageError, BundleError: there is no such twin, or no such policy.
+        RobotError: the policy is not one for the twin.
+    """
+    if args.name is None:
+        summaries = {name: load_twin(name).summary for name in twin_names()}
+        lines = [f"{name:16} {summary}" for name, summary in summaries.items()]
+        print(json.dumps({"twins": summaries}) if args.json else "\n".join(lines))
+        return 0
+    if args.policy is None:
+        raise UsageError(f"say which policy to judge: penspin twin {args.name} POLICY.onnx")
+    config, bundle = load_twin(args.name), Bundle.load(args.policy)
+    found = judge(config, bundle.card, bundle, episodes=args.episodes, seed=args.seed)
+    measures = found.measures()
+    if args.json:
+        print(json.dumps({name: asdict(measure) for name, measure in measures.items()}))
+    else:
+        print("\n".join(describe(measures)))
+    return 0
 
 
 def describe(measures: Mapping[str, Measure]) -> list[str]:

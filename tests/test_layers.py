@@ -75,6 +75,7 @@ LAYERS: dict[str, set[str]] = {
     "real.fleet": WORLD | {"real.twin"},
     "real.judge": WORLD | {"real.fleet", "real.twin"},
     "real.sim_robot": WORLD | {"real.fleet", "real.twin"},
+    "real.hand_node": WORLD | {"real.twin", "real.sim_robot"},
     "real.control": WORLD | {"real.twin", "real.sim_robot"},
     "real.replay": WORLD | {"real.control", "real.demonstrate"},
     "real.demonstrate": WORLD | {"real.twin", "real.fleet"},
@@ -82,7 +83,15 @@ LAYERS: dict[str, set[str]] = {
     "real.act": WORLD | {"real.sim_robot", "real.finetune"},
     "real.robot_controller": ROBOT | {"real", "real.control", "real.replay", "real.command"},
     "real.command": WORLD
-    | {"real.twin", "real.sim_robot", "real.control", "real.replay", "real.finetune", "real.act"},
+    | {
+        "real.twin",
+        "real.judge",
+        "real.sim_robot",
+        "real.control",
+        "real.replay",
+        "real.finetune",
+        "real.act",
+    },
 }
 FINER = {name for name in LAYERS if "." in name}  # modules that are rooms themselves
 # room -> packages from outside that it must do without
