@@ -1,0 +1,343 @@
+"""The Allegro hand behind ROS 1 topics: joint targets out, measured joints in.
+
+Sixteen joints in the hardware's order, index, middle, ring, thumb; see `allegro_kinematics`. States
+are read by the joints' names wherever the hand's node gives any, and by position otherwise. On
+which topics is in `allegro_topics`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penspin_style.features import ActionChannel, Feature
+from real import external, ros
+from real.allegro_kinematics import HOME, JOINTS, LOWER, UPPER, fingertips
+from real.allegro_topics import TOPICS, Topics, in_order
+from real.robot import Observation, RobotError, StoppedError, check_target
+
+
+@dataclass(frozen=True)
+class AllegroConfig:
+    """How to drive a hand."""
+
+    topics: Topics = TOPICS["penspin"]
+    control_dt: float = 0.05
+    """Seconds between two commands."""
+    action_scale: float = 1 / 24
+    """Radians that a joint's target moves for an action of 1."""
+    start: tuple[float, ...] = HOME
+    """The start pose, rad."""
+    start_speed: float = 0.5
+    """How fast a joint goes there, rad/s."""
+    tolerance: float = 0.2
+    """How near to it a joint must come, rad: a pen on the fingertips pushes back."""
+    patience: float = 5.0
+    """Seconds to wait for the hand's node, and for the joints to arrive."""
+    stale: float = 2.0
+    """Control periods after which a measurement is too old."""
+    trust_stamps: bool = True
+    """Whether messages say when they were measured; needs the two computers' clocks in step.
+    Without it a measurement is as old as its message."""
+
+
+@dataclass(frozen=True)
+class _State:
+    joints: np.ndarray  # (16,) rad, in the order of JOINTS
+    measured_at: float  # s, monotonic
+    received_at: float
+
+
+@dataclass
+class _Link:
+    """What there is only while connected."""
+
+    rospy: Any
+    command: Any
+    state: Any
+    words: Any = None
+    message: Callable[..., Any] = field(default=lambda: None)
+    word: Callable[..., Any] = field(default=lambda: None)
+
+
+class AllegroRos:
+    """The hand; see `real.robot.Robot`.
+
+    received: what is known of the state messages, sent: how many targets were published.
+    """
+
+    def __init__(
+        self, config: AllegroConfig | None = None, *, also: Sequence[external.External] = ()
+    ) -> None:
+        """Describe a hand without connecting to it.
+
+        also: sensors beside the hand's own joints.
+        """
+        self.config = config or AllegroConfig()
+        self.control_dt = self.config.control_dt
+        self.sensors = tuple(also)
+        own = (Feature("proprio", (32,), "rad"), Feature("fingertips", (4, 3), "m"))
+        self.features: Mapping[str, Feature] = external.named(own, self.sensors)
+        scale = self.config.action_scale
+        self.channels = tuple(
+            ActionChannel(name, "rad", scale, low, high, "delta")
+            for name, low, high in zip(JOINTS, LOWER, UPPER, strict=True)
+        )
+        self._low, self._high = np.array(LOWER), np.array(UPPER)
+        self.received = ros.Tally()
+        self.sent = 0
+        self._lock = threading.RLock()  # of what is sent; a watchdog sends too
+        self._heard = threading.Condition()
+        self._state: _State | None = None
+        self._fault = ""
+        self._link: _Link | None = None
+        self._target: np.ndarray | None = None
+        self._stopped = ""
+
+    @property
+    def target(self) -> np.ndarray:
+        """(16,) rad, what the hand follows now.
+
+        Raises:
+            RobotError: there is none before the first reset.
+        """
+        if self._target is None:
+            raise RobotError("the hand follows no target before its first reset")
+        return self._target.copy()
+
+    def connect(self) -> None:
+        """Become a ROS node and wait for the hand's; again is no error.
+
+        Raises:
+            RosError: no ROS, or no master.
+            RobotError: nobody publishes joint states, or listens to targets.
+        """
+        if self._link is not None:
+            return
+        topics = self.config.topics
+        rospy, msgs = ros.start_node("penspin"), ros.messages("sensor_msgs")
+        self._state, self._fault, self.received, self.sent = None, "", ros.Tally(), 0
+        send = {"queue_size": topics.queue_size, "tcp_nodelay": True}
+        link = _Link(
+            rospy,
+            rospy.Publisher(topics.command, msgs.JointState, latch=topics.latch, **send),
+            rospy.Subscriber(topics.state, msgs.JointState, self._on_state, tcp_nodelay=True),
+            message=msgs.JointState,
+        )
+        if topics.words:
+            link.word = ros.messages("std_msgs").String
+            link.words = rospy.Publisher(topics.words, link.word, **send)
+        try:
+            self._await_hand(link)
+        except RobotError:
+            _unregister(link)
+            raise
+        self._link = link
+
+    def disconnect(self) -> None:
+        """Make the hand limp as far as its node allows, and leave; again is no error."""
+        with self._lock:
+            if self._link is None:
+                return
+            self.stop()
+            time.sleep(0.1)  # what was sent last is on its way in another thread
+            _unregister(self._link)
+            self._link = self._target = None
+
+    def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
+        """Go to the start pose at `start_speed`.
+
+        start: `qpos` (16,) rad in place of the configuration's, or single joints by name.
+
+        Raises:
+            RobotError: not connected, an unknown name, a pose outside the limits, or a joint does
+                not arrive.
+        """
+        goal = self._start_pose(start or {})
+        with self._lock:
+            begin = np.clip(self._fresh().joints, self._low, self._high)
+            self._stopped = ""
+        duration = np.abs(goal - begin).max() / self.config.start_speed
+        steps = max(1, int(np.ceil(duration / self.control_dt)))
+        for share in np.linspace(0.0, 1.0, steps + 1)[1:]:
+            self._send(begin + share * (goal - begin), self.config.topics.start_frame_id)
+            time.sleep(self.control_dt)
+        self._arrive(goal)
+
+    def observe(self) -> Observation:
+        """Return the newest measurement: `proprio`, joints then targets, and `fingertips`.
+
+        Before the first reset the joints stand in for the targets.
+
+        Raises:
+            RobotError: not connected; the last message is no joint state, or too old.
+        """
+        state = self._fresh()
+        target = state.joints if self._target is None else self._target
+        values = {
+            "proprio": np.concatenate((state.joints, target)).astype(np.float32),
+            "fingertips": fingertips(state.joints).astype(np.float32),
+            **external.read(self.sensors),
+        }
+        return Observation(values, state.measured_at, state.joints.copy())
+
+    def command(self, target: np.ndarray) -> np.ndarray:
+        """Publish targets (16,) rad, clipped to the joints' limits; return what was published.
+
+        Raises:
+            StoppedError: the hand is stopped.
+            RobotError: not connected or not reset, not 16 finite numbers, or nobody listens.
+        """
+        wanted = check_target(target, self.channels)
+        if self._target is None:
+            raise RobotError("reset the hand before the first command")
+        return self._send(np.clip(wanted, self._low, self._high), self.config.topics.frame_id)
+
+    def hold(self) -> None:
+        """Publish the last target once more; again is no error."""
+        with self._lock:
+            if self._link is not None and self._target is not None and not self._stopped:
+                self._publish(self._link, self._target, self.config.topics.frame_id)
+
+    def stop(self) -> None:
+        """Make the measured joints the targets and, where its node takes the word, the hand limp.
+
+        Again is no error.
+        """
+        with self._lock:
+            if self._stopped or self._link is None:
+                return
+            topics, state = self.config.topics, self._state
+            if state is not None:
+                here = np.clip(state.joints, self._low, self._high)
+                self._publish(self._link, here, topics.frame_id)
+                self._target = here
+            if self._link.words is not None:
+                self._link.words.publish(self._link.word(topics.off))
+            self._stopped = "the hand was stopped; reset it to go on"
+
+    def _start_pose(self, start: Mapping[str, np.ndarray]) -> np.ndarray:
+        goal = check_target(np.asarray(start.get("qpos", self.config.start)), self.channels)
+        for name, value in start.items():
+            if name in JOINTS and np.size(value) == 1:
+                goal[JOINTS.index(name)] = float(np.ravel(value)[0])
+            elif name != "qpos":
+                raise RobotError(
+                    f"the hand cannot be started with {name!r}; it takes qpos, 16 numbers, or "
+                    f"single joints of {list(JOINTS)}"
+                )
+        for name, value, low, high in zip(JOINTS, goal, LOWER, UPPER, strict=True):
+            if not low <= value <= high:
+                raise RobotError(
+                    f"the start of {name} is {value:g} rad, it must be in [{low:g}, {high:g}]"
+                )
+        return goal
+
+    def _send(self, target: np.ndarray, frame_id: str) -> np.ndarray:
+        with self._lock:
+            link = self._connected()
+            if self._stopped:
+                raise StoppedError(self._stopped)
+            if not link.command.get_num_connections():
+                raise RobotError(f"nobody listens to {self.config.topics.command} any more")
+            self._publish(link, target, frame_id)
+            self._target = target
+            return target.copy()
+
+    def _publish(self, link: _Link, target: np.ndarray, frame_id: str) -> None:
+        topics = self.config.topics
+        message = link.message()
+        message.header.stamp = link.rospy.Time.from_sec(time.time())
+        message.header.frame_id = frame_id
+        message.name = list(topics.names if topics.command_name is None else topics.command_name)
+        message.position = target.tolist()
+        link.command.publish(message)
+        self.sent += 1
+
+    def _on_state(self, message: Any) -> None:
+        """Note a state; runs in one of rospy's threads."""
+        now, age = self.received.hear(message)
+        try:
+            joints = in_order(message.name, message.position, self.config.topics.names)
+        except RobotError as error:
+            self._fault = f"{self.config.topics.state}: {error}"
+        else:
+            self._state = _State(joints, now - age if self.config.trust_stamps else now, now)
+            self._fault = ""
+        with self._heard:
+            self._heard.notify_all()
+
+    def _fresh(self) -> _State:
+        """Return the newest state if it is fit for use."""
+        self._connected()
+        state, fault, topic = self._state, self._fault, self.config.topics.state
+        if fault:
+            raise RobotError(fault)
+        if state is None:
+            raise RobotError(f"no joint state has come on {topic}")
+        now, limit = time.monotonic(), self.config.stale * self.control_dt
+        if now - state.measured_at > limit:
+            raise RobotError(
+                f"the newest state on {topic} was measured {now - state.measured_at:.3f} s ago and "
+                f"came {now - state.received_at:.3f} s ago, the limit is {limit:g} s. If it keeps "
+                "coming the two computers' clocks differ: set them, or trust_stamps=False"
+            )
+        return state
+
+    def _connected(self) -> _Link:
+        if self._link is None:
+            raise RobotError("the hand is not connected: call connect() first")
+        return self._link
+
+    def _await_hand(self, link: _Link) -> None:
+        """Wait for the first state and for somebody who takes targets."""
+        topics, until = self.config.topics, time.monotonic() + self.config.patience
+        with self._heard:
+            come = self._heard.wait_for(
+                lambda: self._state or self._fault, max(0.0, until - time.monotonic())
+            )
+        if self._fault:
+            raise RobotError(self._fault)
+        if (publishers := link.state.get_num_connections()) > 1:
+            raise RobotError(
+                f"{publishers} nodes publish {topics.state}; one hand has one: end the others, or "
+                "give each hand a namespace"
+            )
+        if not come:
+            there = sorted(name for name, _ in link.rospy.get_published_topics())
+            why = "its publisher is silent" if topics.state in there else f"there are {there}"
+            raise RobotError(
+                f"no joint state came on {topics.state} within {self.config.patience:g} s: {why}. "
+                "Start the hand's node, or choose other topics"
+            )
+        while not link.command.get_num_connections():
+            if time.monotonic() > until:
+                raise RobotError(
+                    f"nobody listens to {topics.command} within {self.config.patience:g} s: the "
+                    "hand's node takes its targets from another topic"
+                )
+            time.sleep(0.01)
+
+    def _arrive(self, goal: np.ndarray) -> None:
+        until = time.monotonic() + self.config.patience
+        while True:
+            off = np.abs(self._fresh().joints - goal)
+            if off.max() <= self.config.tolerance:
+                return
+            if time.monotonic() > until:
+                worst = int(np.argmax(off))
+                raise RobotError(
+                    f"the hand did not reach its start within {self.config.patience:g} s: "
+                    f"{JOINTS[worst]} is {off[worst]:.2f} rad away. Is it switched on, and nothing "
+                    "in its way?"
+                )
+            time.sleep(self.control_dt)
+
+
+def _unregister(link: _Link) -> None:
+    for end in (link.state, link.command, link.words):
+        if end is not None:
+            end.unregister()
