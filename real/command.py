@@ -118,5 +118,28 @@ def _add_replay(verbs: Any) -> None:
         parser.set_defaults(run=exit_code(what))
 
 
-_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay)
+def _add_twin(verbs: Any) -> None:
+    summary = "List the twins of robots, or judge a policy on one."
+    twin = verbs.add_parser("twin", help=summary, description=summary)
+    twin.add_argument("name", nargs="?", metavar="TWIN", help="its name, or a YAML file")
+    twin.add_argument("policy", nargs="?", metavar="POLICY.onnx")
+    twin.add_argument("--episodes", type=_count, default=100)
+    twin.add_argument("--seed", type=_natural, default=2_000_003)
+    twin.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+    def run(args: argparse.Namespace) -> int:
+        from real import judge
+
+        return judge.run(args)
+
+    twin.set_defaults(run=exit_code(run))
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 2**63 - 1")
+    return int(text)
+
+
+_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay, _add_twin)
 """One function for each verb: it adds the verb's parser to the sub-parsers."""

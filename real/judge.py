@@ -22,17 +22,25 @@ Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def judge(
-    config: TwinConfig, card: PolicyCard, policy: Policy, *, episodes: int, seed: int
+    config: TwinConfig,
+    card: PolicyCard,
+    policy: Policy,
+    *,
+    episodes: int,
+    seed: int,
+    nthread: int = 1,
 ) -> Episodes:
     """Run the policy in as many twins as episodes, one episode each; return what happened.
 
     Figures with 95 % intervals are in the result's `measures()`; `success` is among them. A policy
     that remembers by itself must be new.
 
+    nthread: threads of the physics, 0 for all cores.
+
     Raises:
         RobotError: the twin does not measure what the policy reads, or takes other commands.
     """
-    fleet = Fleet(config, episodes)
+    fleet = Fleet(config, episodes, nthread=nthread)
     check_twin(fleet, card)
     fleet.seed(seed)
     fleet.reset()
@@ -90,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.policy is None:
         raise UsageError(f"say which policy to judge: penspin twin {args.name} POLICY.onnx")
+    torch.set_num_threads(1)  # the physics' threads need the cores
     config, bundle = load_twin(args.name), Bundle.load(args.policy)
-    found = judge(config, bundle.card, bundle, episodes=args.episodes, seed=args.seed)
+    found = judge(config, bundle.card, bundle, episodes=args.episodes, seed=args.seed, nthread=0)
     measures = found.measures()
     if args.json:
         print(json.dumps({name: asdict(measure) for name, measure in measures.items()}))
