@@ -36,6 +36,7 @@ RATE_MARGIN = 0.15
 """Share by which an episode's control step may differ from a card's."""
 MEMORY = 512 * 2**20  # bytes of the child
 PATIENCE, PACE = 30.0, 5e6  # s, and bytes that take one more
+_CHILD = (sys.executable, "-m", "penspin_style.data.check")
 _ROOT = pathlib.Path(__file__).parents[2]
 _JOINT_TERMS = ("joint_pos", "qpos", "proprio")
 """Features that are joint positions, or those and targets, even where no names say so."""
@@ -304,7 +305,7 @@ class _Child:
         single = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "penspin_style.data.check"],
+            _CHILD,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -372,10 +373,14 @@ class _Child:
             pipe.close()
 
 
-def _serve() -> None:
-    """Be the child."""
+def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve() -> None:
+    """Be the child."""
+    _limit()
     asked = json.loads(sys.stdin.readline())
     card = None if asked["card"] is None else PolicyCard.from_json(asked["card"])
     for path, key in asked["items"]:

@@ -200,7 +200,7 @@ def _attributes(path: pathlib.Path, file: h5py.File) -> dict[str, Any]:
 def _columns(path: pathlib.Path, file: h5py.File, steps: int) -> dict[Channel, str]:
     """Return every channel with the checksum that its values claim."""
     legal = (TIME, *COMMANDS, *_GROUPS, "card")
-    top = guard.members(path, "", file, len(legal))
+    top = guard.members(path, "", file, MAX_CHANNELS)
     if unknown := sorted(set(top) - set(legal)):
         raise EpisodeError(path, unknown[0], None, f"is unknown; legal are {', '.join(legal)}")
     if missing := [name for name in (TIME, *COMMANDS) if name not in top]:
@@ -248,9 +248,9 @@ def _card(path: pathlib.Path, file: h5py.File) -> str:
     if "card" not in file:
         return ""
     data = guard.dataset(path, file, "card")
-    kind, size = data.get_type(), data.get_storage_size()
+    kind = data.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or data.shape != ():
         raise EpisodeError(path, "card", None, "is not a text of fixed length")
-    if size > min(MAX_CARD, path.stat().st_size) or data.get_create_plist().get_nfilters():
+    if kind.get_size() > MAX_CARD or data.get_create_plist().get_nfilters():
         raise EpisodeError(path, "card", None, f"is longer than {MAX_CARD} bytes")
     return bytes(h5py.Dataset(data)[()]).decode()

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _STRIDE = 4 * 2**20  # bytes read at a time
 def opened(path: pathlib.Path) -> Iterator[h5py.File]:
     """Open a file for reading; whatever h5py raises inside comes out as EpisodeError."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for whoever writes to it
+            raise EpisodeError(path, None, None, "is not a file")
         with path.open("rb") as raw:
             if raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 raise EpisodeError(path, None, None, "is not an HDF5 file")
@@ -216,8 +219,10 @@ class Rows:
                 raw = inflate.decompress(raw, size + 1)
             except zlib.error as error:
                 raise EpisodeError(self.path, self.key, row, f"is damaged: {error}") from error
-            if not inflate.eof:
+            if len(raw) > size:
                 raise EpisodeError(self.path, self.key, row, f"unfolds to more than {size} bytes")
+            if not inflate.eof:
+                raise EpisodeError(self.path, self.key, row, "is cut off")
         if len(raw) != size:
             raise EpisodeError(self.path, self.key, row, f"has {len(raw)} bytes, not {size}")
         if "shuffle" in self.filters and dtype.itemsize > 1:
