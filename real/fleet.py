@@ -195,7 +195,8 @@ class Fleet:
                 continue
             if self._pending and self._pending[0][0] <= self._ticks:
                 self._begin(self._pending.popleft()[1])
-            elif self._cursor >= self.substeps or not self._open:
+                continue  # another may be due at the same moment
+            if self._cursor >= self.substeps or not self._open:
                 self._begin(torch.zeros(self.num, len(self.channels)))
             due = self._pending[0][0] if self._pending else end
             count = min(end, due, self._ticks + self.substeps - self._cursor) - self._ticks
@@ -209,8 +210,9 @@ class Fleet:
     # Physics.
 
     def _begin(self, action: Tensor) -> None:
-        """Begin a control step, as `Env` does."""
-        self._finish()
+        """Begin a control step, as `Env` does; one in which no time has passed does not count."""
+        if self._cursor:
+            self._finish()
         self.randomizer.interval(self._total_steps, self.rng)
         self.task.apply_action(self.sim, action)
         self._inputs = self.task.substeps(self.sim, self.substeps, self.rng)

@@ -106,7 +106,7 @@ class SimRobot:
             seen = self.fleet.observe()
             offset = self._begun if self.config.realtime else 0.0
             measured = None if seen.measured is None else seen.measured[0]
-            values = {name: value[0] for name, value in seen.values.items()}
+            values = {name: value[0].copy() for name, value in seen.values.items()}
             return Observation(values, seen.stamp + offset, measured)
 
     def command(self, target: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ def check_stop(robot, step) -> None:
     thread = threading.Thread(target=watchdog)
     thread.start()
     with pytest.raises(StoppedError):
-        for _ in range(300):
+        for _ in range(100):
             robot.command(robot.target)
             time.sleep(0.001)
     thread.join()
