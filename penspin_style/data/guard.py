@@ -65,12 +65,14 @@ def members(path: pathlib.Path, key: str, group: Any, limit: int) -> list[str]:
     """
     if len(group) > limit:
         raise EpisodeError(path, key or None, None, f"holds {len(group)} things, over {limit}")
-    names = sorted(group)
+    names = list(group)
+    if not all(isinstance(name, str) for name in names):  # h5py gives bytes where it is no UTF-8
+        raise EpisodeError(path, key or None, None, "holds something whose name is no text")
     for name in names:
         if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             where = f"{key}/{name}" if key else name
             raise EpisodeError(path, where, None, "is a link elsewhere; links are never followed")
-    return names
+    return sorted(names)
 
 
 def group(path: pathlib.Path, file: h5py.File, key: str) -> h5py.Group:

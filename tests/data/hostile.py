@@ -199,6 +199,12 @@ def virtual_dataset(path):
         file.create_virtual_dataset("sent", layout)
 
 
+@hostile(": holds something whose name is no text")
+def name_that_is_no_text(path):
+    with edited(path) as file:
+        file.id.links.create_hard(b"\xff\xfe", file.id, b"sent")
+
+
 # Types.
 
 
