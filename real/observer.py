@@ -61,7 +61,8 @@ class Observer:
         """Return one input of its features' histories, each (history, [num], *shape)."""
         if group.is_picture:
             (value,) = values
-            return value[0].copy() if len(value) == 1 else np.moveaxis(value, 0, len(self._batch))
+            stacked = value[0] if len(value) == 1 else np.moveaxis(value, 0, len(self._batch))
+            return stacked.copy()
         # the batch's axis first, then the history's
         rows = [np.moveaxis(v, 0, len(self._batch)).reshape(*self._batch, -1) for v in values]
         return np.concatenate(rows, axis=-1)

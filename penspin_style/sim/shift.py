@@ -90,18 +90,22 @@ class Shifter:
         self._fields = {name: sim.params[name] for name in per_env_fields(rows)}
         self._drawn = {name: field.clone() for name, field in self._fields.items()}
         self._entries = [_Entry(sim, shift) for shift in rows]
+        self._shifted = torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
         needs = mujoco.MjModel._setconst_inputs
         self._sets_const = any(n in needs or n.startswith("opt.") for n in self._fields)
 
     def restore(self, mask: Tensor | None = None) -> None:
-        """Put back what was drawn, where the mask says."""
+        """Put back what was drawn, where the mask says and it is shifted now."""
+        where = self._shifted if mask is None else self._shifted & mask
         for name, field in self._fields.items():
-            field.copy_(_where(mask, self._drawn[name], field))
+            field.copy_(_where(where, self._drawn[name], field))
+        self._shifted = self._shifted & ~where
 
     def apply(self, mask: Tensor | None = None) -> None:
         """Shift what is drawn now, where the mask says."""
         if not self._entries:
             return
+        self._shifted = torch.ones_like(self._shifted) if mask is None else self._shifted | mask
         for name, field in self._fields.items():
             self._drawn[name].copy_(_where(mask, field, self._drawn[name]))
         for entry in self._entries:
@@ -145,8 +149,9 @@ class _Entry:
         if self.shift.field == "body_mass":
             new = followed * ratio.unsqueeze(-1)
         else:
-            servo = followed[..., 1] == -before[..., 0]
-            new[..., 1] = torch.where(servo, followed[..., 1] * ratio[..., 0], followed[..., 1])
+            gain = before[..., 0]
+            servo = (followed[..., 1] + gain).abs() <= 1e-6 * gain  # scaled, it is off by roundings
+            new[..., 1] = torch.where(servo, -after[..., 0], followed[..., 1])
         self.follower[rows] = _where(mask, new, followed)
 
     def _operate(self, drawn: Tensor) -> Tensor:
