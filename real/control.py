@@ -139,12 +139,10 @@ def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":
     """Return how the words want episodes judged.
 
     Raises:
-        RobotError: nobody is there to ask.
         ValueError: successes are to be kept, but nothing says what one is.
     """
     from real.rollout import Judge
 
-    check_watched(is_asking=args.ask)
     stated = args.success or (SUCCESS if opened.has_measures else None)
     if args.successes and stated is None and not args.ask:
         raise ValueError(
@@ -240,6 +238,7 @@ def rollout(args: argparse.Namespace) -> int:
     from real.robot import check_channels
     from real.rollout import Closed, Loop, header
 
+    check_watched(is_asking=args.ask)
     realtime = args.realtime or (args.server is not None and not args.fast)
     with contextlib.ExitStack() as stack:
         policy = _policy(args)

@@ -21,7 +21,7 @@ import torch
 from tensordict import TensorDict
 
 from penspin_style.data.episode import Header, write_episode
-from penspin_style.features import PolicyCard
+from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.source import Source
 from real.decode import Decoder
 from real.fleet import Fleet
@@ -134,9 +134,17 @@ class Stage:
 
 def with_delays(source: Source) -> PolicyCard:
     """Return a policy's card that says how late its values were, also if the file is too old to."""
-    now = {i.name: i for i in source.env(1, 0).inputs}
-    inputs = tuple(now[i.name] for i in source.card.inputs)
-    return dataclasses.replace(source.card, inputs=inputs)
+    groups = source.cfg.task.observation
+
+    def feature(group: dict[str, Any], f: Feature) -> Feature:
+        low, high = group[f.name].delay
+        return dataclasses.replace(f, delay=low if low == high else 0)
+
+    inputs = []
+    for given in source.card.inputs:  # one is a group's numbers, or a picture of some group
+        terms = groups.get(given.name) or next(g for g in groups.values() if given.name in g)
+        inputs.append(Input(given.name, tuple(feature(terms, f) for f in given.features)))
+    return dataclasses.replace(source.card, inputs=tuple(inputs))
 
 
 def choose(

@@ -33,6 +33,7 @@ from real.control import (
 )
 from real.robot import Observation, RobotError
 from real.rollout import START, Judge, Loop, Outcome, Wish, header
+from real.verdict import check_watched
 
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _REMEDY = "make trajectories with `penspin replay make TEACHER DIR --robot NAME`"
@@ -264,6 +265,7 @@ def make(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the words of `penspin replay run` say; return the exit code."""
+    check_watched(is_asking=args.ask)
     trajectories = [load(path) for path in find(pathlib.Path(args.trajectories))]
     opened = open_robot(args.robot, realtime=args.realtime)
     judge = judge_of(args, opened)

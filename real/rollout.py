@@ -122,6 +122,15 @@ class Judge:
     """Whether to ask on the terminal after each episode; the rule's answer is shown."""
     only_successes: bool = False
 
+    def check(self, measures: Mapping[str, float]) -> None:
+        """Check before an episode that the robot measures what the rule names.
+
+        Raises:
+            RobotError: it does not, and nobody is asked either.
+        """
+        if self.rule is not None and (measures or not self.by_hand):
+            self.rule.holds(measures)
+
     def __call__(self, measures: Mapping[str, float], stopped: str) -> Verdict | None:
         """Return what is made of an episode, None if nobody can say.
 
@@ -185,6 +194,7 @@ class Loop:
         try:
             self.source.begin()
             self.robot.reset(start)
+            self.judge.check(self._measures())
             self.ready()
             done, stopped, latency = self._control(steps)
             measures = self._measures()

@@ -1,0 +1,1 @@
+"""PenSpin's command lines for the robot, on top of ours."""
