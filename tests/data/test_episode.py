@@ -153,7 +153,7 @@ def test_every_flipped_bit_is_refused_or_changes_nothing_that_is_read(path):
     truth = {key: column.tobytes() for key, column in columns(STEPS).items()}
     rng = np.random.default_rng(0)
     refused = 0
-    places = rng.integers(0, len(whole), 80)
+    places = rng.integers(0, len(whole), 60)
     for place in places:
         data = bytearray(whole)
         data[place] ^= 1 << int(rng.integers(8))
@@ -165,7 +165,7 @@ def test_every_flipped_bit_is_refused_or_changes_nothing_that_is_read(path):
         except EpisodeError as error:
             assert str(path) in str(error)
             refused += 1
-    assert refused > 25  # the rest lies in what HDF5 leaves unused
+    assert refused > 18  # the rest lies in what HDF5 leaves unused
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
