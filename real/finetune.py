@@ -334,11 +334,12 @@ def publish(
     source: pathlib.Path,
     data: Trajectories,
     described: dict[str, Any],
+    kind: str = "finetuned",
 ) -> PolicyCard:
-    """Write the run folder of a fine-tuned policy; return its card.
+    """Write the run folder of a policy that learned from the robot; return its card.
 
-    source: run folder or policy folder that it was fine-tuned from.
-    data: what it learned from; described: how, for `config.yaml`.
+    source: run folder or policy folder that it was made from.
+    data: what it learned from; described: how, for `config.yaml`; kind: what it is, in a word.
 
     Raises:
         OSError: it cannot be written; there is no policy then.
@@ -347,11 +348,11 @@ def publish(
         (f / "config.yaml" for f in (source, source.parent) if (f / "config.yaml").exists()), None
     )
     settings: Any = OmegaConf.load(config) if config else OmegaConf.create({"task_name": card.task})
-    settings["finetune"] = described
+    settings[kind] = described
     files = list(data.sha256.items())
     sums = storage.read_manifest(policy_folder(source))["sha256"]
     score = {
-        "finetuned_from": {
+        f"{kind}_from": {
             "policy.safetensors": sums["policy.safetensors"],
             "run": card.run,
             "score": card.score,
@@ -366,7 +367,7 @@ def publish(
     }
     own = dataclasses.replace(
         card,
-        run=f"{card.task}/{out.name}/seed{described.get('seed', 0)}/finetuned",
+        run=f"{card.task}/{out.name}/seed{described['seed']}/{kind}",
         score=score,
         versions=versions(),
         weights_sha256="",
@@ -378,23 +379,25 @@ def publish(
     return own
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, for options in PenSpin's spellings and the usual one."""
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and end the process."""
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
     def option(self, name: str, summary: str, **kwargs: Any) -> None:
+        """Add an option that is spelled with dashes or underscores."""
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
         default = kwargs.get("default")
         tail = f", default {default}" if default not in (None, "", False) else ""
         self.add_argument(*spellings, help=f"{summary}{tail}", **kwargs)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command."""
-    own = _Parser("finetune_ppo.sh", description=(__doc__ or "").splitlines()[0])
+    own = Parser("finetune_ppo.sh", description=(__doc__ or "").splitlines()[0])
     base = FinetuneConfig()
     own.option("real-dataset-folder", "folder of episodes", required=True, metavar="DIR")
     own.option("checkpoint-path", "run folder of a student", required=True, metavar="PATH")

@@ -314,7 +314,7 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
     with (folder / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["epoch"] for row in table] == ["0.0", "5.0", "10.0", "15.0", "20.0"]
-    assert "finetune:" in (folder / "config.yaml").read_text()
+    assert "finetuned:" in (folder / "config.yaml").read_text()
     assert json.loads((folder / "versions.json").read_text())["torch"]
     # and it can be exported
     report = export(policy, card, tmp_path / "policy.onnx", samples=100)
