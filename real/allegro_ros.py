@@ -38,7 +38,7 @@ class AllegroConfig:
     patience: float = 5.0
     """Seconds to wait for the hand's node, and for the joints to arrive."""
     stale: float = 2.0
-    """Control periods after which a measurement is too old."""
+    """Control periods after which a measurement is too old; one more is waited for a newer one."""
     trust_stamps: bool = True
     """Whether messages say when they were measured; needs the two computers' clocks in step.
     Without it a measurement is as old as its message."""
@@ -271,15 +271,25 @@ class AllegroRos:
             self._heard.notify_all()
 
     def _fresh(self) -> _State:
-        """Return the newest state if it is fit for use."""
+        """Return the newest state if it is fit for use; wait for it up to a control period.
+
+        After a hiccup of this process what came meanwhile is still on its way through it.
+        """
         self._connected()
-        state, fault, topic = self._state, self._fault, self.config.topics.state
+        limit, topic = self.config.stale * self.control_dt, self.config.topics.state
+
+        def is_fresh() -> bool:
+            state = self._state
+            return state is not None and time.monotonic() - state.measured_at <= limit
+
+        with self._heard:
+            fresh = self._heard.wait_for(lambda: self._fault or is_fresh(), self.control_dt)
+        state, fault, now = self._state, self._fault, time.monotonic()
         if fault:
             raise RobotError(fault)
         if state is None:
             raise RobotError(f"no joint state has come on {topic}")
-        now, limit = time.monotonic(), self.config.stale * self.control_dt
-        if now - state.measured_at > limit:
+        if not fresh:
             raise RobotError(
                 f"the newest state on {topic} was measured {now - state.measured_at:.3f} s ago and "
                 f"came {now - state.received_at:.3f} s ago, the limit is {limit:g} s. If it keeps "
