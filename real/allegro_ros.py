@@ -311,17 +311,18 @@ class AllegroRos:
             )
         if self._fault:
             raise RobotError(self._fault)
-        if (publishers := link.state.get_num_connections()) > 1:
-            raise RobotError(
-                f"{publishers} nodes publish {topics.state}; one hand has one: end the others, or "
-                "give each hand a namespace"
-            )
         if not come:
             there = sorted(name for name, _ in link.rospy.get_published_topics())
             why = "its publisher is silent" if topics.state in there else f"there are {there}"
             raise RobotError(
                 f"no joint state came on {topics.state} within {self.config.patience:g} s: {why}. "
                 "Start the hand's node, or choose other topics"
+            )
+        time.sleep(0.2)  # a second publisher is connected to in a thread of its own
+        if (publishers := link.state.get_num_connections()) > 1:
+            raise RobotError(
+                f"{publishers} nodes publish {topics.state}; one hand has one: end the others, or "
+                "give each hand a namespace"
             )
         while not link.command.get_num_connections():
             if time.monotonic() > until:

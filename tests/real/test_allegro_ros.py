@@ -347,6 +347,14 @@ def test_a_hand_that_is_not_there_is_named(nodes, changes, complaint):
 
 
 @needs_ros
+def test_two_hands_on_one_topic_are_refused(env, nodes):
+    other = Node(env, "--topics", "penspin")
+    with pytest.raises(RobotError, match=r"2 nodes publish /joint_states_pub; one hand has one"):
+        AllegroRos(AllegroConfig(stale=40.0)).connect()
+    other.end()
+
+
+@needs_ros
 def test_a_start_that_cannot_be_reached_is_refused(drive):
     driver = drive()
     with pytest.raises(RobotError, match=r"the start of thj3 is 9 rad, it must be in"):
