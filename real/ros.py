@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -111,13 +112,13 @@ def messages(package: str) -> Any:
         raise RosError(f"ROS has no messages {package}: {INSTALL}") from missing
 
 
-def start_node(name: str, *, timeout: float = 2.0) -> Any:
+def start_node(name: str, *, timeout: float = 10.0) -> Any:
     """Make this process a ROS node, once, and return rospy.
 
     A number is added to the name. Signals stay the process's own, and so does its logging, which
     rospy would replace. A process is one node to one master until it ends.
 
-    timeout: s that the master has to accept a connection.
+    timeout: s that the master has to register the node.
 
     Raises:
         RosError: ROS is not installed, its master does not answer, or the node was shut down.
@@ -125,10 +126,24 @@ def start_node(name: str, *, timeout: float = 2.0) -> Any:
     rospy = load()
     if rospy.is_shutdown() and rospy.core.is_initialized():
         raise RosError("this process's ROS node was shut down; start a new process")
-    check_master(timeout)
-    if not rospy.core.is_initialized():
-        with mock.patch.object(rospy.core, "configure_logging", lambda *_: None):
+    uri = check_master()
+    if rospy.core.is_initialized():
+        return rospy
+    failed: list[Exception] = []
+
+    def register() -> None:
+        try:
             rospy.init_node(name, argv=[name], anonymous=True, disable_signals=True)
+        except (rospy.ROSException, OSError) as error:
+            failed.append(error)
+
+    with mock.patch.object(rospy.core, "configure_logging", lambda *_: None):
+        thread = threading.Thread(target=register, name="ros-register", daemon=True)
+        thread.start()  # rospy itself would wait for ever
+        thread.join(timeout)
+    if failed or thread.is_alive() or not rospy.core.is_initialized():
+        why = failed[0] if failed else f"no answer within {timeout:g} s"
+        raise RosError(f"the ROS master at {uri} does not register this node: {why}")
     return rospy
 
 

@@ -258,6 +258,25 @@ def test_rospy_comes_from_the_system_and_everything_else_from_this_python():
 
 
 @needs_ros
+def test_a_master_that_never_answers_is_an_error():
+    code = """
+import os, socket
+with socket.create_server(("127.0.0.1", 0)) as silent:
+    os.environ["ROS_MASTER_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    from real import ros
+    try:
+        ros.start_node("test", timeout=0.5)
+    except ros.RosError as error:
+        print(error, flush=True)
+    os._exit(0)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "does not register this node: no answer within 0.5 s" in said.stdout
+
+
+@needs_ros
 def test_each_channel_moves_the_joint_of_its_name(drive):
     driver, ear = drive(), Ear(TOPICS["penspin"].state)
     assert moved(driver, ear) == NAMES
