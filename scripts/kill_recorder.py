@@ -3,9 +3,9 @@
     python scripts/kill_recorder.py [N] [--folder FOLDER] [--seed SEED]
 
 A child records episodes of random length, with two cameras, one after the other, and writes a line
-when `finish` has returned. SIGKILL ends it anywhere in the first six tenths of a second. Then
-every line must have its file, with the values that were recorded, and every file that a reader
-would accept must be whole. Exit code 0 if so, 3 if not.
+when `finish` has returned. SIGKILL ends it within six tenths of a second, every other time
+from the first line on. Then every line must have its file, with the values that were recorded, and
+every file that a reader would accept must be whole. Exit code 0 if so, 3 if not.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import signal
 import sys
 import tempfile
@@ -65,8 +66,13 @@ def record(folder: pathlib.Path, first: int, said: int) -> None:
         os.write(said, f"{number} {path.name}\n".encode())
 
 
-def kill_one(folder: pathlib.Path, first: int, delay: float) -> list[tuple[int, str]]:
-    """Let a child record, kill it, return what it had acknowledged."""
+def kill_one(
+    folder: pathlib.Path, first: int, delay: float, *, later: bool
+) -> list[tuple[int, str]]:
+    """Let a child record, kill it, return what it had acknowledged.
+
+    later: whether the delay begins with the first acknowledgement, not with the child.
+    """
     listen, said = os.pipe()
     child = os.fork()
     if child == 0:
@@ -76,6 +82,8 @@ def kill_one(folder: pathlib.Path, first: int, delay: float) -> list[tuple[int, 
         finally:
             os._exit(1)  # reached by a fault alone: no line, and the parent sees the status
     os.close(said)
+    if later:
+        select.select([listen], [], [], 60.0)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     with open(listen) as lines:
@@ -103,7 +111,7 @@ def run(kills: int, folder: pathlib.Path, seed: int) -> dict[str, Any]:
     seen: set[pathlib.Path] = set()
     first = 0
     for k in range(kills):
-        lines = kill_one(folder, first, rng.uniform(*KILL_AFTER))
+        lines = kill_one(folder, first, rng.uniform(*KILL_AFTER), later=k % 2 == 1)
         acknowledged |= {name: number for number, name in lines}
         count["acknowledged"] += len(lines)
         count["lost"] += sum(not (folder / name).exists() for _, name in lines)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
 import h5py.h5a
 import numpy as np
 
@@ -87,9 +88,9 @@ def check(path: pathlib.Path, *, card: PolicyCard | None = None, key: str | None
         EpisodeError: names file, key and row.
     """
     path = pathlib.Path(path)
-    kind = kind_of(path)
-    if kind == "episode":
-        return _check_episode(Episode.open(path), card)
+    with guard.opened(path) as file:
+        if _is_episode(file):
+            return _check_episode(Episode.read(path, file), file, card)
     pack = penspin.read(path, gaps=key is not None)
     if key is not None:
         pack = dataclasses.replace(pack, keys=(key,))
@@ -115,9 +116,11 @@ def kind_of(path: pathlib.Path) -> str:
         EpisodeError: it is none of them.
     """
     with guard.opened(path) as file:
-        if h5py.h5a.exists(file.id, b"format"):
-            return "episode"
-        return penspin.kind_of(path, file)
+        return "episode" if _is_episode(file) else penspin.kind_of(path, file)
+
+
+def _is_episode(file: h5py.File) -> bool:
+    return h5py.h5a.exists(file.id, b"format")
 
 
 def facts_of(episode: Episode, notes: tuple[str, ...] = ()) -> Facts:
@@ -161,7 +164,7 @@ def _pack_facts(pack: penspin.Pack, limits: Any, *, values: bool) -> Facts:
 # Values.
 
 
-def _check_episode(episode: Episode, card: PolicyCard | None) -> Facts:
+def _check_episode(episode: Episode, file: h5py.File, card: PolicyCard | None) -> Facts:
     if card is not None:
         _check_fit(episode, card)
     card = episode.header.card if card is None else card
@@ -175,7 +178,7 @@ def _check_episode(episode: Episode, card: PolicyCard | None) -> Facts:
             notes += _check_time(episode)
             continue
         low, high = limits.get(channel.name, (-np.inf, np.inf))
-        for row, block in episode.blocks(channel.name):
+        for row, block in episode.blocks(channel.name, file):
             if channel.dtype.startswith("float"):
                 guard.check_values(episode.path, channel.name, row, block, low, high)
     return facts_of(episode, tuple(notes))

@@ -61,6 +61,7 @@ _NUMBERS = {"format": "iu", "control_dt": "f", "success": "i", "steps": "iu"}
 _COLUMN_TEXTS = {"unit": MAX_UNIT, "names": MAX_NAMES, "sha256": 64}
 """Attributes and the bytes that they may have, or NumPy's kinds of numbers."""
 _GROUPS = ("observation", "measure")
+_SUCCESS = {1: True, 0: False, -1: None}
 
 
 @dataclass(frozen=True)
@@ -84,32 +85,35 @@ class Episode:
         """
         path = pathlib.Path(path)
         with guard.opened(path) as file:
-            attributes = _attributes(path, file)
-            steps = attributes["steps"]
-            if not 1 <= steps <= MAX_STEPS:
-                raise EpisodeError(path, None, None, f"claims {steps} steps, not 1 to {MAX_STEPS}")
-            columns = _columns(path, file, steps)
-            text = _card(path, file)
-            if sha256(text) != attributes["card_sha256"] and (text or attributes["card_sha256"]):
-                raise EpisodeError(path, "card", None, "does not match its checksum")
-            own = attributes.pop("sha256")
-            if seal(attributes, text, columns) != own:
-                raise EpisodeError(path, None, None, "the header does not match its checksum")
-            try:
-                card = PolicyCard.from_json(text) if text else None
-                facts = json.loads(attributes["facts"])
-                channels = tuple(c for c in columns if c.name != TIME)
-                names = ("task", "source", "robot", "control_dt")
-                said = {name: attributes[name] for name in names}
-                header = Header(**said, channels=channels, card=card, facts=facts)
-            except guard.BAD as error:
-                raise EpisodeError(
-                    path, None, None, f"its header cannot be meant: {error}"
-                ) from error
-        success = {1: True, 0: False, -1: None}
-        if attributes["success"] not in success:
+            return cls.read(path, file)
+
+    @classmethod
+    def read(cls, path: pathlib.Path, file: h5py.File) -> "Episode":
+        """Do what `open` does with a file that `guard.opened` yields."""
+        attributes = _attributes(path, file)
+        steps = attributes["steps"]
+        if not 1 <= steps <= MAX_STEPS:
+            raise EpisodeError(path, None, None, f"claims {steps} steps, not 1 to {MAX_STEPS}")
+        columns = _columns(path, file, steps)
+        text = _card(path, file)
+        if attributes["card_sha256"] != (sha256(text) if text else ""):
+            raise EpisodeError(path, "card", None, "does not match its checksum")
+        own = attributes.pop("sha256")
+        if seal(attributes, text, columns) != own:
+            raise EpisodeError(path, None, None, "the header does not match its checksum")
+        if attributes["success"] not in _SUCCESS:
             raise EpisodeError(path, None, None, f"success is {attributes['success']}")
-        return cls(path, header, success[attributes["success"]], steps, attributes["created"], own)
+        try:
+            card = PolicyCard.from_json(text) if text else None
+            facts = json.loads(attributes["facts"])
+            channels = tuple(c for c in columns if c.name != TIME)
+            names = ("task", "source", "robot", "control_dt")
+            said = {name: attributes[name] for name in names}
+            header = Header(**said, channels=channels, card=card, facts=facts)
+        except guard.BAD as error:
+            raise EpisodeError(path, None, None, f"its header cannot be meant: {error}") from error
+        success = _SUCCESS[attributes["success"]]
+        return cls(path, header, success, steps, attributes["created"], own)
 
     def keys(self) -> list[str]:
         """Return the names of all columns, `time` first."""
@@ -128,24 +132,32 @@ class Episode:
             out[row : row + len(block)] = block
         return out
 
-    def blocks(self, key: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, key: str, file: h5py.File | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield a column in parts that fit into memory: the first row and the values.
+
+        file: this episode's, if it is open already.
 
         Raises:
             KeyError: there is no such column.
             EpisodeError: a part is damaged; after the last: the checksum does not match.
         """
         channel = self._channel(key)
-        with guard.opened(self.path) as file:
-            rows, found, own = _column(self.path, file, key, self.steps)
-            if found != channel:
-                raise EpisodeError(self.path, key, None, "has changed since it was opened")
-            total = hashlib.sha256()
-            for row, block in rows.blocks():
-                total.update(block.tobytes())
-                yield row, block
-            if total.hexdigest() != own:
-                raise EpisodeError(self.path, key, None, "does not match its checksum")
+        if file is None:
+            with guard.opened(self.path) as own:
+                yield from self._blocks(channel, own)
+        else:
+            yield from self._blocks(channel, file)
+
+    def _blocks(self, channel: Channel, file: h5py.File) -> Iterator[tuple[int, np.ndarray]]:
+        rows, found, own = _column(self.path, file, channel.name, self.steps)
+        if found != channel:
+            raise EpisodeError(self.path, channel.name, None, "has changed since it was opened")
+        total = hashlib.sha256()
+        for row, block in rows.blocks():
+            total.update(block.tobytes())
+            yield row, block
+        if total.hexdigest() != own:
+            raise EpisodeError(self.path, channel.name, None, "does not match its checksum")
 
     def _channel(self, key: str) -> Channel:
         for channel in self.header.columns:

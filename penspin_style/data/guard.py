@@ -113,7 +113,9 @@ def text(path: pathlib.Path, key: str | None, owner: Any, name: str, limit: int)
         raise EpisodeError(path, key, None, f"attribute {name} is not a text of fixed length")
     if attribute.shape != () or kind.get_size() > limit:
         raise EpisodeError(path, key, None, f"attribute {name} is longer than {limit} bytes")
-    return bytes(owner.attrs[name]).decode()
+    content = np.empty((), f"S{kind.get_size()}")
+    attribute.read(content, mtype=kind)
+    return content.item().decode()
 
 
 def number(path: pathlib.Path, owner: Any, name: str, kinds: str) -> Any:

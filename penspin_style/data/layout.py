@@ -170,8 +170,6 @@ class Header:
         for name, text in (("task", self.task), ("robot", self.robot)):
             if not _plain(text, MAX_NAME):
                 raise ValueError(f"{name} must be a text of up to {MAX_NAME} bytes, is {text!r}")
-        if not _plain(card_text(self.card), MAX_CARD):
-            raise ValueError(f"the card's JSON has more than {MAX_CARD} bytes")
 
     def _check_commands(self, channels: dict[str, Channel]) -> None:
         if missing := sorted(set(COMMANDS) - set(channels)):

@@ -28,6 +28,7 @@ from penspin_style import storage
 from penspin_style.data.layout import (
     BLOCK,
     FORMAT,
+    MAX_CARD,
     MAX_STEPS,
     RATIO,
     Channel,
@@ -61,11 +62,14 @@ class Recorder:
         queue: rows that may wait for the disk.
 
         Raises:
+            ValueError: no queue, or a card too long to store.
             OSError: the folder cannot be made or read.
         """
         self.folder, self.header = pathlib.Path(folder), header
         if queue < 1:
             raise ValueError(f"queue must be >= 1, is {queue}")
+        if len(card_text(header.card).encode()) > MAX_CARD:
+            raise ValueError(f"the card's JSON has more than {MAX_CARD} bytes")
         self._queue = queue
         self._columns = [(channel, np.dtype(channel.dtype)) for channel in header.columns]
         self._names = {channel.name for channel in header.columns}
