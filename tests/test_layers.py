@@ -76,7 +76,6 @@ LAYERS: dict[str, set[str]] = {
     "real.judge": WORLD | {"real.fleet", "real.twin"},
     "real.sim_robot": WORLD | {"real.fleet", "real.twin"},
     "real.hand_node": WORLD | {"real.twin", "real.sim_robot"},
-    "real.hand_node": WORLD | {"real.twin", "real.sim_robot"},
     "real.control": WORLD | {"real.twin", "real.sim_robot"},
     "real.replay": WORLD | {"real.control", "real.demonstrate"},
     "real.demonstrate": WORLD | {"real.twin", "real.fleet"},
