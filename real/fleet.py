@@ -11,6 +11,8 @@ The physics, the controller and the judgement are the task's; what is drawn come
 in the order of `Env`, so that a fleet without shifts repeats an environment of the same seed.
 """
 
+import copy
+import functools
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -44,8 +46,8 @@ class Fleet:
         Raises:
             UsageError, ValueError: the task, its words, a feature or a shift cannot be meant.
         """
-        train, kind, _ = compose_train([f"task={config.task}", *config.words])
-        cfg: TaskConfig = train.task
+        found, kind = _composed(config.task, config.words)
+        cfg = copy.deepcopy(found)
         names = _feature_names(kind, cfg, config)
         self._read = (*dict.fromkeys((*names, *(row.feature for row in config.measured))),)
         cfg.observation, cfg.latency = {"robot": {name: ObsTerm() for name in self._read}}, {}
@@ -66,6 +68,7 @@ class Fleet:
         self.control_dt = cfg.control_dt
         self.timestep = self.sim.timestep
         self.decoder = Decoder(self.channels)
+        self._is_absolute = torch.tensor([float(c.mode == "absolute") for c in self.channels])
         # who comes at any time must find what was measured the latency before it
         self._is_continuous = config.realtime and config.observation_latency > 0
         self._vary()
@@ -116,6 +119,7 @@ class Fleet:
         self._open = self._limp = False
         terms = self.task.observe(self.sim)  # some tasks place their targets here
         self.target = np.clip(self._true(terms), self.decoder.low, self.decoder.high)
+        self._last_action = torch.from_numpy(self.decoder.encode(self.target, self.target))
         zeros = torch.zeros(self.num)
         self._sums = {name: zeros.clone() for name in self.task.measure(self.sim)}
         self.steps = zeros.clone()
@@ -197,7 +201,7 @@ class Fleet:
                 self._begin(self._pending.popleft()[1])
                 continue  # another may be due at the same moment
             if self._cursor >= self.substeps or not self._open:
-                self._begin(torch.zeros(self.num, len(self.channels)))
+                self._begin(self._last_action * self._is_absolute)  # stay where it is
             due = self._pending[0][0] if self._pending else end
             count = min(end, due, self._ticks + self.substeps - self._cursor) - self._ticks
             self._step(1 if self._is_continuous else count)
@@ -215,6 +219,7 @@ class Fleet:
             self._finish()
         self.randomizer.interval(self._total_steps, self.rng)
         self.task.apply_action(self.sim, action)
+        self._last_action = action
         self._inputs = self.task.substeps(self.sim, self.substeps, self.rng)
         self._total_steps += 1
         self._cursor, self._open = 0, True
@@ -293,7 +298,7 @@ class Fleet:
 
     def _sample(self) -> None:
         """Measure the worlds as they are now."""
-        truth = {name: self._array(name, value) for name, value in self._terms().items()}
+        truth = {name: self._array(value) for name, value in self._terms().items()}
         if not self.config.measured:
             truth[_JOINTS] = self._true({})
         self.sensors.sample(self.time, truth)
@@ -306,7 +311,7 @@ class Fleet:
         return {name: terms[name] for name in self._read}
 
     @staticmethod
-    def _array(name: str, value: Tensor) -> np.ndarray:
+    def _array(value: Tensor) -> np.ndarray:
         return (value if value.dtype == torch.uint8 else value.float()).numpy()
 
     def _describe(self, names: tuple[str, ...]) -> dict[str, Feature]:
@@ -316,12 +321,14 @@ class Fleet:
         for name, value in self._terms().items():
             dtype = "uint8" if value.dtype == torch.uint8 else "float32"
             out[name] = Feature(name, tuple(value.shape[1:]), units[name], dtype)
-        width = self._read_channels({n: self._array(n, v) for n, v in self._terms().items()}).shape
-        if self.config.measured and width != (self.num, len(self.channels)):
-            raise ValueError(
-                f"`measured` gives {width[1]} numbers for {len(self.channels)} channels, "
-                f"{[c.name for c in self.channels]}"
-            )
+        if self.config.measured:
+            truth = {name: self._array(value) for name, value in self._terms().items()}
+            width = self._read_channels(truth).shape[1]
+            if width != len(self.channels):
+                raise ValueError(
+                    f"`measured` gives {width} numbers for {len(self.channels)} channels, "
+                    f"{[c.name for c in self.channels]}"
+                )
         return {name: out[name] for name in names}
 
     def _make_sensors(self) -> Sensors:
@@ -354,9 +361,7 @@ class Fleet:
         memory, out = self.task.memory, {}
         for name, value in self.config.offset.items():
             if name not in memory:
-                raise ValueError(
-                    f"offset.{name}: the task remembers no such{nearest(name, memory)}"
-                )
+                raise ValueError(f"offset.{name}: the task has no such{nearest(name, memory)}")
             out[name] = torch.as_tensor(value, dtype=torch.float32)
             if out[name].dim() and out[name].shape != memory[name].shape[1:]:
                 raise ValueError(
@@ -399,6 +404,13 @@ class Fleet:
     def _check_ready(self) -> None:
         if not self._ready:
             raise RobotError("the twin has not been reset")
+
+
+@functools.cache  # half a second, and the same for every fleet of a twin
+def _composed(task: str, words: tuple[str, ...]) -> tuple[TaskConfig, type[Task[Any]]]:
+    """Return the task's configuration, not to be changed, and its class."""
+    train, kind, _ = compose_train([f"task={task}", *words])
+    return train.task, kind
 
 
 def _feature_names(kind: type[Task[Any]], cfg: TaskConfig, config: TwinConfig) -> tuple[str, ...]:

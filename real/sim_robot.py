@@ -164,7 +164,7 @@ class SimRobot:
         if late > _LONGEST:  # nobody looked; what nobody saw need not have happened
             self._begun += late - _LONGEST
             late = _LONGEST
-        self.fleet.advance(max(0, int(late / self.fleet.timestep)))
+        self.fleet.advance(max(0, int(late / self.fleet.timestep + 1e-6)))
 
     def _check_ready(self) -> None:
         if not self._connected:

@@ -101,28 +101,51 @@ def load_twin(name: str | pathlib.Path, **changes: Any) -> TwinConfig:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not readable as a twin: {error}") from error
+        what = " ".join(str(error).split())
+        raise UsageError(f"{path} is not readable as a twin: {what}") from error
     if not isinstance(raw, dict) or "task" not in raw:
         raise UsageError(f"{path} is not a twin: it must be a mapping with a task")
     try:
-        return dataclasses.replace(_config(raw), **changes)
+        return dataclasses.replace(_config(raw), **{k: _frozen(v) for k, v in changes.items()})
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path}: {error}") from error
 
 
 def _config(raw: dict[str, Any]) -> TwinConfig:
     known = {f.name for f in dataclasses.fields(TwinConfig)}
-    for key in raw:
+    for key, value in raw.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
+        legal, what = _TYPES[key]
+        if not isinstance(value, legal) or (isinstance(value, bool) and legal is not bool):
+            raise ValueError(f"{key} must be {what}, got {value!r}")
     rows = {"shift": Shift, "measured": Measured}
-    out: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key in rows:
-            value = tuple(rows[key](**_plain(row)) for row in value)
-        out[key] = tuple(value) if isinstance(value, list) else value
+    out = {key: _frozen(value) for key, value in raw.items()}
+    for key, kind in rows.items():
+        for row in out.get(key, ()):
+            if not isinstance(row, dict):
+                raise ValueError(f"{key}: every row must be a mapping, got {row!r}")
+        out[key] = tuple(kind(**_plain(row)) for row in out.get(key, ()))
     return TwinConfig(**out)
 
 
+_TEXT, _LIST, _MAPPING = (str, "a text"), (list, "a list"), (dict, "a mapping")
+_NUMBER = ((int, float), "a number")
+_TYPES: dict[str, tuple[Any, str]] = {
+    "task": _TEXT,
+    "summary": _TEXT,
+    **dict.fromkeys(("words", "features", "measured", "shift"), _LIST),
+    **dict.fromkeys(("noise", "bias", "offset"), _MAPPING),
+    **dict.fromkeys(("observation_latency", "command_latency"), _NUMBER),
+    **dict.fromkeys(("state_drop", "frame_drop"), _NUMBER),
+    "realtime": (bool, "true or false"),
+    "seed": (int, "a whole number"),
+}
+
+
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return {k: _frozen(v) for k, v in row.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
