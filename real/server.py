@@ -158,12 +158,13 @@ class PolicyServer:
             self._stop()
 
     def __enter__(self) -> "PolicyServer":
-        ready, failed = threading.Event(), []
+        ready = threading.Event()
+        failed: list[Exception] = []
 
         def run() -> None:
             try:
                 asyncio.run(self.serve(ready.set))
-            except ServeError as error:
+            except Exception as error:  # belongs to the thread that waits here
                 failed.append(error)
             ready.set()
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from penspin_style.features import PolicyCard
 from real.client import PolicyClient, Refused, Unreachable
 from real.server import PolicyServer, ServeError, ServerLimits
 from real.wire import pack
+from scripts.fuzz_server import fuzz
 
 
 @pytest.fixture
@@ -151,11 +153,11 @@ def health(url):
 
 def test_it_serves_others_while_a_policy_thinks(server):
     with client(server.url) as slow:
-        slow.send(pack(asking(delay=0.6)))
+        slow.send(pack(asking(delay=0.4)))
         began = time.monotonic()
         with client(server.url):
             assert health(server.url) == (200, b"OK\n")
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 0.3
         assert slow.recv(timeout=5)
 
 
@@ -338,12 +340,12 @@ def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_memory():
         def __call__(self, observation):
             return np.zeros((self.horizon, 2), np.float32)
 
-    limits = ServerLimits(send=0.3, close=0.1, max_unread=2**18)
+    limits = ServerLimits(send=0.2, close=0.1, max_unread=2**18)
     with PolicyServer(Long(), port=0, limits=limits) as server:
         # replies of 256 KiB that nobody takes
         with bare(server.url) as deaf:
-            deaf.sendall(UPGRADE + masked(pack(asking())) * 200)
-            time.sleep(0.8)
+            deaf.sendall(UPGRADE + masked(pack(asking())) * 60)
+            time.sleep(0.5)
             assert hung_up(deaf, 5) < 3
         # pings by the thousand, whose answers nobody takes
         with bare(server.url) as flood:
@@ -354,20 +356,30 @@ def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_memory():
                     flood.sendall(masked(bytes(125), opcode=9) * 100)
 
 
-def test_the_log_does_not_grow_with_what_clients_send(server, caplog):
-    for _ in range(60):
+def test_the_log_does_not_grow_with_what_clients_send(server, caplog, monkeypatch):
+    second = 100.0
+    clock = types.SimpleNamespace(monotonic=lambda: second, perf_counter=time.perf_counter)
+    monkeypatch.setattr("real.server.time", clock)
+
+    def offend():
         with client(server.url) as ws:
             ws.send("no")
             ws.recv(timeout=5)
-    lines = [r for r in caplog.records if "is a binary frame" in r.getMessage()]
-    assert 20 <= len(lines) <= 20 * 5  # 20 a second, for the few seconds that this takes
-    assert len(lines) < 60 or any("more such lines" in r.getMessage() for r in caplog.records)
-    assert all(r.levelno == logging.WARNING for r in caplog.records)
+
+    for _ in range(30):
+        offend()
+    assert len(caplog.records) == 20
+    second += 1.0
+    offend()
+    said = [record.getMessage() for record in caplog.records[20:]]
+    assert said[0] == "10 more such lines"
+    assert "is a binary frame" in said[1] and len(said) == 2
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 def test_many_who_idle_do_not_slow_one_who_asks():
-    with limited(max_connections=220) as server:
-        idle = [bare(server.url) for _ in range(200)]
+    with limited(max_connections=130) as server:
+        idle = [bare(server.url) for _ in range(120)]
         for sock in idle:
             sock.sendall(UPGRADE)
         with client(server.url) as ws:
@@ -436,14 +448,13 @@ def test_a_policy_that_never_answers_does_not_keep_the_server_from_stopping():
             ws.recv(timeout=5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_verb_stops_when_told_to_with_exit_code_0(number):
+def test_the_verb_stops_when_told_to_with_exit_code_0():
     with process_serving() as process, client(process.url) as ws:
         bundle = Bundle.load(ONNX)
         x = np.ones(22, np.float32)
         assert ask(ws, {"teacher": x})["actions"][0].tobytes() == bundle(x).tobytes()
         began = time.monotonic()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         assert end_of(ws) == (1001, "the server stops")
         assert process.wait(timeout=10) == 0
         assert time.monotonic() - began < 5
@@ -481,7 +492,7 @@ def test_it_serves_where_pickle_cannot_be_used_and_torch_is_not_needed():
         with client(url) as ws:
             assert "actions" in ask(ws, {"teacher": np.ones(22, np.float32)})
             assert "error" in ask(ws, {"teacher": np.ones(3, np.float32)})
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=10)
     finally:
         process.kill()
@@ -545,3 +556,15 @@ def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
             PolicyClient(process.url, KEY)
         with pytest.raises(Unreachable):
             PolicyClient(process.url.replace("wss", "ws"), KEY)
+
+
+def test_no_mutated_frame_crashes_or_stalls_it_or_touches_another_client():
+    figures = fuzz(120, ONNX, seed=3)
+    assert figures["frames"] == 120
+    assert figures["crashes"] == figures["hangs"] == figures["exit_code_of_the_server"] == 0
+    other = figures["other_client_ms"]
+    assert other["requests"] > 10
+    assert other["lost"] == other["wrong"] == 0
+    assert other["connections"] == 1
+    assert figures["rss_growth_mb"] < 20
+    assert len(figures["outcomes"]) >= 5  # answers, refusals of both kinds, closes of several

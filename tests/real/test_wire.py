@@ -99,7 +99,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(max_size=9), PLAIN, max_size=6), st.booleans())
 def test_plain_messages_are_read_as_msgpack_reads_them(message, single):
     frame = msgpack.packb(message, use_single_float=single)
@@ -271,7 +271,7 @@ def mutated(draw):
     return bytes(frame)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(mutated() | st.binary(max_size=60))
 def test_bytes_are_a_message_within_the_limits_or_a_wire_error(frame):
     try:
