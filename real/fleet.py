@@ -38,7 +38,7 @@ _JOINTS = ""
 
 
 class Fleet:
-    """`num` twins of one description. Time stands still but in `command` and `advance_to`."""
+    """`num` twins of one description. Time stands still but in `command` and `advance`."""
 
     def __init__(self, config: TwinConfig, num: int = 1, *, nthread: int = 1) -> None:
         """Build the world.

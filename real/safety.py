@@ -231,7 +231,7 @@ class Watchdog:
         """Say that a fresh action has just been sent.
 
         Raises:
-            RobotError: the robot could not be held or stopped.
+            RobotError: the robot could not be held, and was stopped, or could not be stopped.
         """
         with self._wake:
             self._raise()
@@ -256,7 +256,7 @@ class Watchdog:
     def _raise(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
-            raise RobotError(f"the watchdog could not stop the robot: {error}") from error
+            raise RobotError(f"the watchdog could not make the robot safe: {error}") from error
 
     def _run(self) -> None:
         while True:

@@ -155,3 +155,15 @@ def test_a_bad_card_is_refused_with_its_reason(text, message):
 def test_defaults_fill_what_a_card_may_leave_out():
     short = edited(versions=KeyError, score=KeyError)
     assert PolicyCard.from_json(short).score == {}
+
+
+def test_a_delay_travels_with_the_card_and_makes_no_other_feature():
+    late = Feature("q", (2,), "rad", history=3, delay=1)
+    card = PolicyCard("t", (Input("student", (late,)),), (), (), 0.05)
+    (read,) = PolicyCard.from_json(card.to_json()).inputs[0].features
+    assert read.delay == 1
+    # cards from before delays were noted are cards of the same policies
+    assert late == Feature("q", (2,), "rad", history=3)
+    old = card.to_json().replace(',\n     "delay": 1', "")
+    (read,) = PolicyCard.from_json(old).inputs[0].features
+    assert "delay" not in old and read.delay == 0 and read == late

@@ -417,7 +417,7 @@ def test_a_watchdog_that_cannot_stop_the_robot_says_so():
     dog.start()
     dog.feed()
     time.sleep(0.5)
-    with pytest.raises(RobotError, match="could not stop the robot: the cable is out"):
+    with pytest.raises(RobotError, match="could not make the robot safe: the cable is out"):
         dog.close()
     assert not dog._thread.is_alive()
 
