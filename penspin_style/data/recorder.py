@@ -40,7 +40,7 @@ from penspin_style.data.layout import (
 )
 from penspin_style.data.stage import Stage, remove_stages, stage_file
 
-_LEVEL = 4
+LEVEL = 4
 _LARGEST = {np.dtype(t): float(np.finfo(t).max) for t in ("float32", "float64")}
 _MEANT = ("finite", "in [-1, 1]")
 
@@ -230,7 +230,7 @@ class _Writer:
                 file = _EpisodeFile(stage, self.header)
                 try:
                     while (values := self._queue.get()) is not None and not self._given_up.is_set():
-                        file.append(values)
+                        file.append(values, hurried=2 * self._queue.qsize() > self.size)
                         stage.check()
                     wanted = None if self._given_up.is_set() else self._result
                     if wanted is not None:
@@ -276,9 +276,10 @@ class _EpisodeFile:
         self._file = h5py.File(stage, "w", libver=("v110", "v110"), track_order=False)
         self._columns = [_Column(self._file, channel) for channel in header.columns]
 
-    def append(self, values: list[np.ndarray]) -> None:
+    def append(self, values: list[np.ndarray], *, hurried: bool = False) -> None:
+        """Write a row; hurried: spend no time on making pictures smaller."""
         for column, value in zip(self._columns, values, strict=True):
-            column.append(self.steps, value)
+            column.append(self.steps, value, 0 if hurried else LEVEL)
         self.steps += 1
 
     def close(self) -> None:
@@ -311,7 +312,7 @@ class _Column:
 
     def __init__(self, file: h5py.File, channel: Channel) -> None:
         self.channel = channel
-        filters = {"compression": "gzip", "compression_opts": _LEVEL, "shuffle": True}
+        filters = {"compression": "gzip", "compression_opts": LEVEL, "shuffle": True}
         self._data = file.create_dataset(
             channel.name,
             (0, *channel.shape),
@@ -322,15 +323,17 @@ class _Column:
         )
         self._block = np.zeros(channel.chunk, channel.dtype)
         self._sum = hashlib.sha256()
+        self._is_picture = channel.is_picture
         self._origin = (0,) * len(channel.shape)
 
-    def append(self, row: int, value: np.ndarray) -> None:
+    def append(self, row: int, value: np.ndarray, level: int) -> None:
         if row % BLOCK == 0:
             self._data.resize(row + BLOCK, axis=0)
-        if self.channel.is_picture:
+        if self._is_picture:
             raw = value.tobytes()
             self._sum.update(raw)
-            self._data.id.write_direct_chunk((row, *self._origin), deflate(raw, value.itemsize))
+            packed = deflate(raw, value.itemsize, level)
+            self._data.id.write_direct_chunk((row, *self._origin), packed)
             return
         self._block[row % BLOCK] = value
         if row % BLOCK == BLOCK - 1:
@@ -338,7 +341,7 @@ class _Column:
 
     def close(self, rows: int) -> str:
         """Write the rest, cut the dataset to its rows, describe it; return the values' sum."""
-        if not self.channel.is_picture and rows % BLOCK:
+        if not self._is_picture and rows % BLOCK:
             self._block[rows % BLOCK :] = 0
             self._write_block(rows - rows % BLOCK, rows % BLOCK)
         self._data.resize(rows, axis=0)
@@ -357,16 +360,16 @@ class _Column:
         self._data.id.write_direct_chunk((row, *self._origin), self._block.tobytes())
 
 
-def deflate(raw: bytes, itemsize: int) -> bytes:
+def deflate(raw: bytes, itemsize: int, level: int = LEVEL) -> bytes:
     """Return a chunk as HDF5's filters shuffle and deflate make it, at most `RATIO` times smaller.
 
-    zlib releases the interpreter's lock, which HDF5's own filters do not.
+    level: 0 to 9, of zlib, which releases the interpreter's lock; HDF5's own filters do not.
     """
     if itemsize > 1:
         raw = np.frombuffer(raw, np.uint8).reshape(-1, itemsize).T.tobytes()
-    packed = zlib.compress(raw, _LEVEL)
+    packed = zlib.compress(raw, level)
     if len(packed) * RATIO < len(raw):  # one colour all over: code bytes one by one
-        plain = zlib.compressobj(_LEVEL, strategy=zlib.Z_HUFFMAN_ONLY)
+        plain = zlib.compressobj(LEVEL, strategy=zlib.Z_HUFFMAN_ONLY)
         packed = plain.compress(raw) + plain.flush()
     return packed
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import h5py
 import numpy as np
 import pytest
 
@@ -172,6 +173,22 @@ def test_append_does_not_wait_for_the_disk(tmp_path, slow_disk):
         assert time.monotonic() - began < STUCK  # nothing was written yet
         slow_disk.set()
         assert Episode.open(recorder.finish(True)).steps == 200
+
+
+def test_pictures_are_written_without_deflating_while_many_rows_wait(tmp_path, slow_disk):
+    with Recorder(tmp_path, header(), queue=120) as recorder:
+        for row in rows(100):
+            recorder.append(row)
+        slow_disk.set()
+        path = recorder.finish(True)
+    np.testing.assert_array_equal(
+        Episode.open(path)["observation/eye_rgb"], columns(100)["observation/eye_rgb"]
+    )
+    with h5py.File(path) as file:
+        data = file["observation/eye_rgb"]
+        np.testing.assert_array_equal(data[:], columns(100)["observation/eye_rgb"])
+        sizes = [data.id.get_chunk_info_by_coord((t, 0, 0, 0)).size for t in range(100)]
+    assert max(sizes[:20]) > 8 * 8 * 3 > 4 * max(sizes[60:])
 
 
 def test_a_disk_that_cannot_keep_up_is_said_at_once_and_nothing_is_published(tmp_path, slow_disk):
