@@ -34,7 +34,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
             from penspin_style.data.episode import EpisodeError, RecorderError
             from real.robot import RobotError
         except ImportError as error:
-            print(f"penspin: {error}; pip install 'penspin_style[real]'", file=sys.stderr)
+            print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
             return 2
         try:
             return run(args)
@@ -74,7 +74,7 @@ def _add_serve(verbs: Any) -> None:
         try:
             from real import serve as verb
         except ImportError as error:
-            print(f"penspin: {error}; pip install penspin_style[real]", file=sys.stderr)
+            print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
             return 2
         return verb.run(args)
 

@@ -20,7 +20,7 @@ case "${1:-}" in
         ;;
 esac
 out="$(realpath -m "${1:-outputs/real_chain}")"
-source "$(dirname "$0")/setup_env.sh" real
+source "$(dirname "$0")/setup_env.sh" ""
 teacher="${TEACHER:-outputs/pretrained/pen_spin/teacher}"
 student="${STUDENT:-outputs/pretrained/pen_spin/student}"
 robot="${ROBOT:-pen_shifted}"

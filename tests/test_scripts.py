@@ -77,7 +77,7 @@ def test_a_script_never_takes_its_first_argument_for_an_extra_to_install(name):
     sources = re.findall(
         r"^source .*setup_env\.sh\"(.*)$", (ROOT / "scripts" / name).read_text(), re.M
     )
-    assert sources in ([' ""'], [" dev"], [" plot"], [" real"])
+    assert sources in ([' ""'], [" dev"], [" plot"])
 
 
 def test_a_fresh_clone_installs_the_core_and_hands_the_words_on(words, tmp_path):

@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
         from penspin_style.data.episode import EpisodeError, RecorderError
         from real.robot import RobotError
     except ImportError as error:
-        return _failed(2, f"{error}; pip install 'penspin_style[real]'")
+        return _failed(2, f"{error}; pip install penspin_style")
     try:
         return _replay(args)
     except (RobotError, EpisodeError, RecorderError) as error:
