@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from penspin_style.features import ActionChannel
 from real.decode import Decoder
@@ -155,6 +156,8 @@ def test_default_limits_leave_every_action_of_a_policy_alone():
         (np.zeros(2, bool), "shape"),
         (np.zeros(2, complex), "shape"),
         ([10**400, 0], "shape"),
+        (np.array([np.longdouble("1e4000"), 0]), "nonfinite"),
+        (torch.zeros(2, requires_grad=True), "shape"),
     ],
 )
 def test_what_is_no_target_brakes_and_holds_and_is_never_forwarded(bad, why):
