@@ -20,6 +20,9 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     who.add_argument("--server", metavar="URL", help="of `penspin serve`, as ws://127.0.0.1:8000")
     who.add_argument("--policy", metavar="POLICY.onnx", help="run it in this process")
     sub.add_argument("--api-key-file", metavar="FILE", help="a file with the server's key")
+    sub.add_argument(
+        "--patience", type=_seconds, default=10.0, help="seconds to wait for a server; default 10"
+    )
     sub.add_argument("--episodes", type=positive, default=1)
     return sub
 

@@ -6,6 +6,7 @@ modules are imported where they are used: a hand's computer has neither torch no
 
 import argparse
 import contextlib
+import gc
 import json
 import pathlib
 import signal
@@ -114,6 +115,8 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
         safe = SafeRobot(opened.robot)
         stack.callback(safe.disconnect)
         safe.connect()
+        gc.collect()
+        gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
         yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
 
 
@@ -312,6 +315,6 @@ def _policy(args: argparse.Namespace) -> "Policy":
     if args.api_key_file is not None:
         key = pathlib.Path(args.api_key_file).read_text().strip()
     try:
-        return Remote(PolicyClient(args.server, key, wait=10.0))
+        return Remote(PolicyClient(args.server, key, wait=args.patience), patience=args.patience)
     except ClientError as error:
         raise RobotError(f"{error}; start one with penspin serve POLICY.onnx") from error

@@ -1,7 +1,10 @@
 """The control loop, on carts and on twins."""
 
 import importlib.util
+import json
+import os
 import pathlib
+import signal
 import time
 
 import numpy as np
@@ -15,8 +18,10 @@ from real.link import Local
 from real.robot import RobotError
 from real.rollout import ANSWERED, Closed, Judge, Loop, header, watch
 from real.safety import SafeRobot
+from real.server import PolicyServer
 from real.verdict import SUCCESS, Rule
 from tests.real.cart import CHANNELS, DT, Carts, Script
+from tests.terminal import call, check_refusal
 
 ROOT = pathlib.Path(__file__).parents[2]
 ONNX = ROOT / "outputs/pretrained/panda_lift_cube/policy.onnx"
@@ -238,6 +243,55 @@ def test_a_policy_lifts_the_twins_cube_the_same_way_each_time(twin_file, tmp_pat
         opened.robot.observe()
 
 
+def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, capsys):
+    line = f"rollout --robot {twin_file} --episodes 2 --seed 5 --json"
+    assert call(f"{line} --policy {ONNX} --out {tmp_path / 'local'}") == 0
+    with PolicyServer(Bundle.load(ONNX), port=0) as server:
+        assert call(f"{line} --server {server.url} --fast --out {tmp_path / 'served'}") == 0
+    local, served = (json.loads(text) for text in capsys.readouterr().out.splitlines())
+    assert local["success_rate"] == served["success_rate"] == 1.0
+    assert local["interval"] == pytest.approx([0.342, 1.0], abs=1e-3)  # Wilson's, of 2 in 2
+    for one, other in zip(local["files"], served["files"], strict=True):
+        one, other = Episode.open(one), Episode.open(other)
+        assert np.array_equal(one["sent"], other["sent"])
+        assert (one.header.facts["seed"], other.header.card) == (
+            other.header.facts["seed"],
+            one.header.card,
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        ("--policy {onnx} --robot pan", 2, "there is no robot 'pan'; there are panda,"),
+        ("--policy nothing.onnx --robot pen", 2, "nothing.onnx is not a file"),
+        ("--policy {onnx} --robot pen", 3, "the policy commands ['tcp_x'"),
+        ("--policy {onnx} --robot {blind}", 2, "box_pos: not offered"),
+        ("--server ws://127.0.0.1:9 --robot pen --patience 0.2", 3, "start one with penspin serve"),
+        ("--policy {onnx} --robot {twin} --success turns", 3, "does not measure 'turns'"),
+        ("--policy {onnx} --robot {twin} --seconds 0", 2, "'0' is not a number above 0"),
+        ("--robot {twin}", 2, "one of the arguments --server --policy is required"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(twin_file, capsys, words, code, complaint):
+    blind = pathlib.Path(twin_file).with_name("blind.yaml")
+    blind.write_text(f"{TWIN}features: [tcp_pos, gripper]\n")
+    got = call("rollout " + words.format(onnx=ONNX, twin=twin_file, blind=blind))
+    check_refusal(got, *capsys.readouterr(), code, complaint)
+
+
+def test_a_process_that_is_told_to_end_leaves_the_robot_safe(twin_file):
+    opened = open_robot(twin_file)
+    with pytest.raises(SystemExit) as ended, connected(opened) as (safe, _):
+        safe.reset()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert safe.reason and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(RobotError, match="not connected"):
+        opened.robot.observe()
+
+
 def attack_link():
     spec = importlib.util.spec_from_file_location("attack_link", ROOT / "scripts/attack_link.py")
     module = importlib.util.module_from_spec(spec)
@@ -248,7 +302,7 @@ def attack_link():
 def test_a_server_under_attack_never_moves_the_twin_wrongly(monkeypatch):
     script = attack_link()
     monkeypatch.setattr(script, "CALM", (0.1, 0.2))
-    monkeypatch.setattr(script, "OUTAGE", (0.2, 0.7))
+    monkeypatch.setattr(script, "OUTAGE", (0.2, 0.6))
     # the limits are 0.1 s and 0.5 s; a machine that is busy with other tests wakes threads late
     monkeypatch.setattr(script, "LIMITS", {**script.LIMITS, "hold": 0.3, "stop": 0.7})
     found = script.measure(script.POLICY, "panda", list(script.ATTACKS), 2)
