@@ -50,6 +50,8 @@ class Trajectory:
     """Joint -> positions from which it began, the object's joint among them."""
     channels: tuple[str, ...]
     control_dt: float
+    task: str
+    """What the teacher did."""
 
 
 class Repeat:
@@ -93,8 +95,9 @@ def load(path: pathlib.Path) -> Trajectory:
         placed = {str(name): np.asarray(value, float) for name, value in start.items()}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its start is not one: {error}") from error
+    head = episode.header
     return Trajectory(
-        path, episode["target"], placed, targets.names, float(episode.header.control_dt)
+        path, episode["target"], placed, targets.names, float(head.control_dt), head.task
     )
 
 
@@ -187,7 +190,7 @@ def repeat(
     with connected(opened) as (safe, watchdog):
         head = header(
             safe,
-            task=opened.task,
+            task=opened.task or plan.trajectories[0].task,  # metal has none of its own
             source=opened.source,
             name=opened.name,
             facts=facts,

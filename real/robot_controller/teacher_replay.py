@@ -29,12 +29,14 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         from penspin_style.data.episode import EpisodeError, RecorderError
         from real.robot import RobotError
+        from real.ros import RosError
     except ImportError as error:
         return _failed(2, f"{error}; pip install penspin_style")
     try:
         return _replay(args)
     except (RobotError, EpisodeError, RecorderError) as error:
-        hint = "; without a hand, --robot pen replays on its twin" if args.robot == HAND else ""
+        is_missing = isinstance(error, RosError)
+        hint = "; without a hand, --robot pen replays on its twin" if is_missing else ""
         return _failed(3, f"{error}{hint}")
     except (ValueError, OSError) as error:
         return _failed(2, str(error))

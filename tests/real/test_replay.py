@@ -196,8 +196,12 @@ def test_it_is_enough_when_enough_were_kept(tmp_path):
 def test_a_robot_of_metal_is_started_with_its_own_joints_alone(tmp_path):
     found = replay.load(trajectory(tmp_path))
     assert set(replay.start_for(carts_opened(), found)) == {"left", "right", "cube"}
-    metal = carts_opened(joints=("left", "right"))
+    metal = carts_opened(source="real", task="", joints=("left", "right"))
     assert set(replay.start_for(metal, found)) == {"left", "right"}
+    replay.repeat(metal, replay.Plan([found]), Judge(), out=tmp_path / "out", quiet=True)
+    episode = Episode.open(*episodes(tmp_path / "out"))
+    assert (episode.header.source, episode.header.task) == ("real", "carts")
+    assert episode.success is None and "seed" not in episode.header.facts
 
 
 def test_the_object_is_placed_by_hand_only_where_there_is_a_hand(monkeypatch, capsys):
