@@ -68,6 +68,7 @@ class Closed:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.observer, self.decoder = Observer(policy.card), Decoder(policy.card)
+        self.dropped = 0
 
     def begin(self) -> None:
         """Wait until the policy answers, to nothing but zeros; forget that and the last episode."""
@@ -75,6 +76,7 @@ class Closed:
         self.policy.ask(zeros, float("inf"))
         self.policy.reset()
         self.observer.reset()
+        self.dropped = 0
 
     def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Wish | None:
         """Ask the policy. The history goes on also where no answer comes."""
@@ -82,11 +84,15 @@ class Closed:
         if action is None:
             return None
         action = np.clip(action, -1.0, 1.0)
-        return Wish(self.decoder.decode(action, last), action)
+        wish = Wish(self.decoder.decode(action, last), action)
+        if time.monotonic() < deadline:
+            return wish
+        self.dropped += 1  # it was in time, but this computer had other things to do
+        return None
 
     def counts(self) -> dict[str, int]:
-        """Return the policy's."""
-        return self.policy.counts()
+        """Return the policy's, and `dropped`, actions that were too old to be sent."""
+        return {**self.policy.counts(), "dropped": self.dropped}
 
 
 @dataclass(frozen=True)

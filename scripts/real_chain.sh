@@ -4,7 +4,8 @@
 # export it, serve it, and let the server control the twin.
 #   scripts/real_chain.sh [--small] [OUT]        OUT: default outputs/real_chain; must not exist
 # From the environment: TEACHER and STUDENT, run folders, default the shipped ones; ROBOT, the twin,
-# default pen_shifted; COUNT, trajectories to learn from, default 45; SEED.
+# default pen_shifted; RULE, what a success is there, default turns>=0.3; COUNT, trajectories to learn
+# from, default 45; SEED.
 # --small does every step in about a minute, too little of each to learn anything.
 set -euo pipefail
 began=$SECONDS
@@ -24,13 +25,14 @@ source "$(dirname "$0")/setup_env.sh" ""
 teacher="${TEACHER:-outputs/pretrained/pen_spin/teacher}"
 student="${STUDENT:-outputs/pretrained/pen_spin/student}"
 robot="${ROBOT:-pen_shifted}"
+rule="${RULE:-turns>=0.3}"
 seed="${SEED:-0}"
 if [ -e "$out" ]; then
     echo "real_chain.sh: $out exists already; move it away, or name another folder" >&2
     exit 2
 fi
 mkdir -p "$out"
-count="${COUNT:-45}" make=(--num-envs 128) rule=success
+count="${COUNT:-45}" make=(--num-envs 128)
 tune=() episodes=10 judged=200 clock=--realtime
 if [ -n "$small" ]; then
     count=3 make=(--num-envs 16 --best turns --share 0.2) rule="turns>=0.02"

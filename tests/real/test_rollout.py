@@ -198,6 +198,22 @@ def test_real_time_keeps_the_rate_and_gives_the_policy_until_the_next_tick(carts
     assert np.median(gaps) == pytest.approx(1.0)
 
 
+def test_an_action_that_has_grown_old_is_not_sent(carts):
+    source = Closed(Script([(1, 0)]))
+    source.begin()
+    carts.reset()
+    decode = source.decoder.decode
+
+    def slow(action, last):
+        time.sleep(0.03)
+        return decode(action, last)
+
+    source.decoder.decode = slow
+    assert source.next(carts.observe(), carts.target, time.monotonic() + 0.01) is None
+    assert source.counts()["dropped"] == 1
+    assert source.next(carts.observe(), carts.target, float("inf")) is not None
+
+
 def test_real_time_without_a_watchdog_is_refused(carts):
     with pytest.raises(ValueError, match="needs a watchdog"):
         Loop(SafeRobot(carts), Closed(Script([])), Judge())
