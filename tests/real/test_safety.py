@@ -389,7 +389,7 @@ def test_a_robot_that_gets_no_fresh_action_holds_then_stops():
             time.sleep(0.01)
     (held, first), (stopped, second) = dog.events
     assert (first, second) == ("hold", "stop")
-    assert 0.18 <= held - fed < 0.4 < 0.54 <= stopped - fed < 5
+    assert 0.16 <= held - fed < 0.4 < 0.56 <= stopped - fed < 5
     assert {*fake.log[:-1]} == {"hold"} and fake.log[-1] == "stop"
 
 
