@@ -124,7 +124,7 @@ def test_two_iterations_reduce_the_loss(rows):
 
 
 def test_what_is_learned_holds_on_what_only_judges(rows):
-    trainer = Trainer(own_card().inputs, None, rows, config(num_epochs=150, eval_freq=25))
+    trainer = Trainer(own_card().inputs, None, rows, config(num_epochs=80, eval_freq=20))
     seen = []
     result = trainer.fit(seen.append)
     losses = [row["val/loss"] for row in seen]

@@ -1,0 +1,329 @@
+"""What a student gains from the robot's own successes, on a twin that is not the world it knows.
+
+python scripts/compare_finetune.py TEACHER STUDENT --twin NAME [--out DIR] [options]
+
+    1  judge the student in the world of its training, and on the twin as it is
+    2  roll the teacher out in that world, repeat its targets on the twin, keep what succeeds
+    3  fine-tune the student on some of these, for each number and seed; judge it on the twin
+    4  the same network from scratch, and ACT, on the same trajectories
+
+Everything is judged by the same rule over the same starts. Each result is one line of
+`results.jsonl`, so a comparison that was killed goes on where it was. At the end, or with --table,
+comes the table: shares with Wilson's 95 % interval over all episodes of a row, and each seed's own.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from penspin_style.data.episode import Header, episodes, write_episode  # noqa: E402
+from penspin_style.features import PolicyCard  # noqa: E402
+from penspin_style.nets.policy import load_policy  # noqa: E402
+from penspin_style.source import open_source  # noqa: E402
+from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
+from real.chunks import Ensemble  # noqa: E402
+from real.demonstrate import CUT, Stage, Trajectory, with_delays  # noqa: E402
+from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
+from real.fleet import Fleet  # noqa: E402
+from real.judge import Policy, judge  # noqa: E402
+from real.twin import TwinConfig, load_twin  # noqa: E402
+from real.verdict import Rule, wilson  # noqa: E402
+from real.windows import Trajectories, load  # noqa: E402
+
+LEARNED = ("finetuned", "scratch", "act")
+TITLES = {
+    "home": "student, in the world of its training",
+    "before": "student, before",
+    "replay": "open-loop replay of the teacher, from known starts",
+    "finetuned": "student, fine-tuned",
+    "scratch": "the same network from scratch",
+    "act": "ACT",
+}
+
+
+class Comparison:
+    """One comparison in one folder."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out = args, pathlib.Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.results = self.out / "results.jsonl"
+        self.rule = Rule.parse(args.rule)
+        self.twin = load_twin(args.twin)
+        source = open_source(pathlib.Path(args.student), [])
+        self.card = with_delays(source)
+        self.student = load_policy(policy_folder(pathlib.Path(args.student)))[0]
+
+    def run(self) -> None:
+        """Do what is not done yet."""
+        args = self.args
+        if not self._has("home"):
+            plain = TwinConfig(self.twin.task, words=self.twin.words, measured=self.twin.measured)
+            self._judge("home", {}, self.card, acting(self.student, self.card), plain)
+        if not self._has("before"):
+            self._judge("before", {}, self.card, acting(self.student, self.card))
+        if not self._has("replay"):
+            self._collect()
+        todo = [
+            {"method": method, "trajectories": count, "seed": seed}
+            for seed in range(args.seeds)
+            for method in args.methods
+            for count in args.trajectories
+        ]
+        for facts in todo:
+            name = "-".join(map(str, facts.values()))
+            if not self._has(name):
+                self._learn(name, facts)
+
+    def table(self) -> str:
+        """Return the results as Markdown."""
+        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for row in self._rows():
+            groups.setdefault((row["method"], row.get("trajectories", 0)), []).append(row)
+        lines = [
+            "| on the twin | trajectories | success | 95 % interval | each seed |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for method, title in TITLES.items():
+            for (own, count), rows in sorted(groups.items()):
+                if own != method:
+                    continue
+                hits, n = (sum(r[k] for r in rows) for k in ("successes", "episodes"))
+                low, high = wilson(hits, n)
+                each = ", ".join(f"{r['successes'] / r['episodes']:.1%}" for r in rows)
+                lines.append(
+                    f"| {title} | {count or ''} | {hits / n:.1%} | {low:.1%} to {high:.1%} | "
+                    f"{each if count else ''} |"
+                )
+        return "\n".join(lines)
+
+    # Results.
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self.results.exists():
+            return []
+        return [json.loads(line) for line in self.results.read_text().splitlines()]
+
+    def _has(self, name: str) -> bool:
+        return any(row["name"] == name for row in self._rows())
+
+    def _note(self, name: str, facts: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+        """Append one line: counts, and the means of whatever the task measures."""
+        good = self.rule.where(found)
+        means = {key: float(np.mean(value)) for key, value in found.items()}
+        row = {"name": name, "method": name, **facts, "episodes": len(good)}
+        row |= {"successes": int(good.sum()), "means": means, "at": time.strftime("%H:%M:%S")}
+        with self.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name}: {good.mean():.1%} of {len(good)}", flush=True)
+
+    def _judge(
+        self,
+        name: str,
+        facts: dict[str, Any],
+        card: PolicyCard,
+        policy: Policy,
+        twin: TwinConfig | None = None,
+    ) -> None:
+        args = self.args
+        found = judge(twin or self.twin, card, policy, episodes=args.episodes, seed=args.seed)
+        values = {k: v.numpy() for k, v in found.values.items()} | {"steps": found.steps.numpy()}
+        self._note(name, facts, values)
+
+    # Trajectories.
+
+    def _collect(self) -> None:
+        """Repeat trajectories of the teacher; keep the first successes."""
+        args, folder = self.args, self.out / "replays"
+        for left in episodes(folder) if folder.is_dir() else []:
+            left.unlink()  # of a collection that was killed
+        played = self._demonstrate()
+        fleet = Fleet(self.twin, len(played))
+        fleet.seed(args.seed + 1)
+        fleet.reset({n: np.array([p.start[n] for p in played]) for n in played[0].start})
+        lengths = np.array([len(p.columns["time"]) for p in played])
+        targets = np.stack([padded(p.columns["target"], lengths.max()) for p in played], axis=1)
+        rows: list[dict[str, np.ndarray]] = []
+        alive = np.zeros(len(played), int)
+        for target in targets:
+            alive += ~fleet.done
+            seen = {f"observation/{k}": v for k, v in fleet.observe().values.items()}
+            last = fleet.target
+            sent = fleet.command(target)
+            action = fleet.decoder.encode(sent, last)
+            rows.append({**seen, "action": action, "target": target, "sent": sent})
+        found = fleet.measures()
+        good = np.flatnonzero(self.rule.where(found))
+        head = Header.of_card(self.card, source="twin", robot=args.twin)
+        for i in good[: args.pool]:
+            cut = round(CUT / fleet.control_dt) if found["fell"][i] else 0
+            steps = min(int(lengths[i]), int(alive[i]) - cut)
+            columns = {key: np.stack([row[key][i] for row in rows[:steps]]) for key in rows[0]}
+            columns["time"] = fleet.control_dt * np.arange(steps)
+            kept = {c.name: columns[c.name] for c in head.channels} | {"time": columns["time"]}
+            facts = {"start": played[i].start, "teacher": args.teacher, "speed": args.speed}
+            mine = dataclasses.replace(head, card=None, facts=facts)
+            write_episode(folder, mine, kept, True)
+        self._note("replay", {}, found)
+
+    def _demonstrate(self) -> list[Trajectory]:
+        """Return what the teacher does in the world that it knows, as it is to be repeated."""
+        args = self.args
+        source = open_source(pathlib.Path(args.teacher), [])
+        act = source.act
+        source.act = lambda td: args.speed * act(td)
+        stage = Stage(source, args.twin, [], args.replays)
+        out = []
+        for found in stage.play(args.seed + 2, self.rule):
+            steps = min(len(found.columns["time"]), args.steps or sys.maxsize)
+            columns = {key: value[:steps] for key, value in found.columns.items()}
+            columns["target"] = smoothed(columns["sent"], args.smooth, args.smooth_channels)
+            out.append(dataclasses.replace(found, columns=columns))
+        won = np.mean([self.rule.holds(p.measures) for p in out])
+        print(f"teacher in the world it knows: {won:.1%} of {len(out)}", flush=True)
+        return out
+
+    # Learning.
+
+    def _learn(self, name: str, facts: dict[str, Any]) -> None:
+        """Train one policy, keep it in a folder, judge it."""
+        method, count, seed = facts["method"], facts["trajectories"], facts["seed"]
+        folder, began = self.out / "policies" / name, time.perf_counter()
+        card = self.card
+        if method == "act":
+            card = dataclasses.replace(card, inputs=act_inputs(card))
+        if not (folder / "policy").exists():
+            data = chosen(load(self.out / "replays", card), count, seed)
+            settings = dict(self.args.act if method == "act" else self.args.finetune)
+            if method == "scratch":
+                settings |= {**self.args.scratch, "from_scratch": True}
+            if method == "act":
+                cfg = ACTConfig(**{"seed": seed, **settings})
+                tuner = Trainer(card.inputs, eyes_of(self.student), data.rows, cfg)
+                result = tuner.fit()
+                card = dataclasses.replace(card, network=tuner.policy.describe())
+            else:
+                cfg = FinetuneConfig(**{"seed": seed, **settings})
+                result = Finetuner(self.student, card, data.rows, cfg).fit()
+            source = pathlib.Path(self.args.student)
+            described = dataclasses.asdict(cfg)
+            publish(
+                folder, result, card, source=source, data=data, described=described, kind=method
+            )
+        if method == "act":
+            network = load_act(folder)
+            policy, card = ensembled(network), network.card
+        else:
+            net, card = load_policy(folder / "policy")
+            policy = acting(net, card)
+        facts = {**facts, "seconds": round(time.perf_counter() - began)}
+        score = card.score
+        facts |= {"epoch": score["epoch"], "validation": score["validation_loss"]}
+        self._judge(name, facts, card, policy)
+
+
+def acting(policy: Any, card: PolicyCard) -> Policy:
+    """Return a policy as a function of its inputs (n, ...)."""
+
+    @torch.no_grad()
+    def act(inputs: Any) -> np.ndarray:
+        given = (torch.from_numpy(np.ascontiguousarray(inputs[i.name])) for i in card.inputs)
+        return policy.act(*given).numpy()
+
+    return act
+
+
+def ensembled(policy: ACTPolicy) -> Policy:
+    """Return a chunk policy as one of actions, for one episode in each of many worlds."""
+    ensemble: Callable[[np.ndarray], np.ndarray] = Ensemble(policy.horizon)
+    return lambda inputs: ensemble(policy(inputs))
+
+
+def chosen(data: Trajectories, count: int, seed: int) -> Trajectories:
+    """Return so many trajectories, drawn by the seed.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if len(data.rows) < count:
+        raise ValueError(f"only {len(data.rows)} replays succeeded, {count} are wanted")
+    ids = sorted(np.random.default_rng(seed).permutation(len(data.rows))[:count].tolist())
+    sums = list(data.sha256.items())
+    return Trajectories([data.rows[i] for i in ids], dict(sums[i] for i in ids))
+
+
+def smoothed(sent: np.ndarray, width: int, channels: Sequence[int]) -> np.ndarray:
+    """Return targets (T, naction), some channels as the mean over `width` control steps around."""
+    out, half = sent.copy(), width // 2
+    for c in channels or range(sent.shape[1]):
+        wide = np.pad(sent[:, c], half, mode="edge")
+        out[:, c] = np.convolve(wide, np.full(2 * half + 1, 1.0 / (2 * half + 1)), mode="valid")
+    return out
+
+
+def padded(targets: np.ndarray, steps: int) -> np.ndarray:
+    """Return targets (steps, naction), the last one again and again at the end."""
+    return targets[np.arange(steps).clip(max=len(targets) - 1)]
+
+
+def pairs(text: str) -> dict[str, Any]:
+    """Read `key=value,...`; values are JSON or words."""
+
+    def read() -> Iterator[tuple[str, Any]]:
+        for part in filter(None, text.split(",")):
+            key, _, value = part.partition("=")
+            try:
+                yield key, json.loads(value)
+            except json.JSONDecodeError:
+                yield key, value
+
+    return dict(read())
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Compare; print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("teacher", help="run folder")
+    parser.add_argument("student", help="run folder")
+    parser.add_argument("--twin", required=True, help="the robot's stand-in, as panda_shifted")
+    parser.add_argument("--out", default="outputs/compare_finetune")
+    parser.add_argument("--rule", default="success", help="what a success is, as turns>=0.5")
+    parser.add_argument("--speed", type=float, default=1.0, help="share of the teacher's actions")
+    parser.add_argument(
+        "--smooth", type=int, default=1, help="control steps to average targets over"
+    )
+    parser.add_argument("--smooth-channels", type=int, nargs="*", default=[], help="default: all")
+    parser.add_argument("--steps", type=int, default=0, help="control steps to repeat; 0: all")
+    parser.add_argument("--pool", type=int, default=90, help="successful replays to keep")
+    parser.add_argument("--trajectories", type=int, nargs="+", default=[15, 30, 45])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--replays", type=int, default=200, help="trajectories to repeat")
+    parser.add_argument("--seed", type=int, default=7_000_003, help="of the starts that judge")
+    parser.add_argument("--methods", nargs="+", default=list(LEARNED), choices=LEARNED)
+    parser.add_argument("--finetune", type=pairs, default={}, help="settings, as lr=3e-4,views=2")
+    parser.add_argument("--scratch", type=pairs, default={}, help="where scratch differs")
+    parser.add_argument("--act", type=pairs, default={}, help="ACT's, as num_queries=20")
+    parser.add_argument("--table", action="store_true", help="print what there is, and stop")
+    args = parser.parse_args(words)
+    torch.set_num_threads(1)
+    comparison = Comparison(args)
+    if not args.table:
+        comparison.run()
+    print(comparison.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
