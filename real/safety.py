@@ -203,7 +203,7 @@ class Watchdog:
         if not 0 < hold < stop:
             raise ValueError(f"hold must be positive and below stop, got {hold} and {stop}")
         self.robot, self.early = robot, 0.2 * hold
-        if robot.control_dt >= hold - self.early:
+        if robot.control_dt > hold - self.early + 1e-9:
             raise ValueError(
                 f"hold, {hold} s, must be clearly longer than a control step, {robot.control_dt} s"
             )
