@@ -68,7 +68,7 @@ for _ in $(seq 600); do
 done
 url=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$out/server.json")
 penspin rollout --robot "$robot" --server "$url" "$clock" --episodes "$episodes" \
-    --seed "$((seed + 1000))" --out "$out/closed_loop"
+    --seed "$((seed + 1000))" --success "$rule" --out "$out/closed_loop"
 kill "$server"
 wait "$server"
 trap - EXIT
