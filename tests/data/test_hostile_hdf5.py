@@ -11,7 +11,7 @@ import pytest
 from penspin_style.data import check as check_module
 from penspin_style.data.check import MEMORY, check, verify
 from penspin_style.data.episode import EpisodeError
-from tests.data import hostile
+from tests.data import hostile, hostile_contents, hostile_packs
 
 LONGEST = 5.0  # s
 
@@ -34,7 +34,9 @@ def verdicts(tmp_path_factory):
 
 
 def test_there_are_enough_of_them():
-    assert len(hostile.FILES) >= 80
+    assert len(hostile.FILES) >= 90
+    where = {make.__module__ for make, _ in hostile.FILES.values()}
+    assert where == {m.__name__ for m in (hostile, hostile_contents, hostile_packs)}
 
 
 @pytest.mark.parametrize("name", hostile.FILES)

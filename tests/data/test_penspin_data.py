@@ -1,100 +1,44 @@
 """PenSpin's files: what is packed comes back, what its scripts wrote is read, joints in order."""
 
 import dataclasses
-import json
 import os
-import pathlib
 
 import h5py
 import numpy as np
 import pytest
-import torch
 
-from penspin_style import __main__ as command_line
 from penspin_style.data import penspin
-from penspin_style.data.check import check, verify
+from penspin_style.data.check import check
 from penspin_style.data.episode import (
-    Channel,
     Episode,
     EpisodeError,
     Header,
-    Recorder,
     episodes,
     write_episode,
 )
-from penspin_style.data.penspin import Hand, pack, read, unpack
-from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
+from penspin_style.data.penspin import pack, read, unpack
+from penspin_style.features import Feature, Input
 from tasks.robots import allegro
+from tests.data.hands import (
+    CARD,
+    FULL,
+    HAND,
+    HIGH,
+    LOW,
+    NAMES,
+    hand_columns,
+    header,
+    opened,
+    record,
+    recorded,
+)
 from tests.data.recording import columns as cart_columns
 from tests.data.recording import header as cart_header
-
-NAMES = allegro.JOINTS
-LOW, HIGH = np.array(allegro.LOWER), np.array(allegro.UPPER)
-HAND = Hand(NAMES, lambda qpos: allegro.fingertips(torch.from_numpy(qpos)).numpy())
-CARD = PolicyCard(
-    task="pen_spin_student",
-    inputs=(
-        Input(
-            "student",
-            (Feature("proprio", (32,), "rad", history=30), Feature("fingertips", (4, 3), "m")),
-        ),
-    ),
-    actions=tuple(
-        ActionChannel(n, "rad", 1 / 24, lo, hi, "delta")
-        for n, lo, hi in zip(NAMES, allegro.LOWER, allegro.UPPER, strict=True)
-    ),
-    joints=tuple(
-        Joint(n, "rad", lo, hi, 3.0, 0.1, 0.0)
-        for n, lo, hi in zip(NAMES, allegro.LOWER, allegro.UPPER, strict=True)
-    ),
-    control_dt=0.05,
-)
-FULL = (
-    Channel("observation/rgb_ori", (9, 16, 4), "uint8"),
-    Channel("observation/rgb_c2d", (8, 8, 3), "uint8"),
-    Channel("observation/depth", (8, 8), "uint16", "mm"),
-    Channel("observation/pc", (8, 8, 3), "float64", "m"),
-    Channel("observation/pen_ends", (2, 3), "float32", "m"),
-)
-
-
-def header(*more, source="twin"):
-    return Header.of_card(CARD, source=source, robot="allegro", more=more)
-
-
-def hand_columns(steps=40, seed=0, more=()):
-    """A hand that follows random actions, measured with an error."""
-    rng = np.random.default_rng(seed)
-    action = rng.uniform(-1, 1, (steps, 16)).astype(np.float32)
-    target = (LOW + HIGH) / 2 + np.cumsum(action / 24, axis=0, dtype=np.float64)
-    qpos = (target + rng.normal(0, 0.01, target.shape)).astype(np.float32)
-    last = np.concatenate(((LOW + HIGH)[None] / 2, target[:-1]))
-    out = {
-        "time": 0.05 * np.arange(steps),
-        "observation/proprio": np.concatenate((qpos, last), axis=1).astype(np.float32),
-        "observation/fingertips": HAND.fingertips(qpos.astype(np.float64)).astype(np.float32),
-        "action": action,
-        "target": target,
-        "sent": target,
-    }
-    for channel in more:
-        shape = (steps, *channel.shape)
-        whole = channel.dtype.startswith("uint")
-        drawn = rng.integers(0, 250, shape) if whole else rng.normal(size=shape)
-        out[channel.name] = drawn.astype(channel.dtype)
-    return out
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three successes and a failure, of 40 to 43 steps."""
-    for i in range(4):
-        write_episode(tmp_path / "hand", header(), hand_columns(40 + i, i), i != 2)
-    return tmp_path / "hand"
-
-
-def opened(folder):
-    return [Episode.open(path) for path in episodes(folder)]
+    return record(tmp_path / "hand")
 
 
 def test_a_pack_has_penspins_layout_and_nothing_else(folder, tmp_path):
@@ -162,19 +106,6 @@ def test_the_full_variant_carries_pictures_depth_points_and_the_pens_ends(tmp_pa
         np.testing.assert_array_equal(after[channel.name], truth[channel.name])
     np.testing.assert_array_equal(after["observation/obj_ends"], truth["observation/pen_ends"])
     assert check(out).steps == 12
-
-
-def recorded(path, targets="current_target", tips=None, steps=40):
-    """Write a file as PenSpin's recording script does; return what is in it."""
-    truth = hand_columns(steps, 9)
-    qpos = truth["observation/proprio"][:, :16].astype(np.float64)
-    with h5py.File(path, "w") as file:
-        demo = file.create_group("replay_demon_0")
-        demo["qpos"], demo["action"], demo[targets] = qpos, truth["sent"] - qpos, truth["sent"]
-        demo.create_dataset("tactile", data=np.zeros((0,)))
-        if tips is not None:
-            demo["finger_tip_pose"] = tips(qpos)
-    return qpos, truth["sent"]
 
 
 @pytest.mark.parametrize("targets", ["current_target", "current_target_qpos"])
@@ -375,191 +306,3 @@ def test_a_pack_is_whole_or_absent(folder, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r"whole\.h5 exists already"):
         fail_at = 0
         pack(opened(folder), tmp_path / "whole.h5")
-
-
-# The command line.
-
-
-@pytest.fixture
-def penspin_data(capsys, monkeypatch):
-    """Run `penspin data`; return the exit code and what it said."""
-    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
-
-    def run(*words):
-        code = command_line.main(["data", *map(str, words)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_verify_says_which_files_can_be_trusted(folder, tmp_path, penspin_data):
-    code, out, err = penspin_data("verify", folder)
-    assert (code, err) == (0, "") and "4 of 4 files can be trusted, 166 steps" in out
-    bad = episodes(folder)[1]
-    with h5py.File(bad, "r+") as file:
-        file["sent"][3] += 1e-9
-    code, out, err = penspin_data("verify", folder)
-    assert code == 3 and "3 of 4 files can be trusted, 125 steps" in out
-    assert err == f"BAD   {bad}: sent: does not match its checksum\n"
-    code, out, err = penspin_data("verify", folder, "--json")
-    said = json.loads(out)
-    assert (code, err, len(said["files"])) == (3, "", 3)
-    fault = {"file": str(bad), "key": "sent", "row": None, "what": "does not match its checksum"}
-    assert said["faults"] == [fault] and said["unfinished"] == {}
-
-
-def test_verify_tells_what_a_killed_recorder_left_from_what_is_being_recorded(folder, penspin_data):
-    with Recorder(folder, header()) as living:
-        given = hand_columns(1)
-        living.append({name: column[0] for name, column in given.items()})
-        while not list(folder.glob(".stage-*")):
-            pass
-        (folder / ".stage-dead.h5").write_bytes(b"half")
-        code, out, _ = penspin_data("verify", folder)
-    assert code == 0 and "4 of 4 files" in out
-    assert f"{folder}/.stage-dead.h5: was cut off; the next recorder removes it\n" in out
-    assert out.count("is being recorded") == 1
-
-
-def test_verify_takes_a_policys_card(folder, tmp_path, penspin_data):
-    (tmp_path / "policy").mkdir()
-    file = tmp_path / "policy" / "card.json"
-    file.write_text(CARD.to_json())
-    for word in (tmp_path, file):  # a run's folder, the card itself
-        assert penspin_data("verify", folder, "--card", word)[0] == 0
-    file.write_text(dataclasses.replace(CARD, control_dt=0.01).to_json())
-    code, _, err = penspin_data("verify", folder, "--card", file)
-    assert code == 3 and err.count("has control steps of 0.05 s, the policy 0.01 s") == 4
-    code, _, err = penspin_data("verify", folder, "--card", folder)
-    assert code == 2 and "is no .onnx file and holds no card.json" in err
-
-
-def test_info_lists_files_and_columns(folder, penspin_data):
-    code, out, _ = penspin_data("info", folder)
-    assert code == 0 and "4 files, 166 steps, 8.3 s" in out
-    assert out.count("observation/proprio     (32,) float32 [rad]") == 1  # all have the same
-    code, out, _ = penspin_data("info", episodes(folder)[2], "--json")
-    (facts,) = json.loads(out)["files"]
-    assert (facts["success"], facts["steps"], facts["source"]) == (False, 42, "twin")
-
-
-def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
-    code, out, _ = penspin_data("pack", folder, tmp_path / "real.h5")
-    assert (code, out) == (
-        0,
-        f"3 episodes in {tmp_path}/real.h5; 1 that were no success left out\n",
-    )
-    code, out, _ = penspin_data("unpack", tmp_path / "real.h5", tmp_path / "out")
-    assert (code, out) == (0, f"3 episodes in {tmp_path}/out, 20 Hz\n")
-    assert all(v.fault is None for v in verify(episodes(tmp_path / "out")))
-    tips = Episode.open(episodes(tmp_path / "out")[0])["observation/fingertips"]
-    np.testing.assert_allclose(tips, hand_columns()["observation/fingertips"], atol=1e-6)
-    code, _, err = penspin_data("unpack", tmp_path / "real.h5", tmp_path / "out")
-    assert code == 2 and "is not an empty folder" in err
-    code, _, err = penspin_data("pack", folder, tmp_path / "real.h5", "--all")
-    assert code == 2 and "exists already" in err
-    recorded(tmp_path / "theirs.h5")
-    code, out, _ = penspin_data("unpack", tmp_path / "theirs.h5", tmp_path / "b", "--rate", "20")
-    assert (code, out) == (0, f"1 episodes in {tmp_path}/b, 20 Hz\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["verify", "absent"], "absent does not exist"),
-        (["info", "tests/data/.."], "holds no .h5 files"),
-        (["pack", "absent", "out.h5"], "absent is not a folder"),
-        (["pack", "{hand}", "out.zip"], "out.zip must end in .h5"),
-        (["pack", "{hand}", "absent/out.h5"], "the folder absent does not exist"),
-        (["repair", "absent", "{hand}/new"], "absent does not exist"),
-        (["repair", "{hand}", "{hand}"], "is not an empty folder"),
-        (
-            ["convert", "{hand}", "x", "--to", "robomimic", "--fps", "3"],
-            "--fps is for --to lerobot",
-        ),
-        (["unpack", "{pack}", "{hand}/new", "--hand", "alegro"], "did you mean allegro?"),
-        (["unpack", "{pack}", "{hand}/new", "--hand", "panda"], "it has no JOINTS, fingertips"),
-    ],
-)
-def test_words_that_cannot_be_meant(folder, tmp_path, penspin_data, words, complaint):
-    recorded(tmp_path / "real.h5")
-    words = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in words]
-    code, _, err = penspin_data(*words)
-    assert code == 2 and complaint in err and err.startswith("penspin: ") and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("words", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]])
-def test_words_that_are_missing(words, penspin_data):
-    with pytest.raises(SystemExit) as ended:
-        penspin_data(*words)
-    assert ended.value.code == 2
-
-
-def test_repair_of_a_folder_copies_what_is_whole_and_leaves_the_source(
-    folder, tmp_path, penspin_data
-):
-    first, second, third, fourth = episodes(folder)
-    os.truncate(first, 5000)
-    with h5py.File(third, "r+") as file:
-        file["observation/proprio"][1, 1] += 1
-    (folder / ".stage-dead.h5").write_bytes(b"half")
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    code, out, _ = penspin_data("repair", folder, tmp_path / "new", "--json")
-    said = json.loads(out)
-    assert code == 0 and {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert list(said["kept"]) == [second.name, fourth.name]
-    assert [p.name for p in episodes(tmp_path / "new")] == [second.name, fourth.name]
-    for path in (second, fourth):
-        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
-    assert said["lost"][third.name] == "observation/proprio: does not match its checksum"
-    assert said["lost"][first.name].startswith("is damaged or unreadable: ")
-    assert said["lost"][".stage-dead.h5"] == "was cut off before it was whole"
-
-
-def test_repair_of_a_pack_keeps_the_whole_trajectories(folder, tmp_path, penspin_data):
-    pack(opened(folder), tmp_path / "real.h5")
-    with h5py.File(tmp_path / "real.h5", "r+") as file:
-        del file["replay_demon_0"]  # a gap
-        file["replay_demon_2/qpos"][5, 5] = np.nan
-    before = (tmp_path / "real.h5").read_bytes()
-    code, out, err = penspin_data("repair", tmp_path / "real.h5", tmp_path / "new")
-    assert code == 0 and (tmp_path / "real.h5").read_bytes() == before
-    assert "2 kept" in out and "1 lost" in out
-    assert "lost  replay_demon_2: replay_demon_2/qpos: does not match its checksum" in err
-    sent = [Episode.open(path)["sent"] for path in episodes(tmp_path / "new")]
-    np.testing.assert_array_equal(sent[0], hand_columns(41, 1)["sent"])
-    np.testing.assert_array_equal(sent[1], hand_columns(43, 3)["sent"])
-
-
-def test_a_pack_that_was_cut_off_gives_back_what_lies_before_the_cut(tmp_path, penspin_data):
-    head = header(*FULL)
-    for i in range(4):
-        write_episode(tmp_path / "hand", head, hand_columns(40 + i, i, FULL), True)
-    pack(opened(tmp_path / "hand"), tmp_path / "real.h5", full=True)
-    os.truncate(tmp_path / "real.h5", int(0.6 * (tmp_path / "real.h5").stat().st_size))
-    assert penspin_data("verify", tmp_path / "real.h5")[0] == 3
-    code, out, _ = penspin_data("repair", tmp_path / "real.h5", tmp_path / "new", "--json")
-    said = json.loads(out)
-    assert code == 0 and len(said["kept"]) in (1, 2) and len(said["kept"]) + len(said["lost"]) == 4
-    for i, path in enumerate(episodes(tmp_path / "new")):
-        assert check(path).steps == 40 + i
-        truth = hand_columns(40 + i, i, FULL)
-        np.testing.assert_array_equal(Episode.open(path)["sent"], truth["sent"])
-        np.testing.assert_array_equal(
-            Episode.open(path)["observation/depth"], truth["observation/depth"]
-        )
-
-
-def test_where_nothing_can_be_rescued_repair_says_so(tmp_path, penspin_data):
-    (tmp_path / "real.h5").write_bytes(b"<html>")
-    code, out, err = penspin_data("repair", tmp_path / "real.h5", tmp_path / "new")
-    assert code == 3 and "0 kept" in out
-    assert err == "lost  real.h5: is not an HDF5 file\n"
-
-
-def test_convert_writes_a_dataset_of_robomimic(folder, tmp_path, penspin_data):
-    code, out, _ = penspin_data("convert", folder, tmp_path / "x.hdf5", "--to", "robomimic")
-    assert (code, out) == (0, f"4 episodes in {tmp_path}/x.hdf5, as robomimic reads them\n")
-    with h5py.File(tmp_path / "x.hdf5") as file:
-        assert file["data"].attrs["total"] == 166
-        np.testing.assert_array_equal(file["data/demo_0/actions"], hand_columns()["action"])
