@@ -174,7 +174,7 @@ def test_features_are_kept_of_frozen_encoders_and_bytes_of_those_that_learn(teac
         ({"depth_lines": 16}, {"above_depth"}),
         ({"depth_blackout": 1.0}, {"above_depth"}),
     ],
-    ids=lambda value: ",".join(value) or "nothing",
+    ids=lambda value: ",".join(sorted(value)) or "nothing",
 )
 def test_every_augmentation_reaches_what_the_network_reads(teacher, changes, changed):
     env, td = scene()
