@@ -254,6 +254,8 @@ def ask_steadily(url: str, policy: pathlib.Path) -> None:
     took: list[tuple[float, float]] = []  # when, s, and how long, ms
     lost = wrong = 0
     with PolicyClient(url, timeout=PATIENCE, wait=10.0) as client:
+        client.infer(question)
+        print("served", flush=True)
         due = time.monotonic()
         while not _readable(sys.stdin, max(due - time.monotonic(), 0.0)):
             due += 1.0 / RATE
@@ -330,6 +332,8 @@ def fuzz(count: int, policy: pathlib.Path, seed: int) -> dict:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert other.stdout is not None
+        other.stdout.readline()  # it is served
         for _ in range(min(count // 10, 500)):  # what a server allocates once
             outcome(address, *stream(rng, bundle))
         warm = time.monotonic()
