@@ -48,6 +48,11 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     )
     sub.add_argument("--share", type=_share, default=0.1, help="with --best: of all that are tried")
     sub.add_argument("--most", type=positive, default=5000, help="episodes to try for successes")
+    sub.add_argument(
+        "--speed", type=_share, default=1.0, help="share of the teacher's actions that is taken"
+    )
+    sub.add_argument("--smooth", type=positive, default=1, help="steps to average targets over")
+    sub.add_argument("--smooth-channels", nargs="+", default=[], metavar="NAME", help="not all")
     sub.add_argument("--num-envs", type=positive, default=64, help="worlds at once")
     sub.add_argument("--seed", type=natural, default=4_000_003)
     sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")

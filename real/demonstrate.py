@@ -51,11 +51,14 @@ class Trajectory:
 class Stage:
     """Many worlds in which a teacher acts for a robot."""
 
-    def __init__(self, source: Source, robot: str, words: Sequence[str], num: int) -> None:
+    def __init__(
+        self, source: Source, robot: str, words: Sequence[str], num: int, *, speed: float = 1.0
+    ) -> None:
         """Build the worlds.
 
         robot: the twin that the trajectories are for.
         words: overrides of the twin's task.
+        speed: share of the teacher's actions that is taken, as one begins on a robot.
 
         Raises:
             UsageError, ValueError: there is no such twin, or it lacks what the teacher reads.
@@ -68,6 +71,7 @@ class Stage:
             twin.task, words=(*twin.words, *words), features=features, measured=twin.measured
         )
         self.source, self.card, self.num, self.robot = source, card, num, robot
+        self.speed = speed
         self.fleet = Fleet(config, num, nthread=0)
         check_channels(self.fleet, card.actions)  # type: ignore[arg-type]
         self.observer, self.decoder = Observer(card, num), Decoder(card)
@@ -115,7 +119,7 @@ class Stage:
         td = TensorDict(
             {name: torch.from_numpy(value) for name, value in inputs.items()}, [self.num]
         )
-        action = self.source.act(td).clamp(-1.0, 1.0).float().numpy()
+        action = (self.speed * self.source.act(td).clamp(-1.0, 1.0)).float().numpy()
         target = self.decoder.decode(action, fleet.target)
         sent = fleet.command(target)
         row = {f"observation/{name}": value for name, value in values.items()}
@@ -201,11 +205,21 @@ def keep(
     *,
     rule: Rule,
     how: dict[str, Any],
+    smooth: int = 1,
+    channels: Sequence[str] = (),
 ) -> list[pathlib.Path]:
     """Write trajectories, one file each, in their order; return the files.
 
     rule: what a success is; how: what `choose` says of the choice.
+    smooth: control steps over which the targets of these channels, of all by default, are averaged.
+
+    Raises:
+        ValueError: there is no such channel.
     """
+    names = [a.name for a in stage.card.actions]
+    if unknown := sorted(set(channels) - set(names)):
+        raise ValueError(f"the teacher commands no {unknown[0]!r}, it commands {names}")
+    columns = [names.index(name) for name in channels] or list(range(len(names)))
     head, files = stage.header(), []
     for found in kept:
         facts = {
@@ -214,8 +228,20 @@ def keep(
             "seed": found.seed,
             "world": found.world,
             "policy": stage.card.run,
+            "speed": stage.speed,
+            "smooth": smooth,
             **how,
         }
         mine = dataclasses.replace(head, facts=facts)
-        files.append(write_episode(folder, mine, found.columns, rule.holds(found.measures)))
+        rows = found.columns | {"target": smoothed(found.columns["target"], smooth, columns)}
+        files.append(write_episode(folder, mine, rows, rule.holds(found.measures)))
     return files
+
+
+def smoothed(targets: np.ndarray, width: int, columns: Sequence[int]) -> np.ndarray:
+    """Return targets (T, naction), some columns as the mean over `width` control steps around."""
+    out, half = targets.copy(), width // 2
+    weights = np.full(2 * half + 1, 1.0 / (2 * half + 1))
+    for c in columns if half else ():
+        out[:, c] = np.convolve(np.pad(targets[:, c], half, mode="edge"), weights, mode="valid")
+    return out

@@ -241,7 +241,7 @@ def make(args: argparse.Namespace) -> int:
     if episodes(out):
         raise ValueError(f"{out} holds episodes already; choose another folder")
     source = open_source(pathlib.Path(args.teacher), [])
-    stage = demonstrate.Stage(source, args.robot, args.overrides, args.num_envs)
+    stage = demonstrate.Stage(source, args.robot, args.overrides, args.num_envs, speed=args.speed)
 
     def progress(kept: int, tried: int) -> None:
         if not args.json:
@@ -257,7 +257,8 @@ def make(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=progress,
     )
-    demonstrate.keep(stage, kept, out, rule=args.success, how=how)
+    smooth = {"smooth": args.smooth, "channels": args.smooth_channels}
+    demonstrate.keep(stage, kept, out, rule=args.success, how=how, **smooth)
     found = {"folder": str(out), "kept": len(kept), **how}
     if args.json:
         print(json.dumps(found))

@@ -33,7 +33,7 @@ from penspin_style.nets.policy import load_policy  # noqa: E402
 from penspin_style.source import open_source  # noqa: E402
 from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
 from real.chunks import Ensemble  # noqa: E402
-from real.demonstrate import CUT, Stage, Trajectory, with_delays  # noqa: E402
+from real.demonstrate import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
 from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
 from real.fleet import Fleet  # noqa: E402
 from real.judge import Policy, judge  # noqa: E402
@@ -181,15 +181,14 @@ class Comparison:
         """Return what the teacher does in the world that it knows, as it is to be repeated."""
         args = self.args
         source = open_source(pathlib.Path(args.teacher), [])
-        act = source.act
-        source.act = lambda td: args.speed * act(td)
-        stage = Stage(source, args.twin, [], args.replays)
+        stage = Stage(source, args.twin, [], args.replays, speed=args.speed)
+        columns = args.smooth_channels or range(len(stage.card.actions))
         out = []
         for found in stage.play(args.seed + 2, self.rule):
             steps = min(len(found.columns["time"]), args.steps or sys.maxsize)
-            columns = {key: value[:steps] for key, value in found.columns.items()}
-            columns["target"] = smoothed(columns["sent"], args.smooth, args.smooth_channels)
-            out.append(dataclasses.replace(found, columns=columns))
+            rows = {key: value[:steps] for key, value in found.columns.items()}
+            rows["target"] = smoothed(rows["sent"], args.smooth, columns)
+            out.append(dataclasses.replace(found, columns=rows))
         won = np.mean([self.rule.holds(p.measures) for p in out])
         print(f"teacher in the world it knows: {won:.1%} of {len(out)}", flush=True)
         return out
@@ -261,15 +260,6 @@ def chosen(data: Trajectories, count: int, seed: int) -> Trajectories:
     ids = sorted(np.random.default_rng(seed).permutation(len(data.rows))[:count].tolist())
     sums = list(data.sha256.items())
     return Trajectories([data.rows[i] for i in ids], dict(sums[i] for i in ids))
-
-
-def smoothed(sent: np.ndarray, width: int, channels: Sequence[int]) -> np.ndarray:
-    """Return targets (T, naction), some channels as the mean over `width` control steps around."""
-    out, half = sent.copy(), width // 2
-    for c in channels or range(sent.shape[1]):
-        wide = np.pad(sent[:, c], half, mode="edge")
-        out[:, c] = np.convolve(wide, np.full(2 * half + 1, 1.0 / (2 * half + 1)), mode="valid")
-    return out
 
 
 def padded(targets: np.ndarray, steps: int) -> np.ndarray:

@@ -8,9 +8,10 @@ import pytest
 from penspin_style.data.episode import Episode, episodes
 from penspin_style.nets.policy import load_policy
 from real.act import load_act
+from real.demonstrate import smoothed
 from real.windows import load
 from scripts import compare_finetune
-from scripts.compare_finetune import chosen, main, padded, pairs, smoothed
+from scripts.compare_finetune import chosen, main, padded, pairs
 
 PRETRAINED = "outputs/pretrained"
 TWIN = """
@@ -67,7 +68,7 @@ def test_targets_are_averaged_around_each_step_and_only_where_asked():
     out = smoothed(sent, 3, [0])
     assert out[:, 0].tolist() == [1.0, 1.0, 3.0, 4.0]
     assert (out[:, 1] == sent[:, 1]).all()
-    assert np.array_equal(smoothed(sent, 1, []), sent)
+    assert np.array_equal(smoothed(sent, 1, [0, 1]), sent)
     assert padded(sent, 6)[:, 0].tolist() == [0.0, 3.0, 0.0, 6.0, 6.0, 6.0]
 
 

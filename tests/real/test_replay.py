@@ -250,6 +250,21 @@ def test_the_verb_makes_and_runs(twin_file, tmp_path, capsys):
     check_refusal(call(line), *capsys.readouterr(), 2, "holds episodes already")
 
 
+def test_trajectories_can_be_made_slower_and_smoother(twin_file, tmp_path, capsys):
+    made = tmp_path / "made"
+    line = f"replay make {TEACHER} {made} --robot {twin_file} --episodes 1 --num-envs 2 --seed 9"
+    assert call(f"{line} --speed 0.5 --smooth 3 --smooth-channels tcp_x tcp_z nowhere") == 2
+    assert "commands no 'nowhere', it commands ['tcp_x'" in capsys.readouterr().err
+    assert call(f"{line} --speed 0.5 --smooth 3 --smooth-channels tcp_x tcp_z") == 0
+    (path,) = episodes(made)
+    found = Episode.open(path)
+    assert 0.3 < np.abs(found["action"]).max() <= 0.5
+    assert (found.header.facts["speed"], found.header.facts["smooth"]) == (0.5, 3)
+    sent, target = found["sent"], found["target"]
+    assert np.allclose(target[1:-1, [0, 2]], (sent[:-2] + sent[1:-1] + sent[2:])[:, [0, 2]] / 3)
+    assert np.array_equal(target[:, [1, 3]], sent[:, [1, 3]])
+
+
 @pytest.mark.parametrize(
     ("line", "code", "complaint"),
     [
