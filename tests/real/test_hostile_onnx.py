@@ -187,13 +187,15 @@ MADE = {
 }
 
 CHILD = """
-import contextlib, io, json, pathlib, resource, sys, time
+import contextlib, io, json, pathlib, sys, time
 from penspin_style.__main__ import main
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.onnx")):
     said, began = io.StringIO(), time.monotonic()
     with contextlib.redirect_stderr(said):
         code = main(["serve", str(path), "--port", "0"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # ru_maxrss would begin with what the parent had when it forked
+    status = pathlib.Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     print(json.dumps([path.stem, code, said.getvalue(), time.monotonic() - began, peak]))
 """
 

@@ -506,7 +506,9 @@ def test_it_serves_where_pickle_cannot_be_used_and_torch_is_not_needed():
     assert process.returncode == 0
 
 
-def test_words_that_cannot_be_meant_end_in_one_line(tmp_path, capsys):
+def test_words_that_cannot_be_meant_end_in_one_line(tmp_path, capsys, monkeypatch):
+    # the process of all tests holds more than a server may
+    monkeypatch.setattr("real.serve.memory_limit", lambda size: contextlib.nullcontext())
     empty, key = tmp_path / "empty", tmp_path / "key"
     empty.write_text("\n")
     key.write_text(KEY)
