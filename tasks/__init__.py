@@ -4,6 +4,8 @@ import pathlib
 import pkgutil
 import re
 
+import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
+
 
 def task_names() -> list[str]:
     """Return the modules of this folder that bind `TASK`, sorted; none of them is imported."""

@@ -1,5 +1,8 @@
 """What tests of several rooms share."""
 
+import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
+
+# isort: split
 import pytest
 import torch
 

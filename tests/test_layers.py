@@ -18,7 +18,14 @@ ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
 TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
-ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
+ROBOT = {
+    "penspin_style",
+    "features",
+    "rotation",
+    "data",
+    "data.episode",
+    "deploy.bundle",
+}  # needs no torch
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
 EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")

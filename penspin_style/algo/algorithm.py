@@ -1,6 +1,7 @@
 """What every algorithm answers, and the loop that collects its data."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -8,6 +9,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
+
+from penspin_style import SPINS_UNBOUNDED
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -123,8 +126,15 @@ def rollout(
 def torch_threads(count: int) -> Iterator[None]:
     """Give torch this many threads for a while.
 
-    Learning gains from a second thread; in a roll-out it would only wait busily, against physics.
+    Learning gains from a second thread; in a roll-out it would only take a core from physics.
     """
+    if count > 1 and SPINS_UNBOUNDED:
+        warnings.warn(
+            "torch was imported before penspin_style: beside a busy process its threads wait "
+            "spinning and learning can be ten times slower; import penspin_style first, or set "
+            "GOMP_SPINCOUNT=1000 or learn_threads=1",
+            stacklevel=3,
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
