@@ -23,7 +23,7 @@ from yaml import YAMLError
 from penspin_style.config import ALGORITHMS, TrainConfig
 from penspin_style.env.task import Task, load_task
 
-FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
+FOLDER = (pathlib.Path(__file__).parent / "cfg").resolve()
 CHOICES = ("ablation", "recipe", "student")
 """Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
 _MANY = 20
@@ -52,14 +52,24 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     return f"; there are {', '.join(names)}"
 
 
+def check_installed() -> None:
+    """Refuse to go on without what a wheel or a checkout holds.
+
+    Raises:
+        UsageError: names the folder that is missing.
+    """
+    if not FOLDER.is_dir():
+        raise UsageError(f"{FOLDER} is missing: this installation is not whole, install it again")
+
+
 def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], str]:
     """Return (the checked configuration, the task class, the resolved YAML) of override words.
 
     Raises:
-        UsageError: unknown task, choice, key or value; a choice that is not for the task.
+        UsageError: unknown task, choice, key or value; a choice that is not for the task; an
+            installation that is not whole.
     """
-    if not FOLDER.is_dir():
-        raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
+    check_installed()
     overrides = _parse(words)
     name = _chosen("task", overrides)
     name = _default_task() if name is None else name

@@ -4,10 +4,33 @@ Every field is checked where it is defined: an illegal value is a ValueError tha
 value and what is legal.
 """
 
+import pathlib
 from dataclasses import dataclass, field
 from typing import Any
 
 ACTIVATIONS = ("elu", "relu", "silu", "tanh")
+PRETRAINED = pathlib.Path(__file__).resolve().parent / "pretrained"
+"""Weights that come with the package, `pretrained:NAME`: `outputs/pretrained/NAME` of the
+repository, of which a wheel holds those that defaults name."""
+_SCHEME = "pretrained:"
+
+
+def weights_folder(path: str) -> pathlib.Path:
+    """Return the folder that a configuration names: from the current folder, or `pretrained:NAME`.
+
+    Raises:
+        ValueError: nothing of this NAME came with the package.
+    """
+    if not path.startswith(_SCHEME):
+        return pathlib.Path(path)
+    name = pathlib.PurePath(path.removeprefix(_SCHEME))
+    folder = PRETRAINED / name
+    if not name.parts or name.is_absolute() or ".." in name.parts or not folder.is_dir():
+        raise ValueError(
+            f"{path} is not a folder of {PRETRAINED}; the repository holds all that is trained, "
+            "in outputs/pretrained: give the path of a copy"
+        )
+    return folder
 
 
 def require(ok: bool, key: str, value: object, legal: str) -> None:
@@ -227,8 +250,8 @@ class DistillConfig:
     """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
 
     name: str = "distill"
-    teacher: str = "outputs/pretrained/panda_lift_cube"
-    """Policy folder, or the run folder, of the teacher."""
+    teacher: str = "pretrained:panda_lift_cube"
+    """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
     group: str = "student"
     """The observation group that the student reads, its pictures included."""
     network: str = "pictures"
@@ -254,8 +277,8 @@ class DistillConfig:
     final_learning_rate: float = 4e-4
     """Reached linearly at the end of `total_samples`."""
     max_grad_norm: float = 1.0
-    encoder: str = "outputs/pretrained/nature_cnn_cifar10"
-    """Folder of the encoders' weights; empty for random ones."""
+    encoder: str = "pretrained:nature_cnn_cifar10"
+    """Folder of the encoders' weights, see `weights_folder`; empty for random ones."""
     train_encoder: bool = False
     """Let the encoders learn too."""
     pool: bool = False

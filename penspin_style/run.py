@@ -480,7 +480,9 @@ def versions() -> dict[str, str]:
 
 def _git(*words: str) -> str:
     """Return what git says about the code, or why it says nothing; never fail a run for it."""
-    root = pathlib.Path(__file__).parent
+    root = pathlib.Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed: a repository further up is somebody else's
+        return f"{root} is not a git checkout\n"
     try:
         done = subprocess.run(
             ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=False

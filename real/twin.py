@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from penspin_style.compose import FOLDER, UsageError, nearest
+from penspin_style.compose import FOLDER, UsageError, check_installed, nearest
 from penspin_style.sim.shift import Shift
 
 TWINS = FOLDER / "twin"
@@ -83,7 +83,12 @@ class TwinConfig:
 
 
 def twin_names() -> list[str]:
-    """Return the twins that come with us."""
+    """Return the twins that come with us.
+
+    Raises:
+        UsageError: the installation is not whole.
+    """
+    check_installed()
     return sorted(file.stem for file in TWINS.glob("*.yaml"))
 
 

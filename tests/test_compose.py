@@ -1,14 +1,12 @@
 """From words to a configuration and back: which algorithm, which values, what is refused."""
 
-import pathlib
-
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import tasks
 from penspin_style.compose import FOLDER, UsageError, compose_train, differences, saved_words
-from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig
+from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig, weights_folder
 
 VISION = "task=panda_lift_cube_vision"
 
@@ -36,9 +34,8 @@ def test_a_task_chooses_its_algorithm_and_the_words_may_name_it():
 
 def test_the_vision_task_begins_from_its_teacher_and_says_how_far_its_cameras_see():
     cfg, _, _ = compose_train([VISION])
-    folder = pathlib.Path(__file__).parents[1]
-    assert (folder / cfg.algo.teacher / "policy" / "card.json").exists()
-    assert (folder / cfg.algo.encoder / "card.json").exists()
+    assert (weights_folder(cfg.algo.teacher) / "policy" / "card.json").exists()
+    assert (weights_folder(cfg.algo.encoder) / "card.json").exists()
     assert cfg.algo.max_depth.keys() == cfg.task.cameras.keys() == {"front", "wrist"}
     assert cfg.algo.group in cfg.task.observation
 

@@ -6,7 +6,7 @@ TensorDict with batch size [num_envs]:
 
 | key | shape, type | meaning |
 | --- | --- | --- |
-| action | (naction,) float32 | in [-1, 1]; clipped here |
+| action | (naction,) float32 | clipped to [-1, 1]; NaN or infinity is a fault |
 | teacher, critic, ... | (size,) float32 | observation groups of the task's config |
 | <camera>_rgb | (height, width, 3) uint8 | pictures that some group lists |
 | <camera>_depth | (height, width) float32 | metres along the optical axis; 0: nothing there |
@@ -31,7 +31,7 @@ from torchrl.envs import EnvBase
 
 from penspin_style.env.measures import Tally
 from penspin_style.env.pictures import Pictures
-from penspin_style.env.task import Task
+from penspin_style.env.task import Task, check_action, check_reward_keys
 from penspin_style.env.terms import Groups
 from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.randomize import Randomizer, per_env_fields
@@ -148,6 +148,7 @@ class Env(EnvBase):
 
     def _advance(self, tensordict: TensorDictBase, *, pictures: bool) -> TensorDict:
         action = tensordict["action"]
+        check_action(action, self.num_envs, self._naction)
         bad_action = ~torch.isfinite(action).all(dim=1)
         action = torch.where(bad_action[:, None], 0.0, action).clamp(-1.0, 1.0)
         before = self.sim.get_state()
@@ -266,9 +267,10 @@ class Env(EnvBase):
 
     def _allocate(self) -> None:
         n, device = self.num_envs, self.device
+        self._naction = len(self.task.actions)
         observed = self.task.observe(self.sim)
-        rewarded = self.task.reward(self.sim, torch.zeros(n, len(self.task.actions), device=device))
-        _check_reward_keys(rewarded, self.cfg.reward)
+        rewarded = self.task.reward(self.sim, torch.zeros(n, self._naction, device=device))
+        check_reward_keys(rewarded, self.cfg.reward)
         self.groups = Groups(
             self.cfg.observation,
             {**observed, **self.cameras.empty()},
@@ -311,8 +313,7 @@ class Env(EnvBase):
         if self.holdout:
             spec["hidden"] = flag()
         self.observation_spec = Composite(spec, shape=n, device=device)
-        naction = len(self.task.actions)
-        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, naction]), device=device)
+        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
         done = {"done": flag(), "terminated": flag(), "truncated": flag()}
         self.full_done_spec = Composite(done, shape=n, device=device)
@@ -489,12 +490,3 @@ def _substeps(control_dt: float, model: mujoco.MjModel) -> int:
             f"{model.opt.timestep} s"
         )
     return n
-
-
-def _check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> None:
-    if set(terms) != set(weights):
-        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
-        raise ValueError(
-            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
-            f"missing {missing}, unknown {unknown}"
-        )

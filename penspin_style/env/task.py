@@ -30,7 +30,7 @@ from torch import Tensor
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
-from penspin_style.sim.sim import Sim
+from penspin_style.sim.sim import Sim, check_rows
 
 
 @dataclass
@@ -209,7 +209,11 @@ class Task(ABC, Generic[C]):
         """Start the masked environments from given positions, (num_envs, nq), after `reset`.
 
         Whatever the task derived from the positions that it drew must follow these instead.
+
+        Raises:
+            ValueError: positions of another shape.
         """
+        check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
     def hide(self, sim: Sim, mask: Tensor) -> None:
@@ -293,3 +297,28 @@ def load_task(name: str) -> type[Task[Any]]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{path} binds no Task subclass to TASK")
     return found
+
+
+def check_action(action: Tensor, num_envs: int, naction: int) -> None:
+    """Refuse actions of another shape or type, which a task would read in part; no host sync.
+
+    Raises:
+        ValueError: what they are, and what they must be.
+    """
+    if action.shape != (num_envs, naction) or action.dtype != torch.float32:
+        got = f"{tuple(action.shape)} {str(action.dtype).removeprefix('torch.')}"
+        raise ValueError(f"the action must be ({num_envs}, {naction}) float32, got {got}")
+
+
+def check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+    """Refuse weights of other terms than the task has.
+
+    Raises:
+        ValueError: which are missing and which unknown.
+    """
+    if set(terms) != set(weights):
+        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
+        raise ValueError(
+            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
+            f"missing {missing}, unknown {unknown}"
+        )

@@ -199,6 +199,17 @@ def check_rows(rows: Tensor, like: Tensor) -> None:
         raise ValueError(f"state rows must be {tuple(like.shape)}, got {tuple(rows.shape)}")
 
 
+def check_mask(mask: Tensor, num_envs: int) -> None:
+    """Refuse a mask that an engine would broadcast, or take for ids.
+
+    Raises:
+        ValueError: what it is, and what it must be.
+    """
+    if mask.shape != (num_envs,) or mask.dtype != torch.bool:
+        got = f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
+        raise ValueError(f"a mask must be ({num_envs},) bool, got {got}")
+
+
 def check_inputs(inputs: Mapping[str, Tensor], nstep: int, data: FieldView) -> None:
     """Refuse inputs of `Sim.step` that are no inputs, or do not give each substep its values.
 
