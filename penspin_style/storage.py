@@ -8,6 +8,7 @@ no reader looks at and the next writer removes.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 MANIFEST = "manifest.json"
 MAX_FILE = 2**36
@@ -70,7 +71,7 @@ def make_folder(folder: pathlib.Path) -> None:
         flush_folder(folder.parent)
 
 
-def open_file(path: pathlib.Path) -> BinaryIO:
+def open_file(path: pathlib.Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading; never wait for another process.
 
     A pipe would block until somebody writes to it, and a device may have no end.
