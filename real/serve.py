@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 
 from penspin_style.deploy.bundle import Bundle, BundleError
+from penspin_style.terminal import one_line
 from real.server import PolicyServer, ServeError, ServerLimits
 
 MIB = 2**20
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         with memory_limit(args.memory * MIB):
             asyncio.run(_serve(server, as_json=args.json))
     except (BundleError, ServeError) as error:
-        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"penspin: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

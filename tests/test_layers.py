@@ -13,12 +13,14 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage"}  # may be used anywhere
+# may be used anywhere
+FLOOR = {"penspin_style", "features", "config", "rotation", "storage", "terminal"}
 ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
 TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
-ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
+# needs no torch
+ROBOT = {"features", "rotation", "terminal", "data", "data.episode", "deploy.bundle"}
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
 EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
@@ -26,21 +28,22 @@ EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.epi
 # room -> rooms that it may import, itself aside
 LAYERS: dict[str, set[str]] = {
     "penspin_style": set(),
-    "features": set(),
+    "features": {"storage"},
     "config": set(),
     "rotation": set(),
     "storage": set(),
+    "terminal": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
     "nets": NETS,
     "algo": LEARN | {"checkpoint", "data"},
     "data.layout": {"features"},
-    "data.guard": {"data.layout"},
+    "data.guard": {"storage", "data.layout"},
     "data.stage": {"storage"},
     "data.recorder": {"features", "storage", "data.layout", "data.stage"},
-    "data.episode": {"features", "data.layout", "data.guard", "data.recorder"},
-    "data": {"features", "storage", *EPISODE},
+    "data.episode": {"features", "storage", "data.layout", "data.guard", "data.recorder"},
+    "data": {"features", "storage", "terminal", *EPISODE},
     "deploy.onnx_scan": set(),
     "deploy.session": {"features", "deploy.onnx_scan"},
     "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
@@ -68,7 +71,7 @@ LAYERS: dict[str, set[str]] = {
         "deploy.bundle",
         "deploy.onnx_scan",
     },
-    "data_verbs": {"features", "compose", "data", *EPISODE, "deploy.bundle"},
+    "data_verbs": {"features", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
     "__main__": TOP | {"verbs", "data_verbs"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
