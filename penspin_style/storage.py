@@ -22,6 +22,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 MAX_FILE = 2**36
 """Bytes that a file of a published folder may have; more, as a sparse file has, is not read."""
+MAX_WEIGHTS = 2**31
+"""Bytes that a file of a network may have, to be read at all."""
 _MAX_MANIFEST = 2**24  # bytes
 _MAX_DEPTH = 64  # of JSON
 _PIECE = 2**24  # bytes that are read at a time

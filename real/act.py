@@ -273,13 +273,15 @@ def load_act(path: pathlib.Path) -> ACTPolicy:
         ValueError: there is none, or it is damaged.
     """
     folder = path / "policy" if (path / "policy").is_dir() else path
-    storage.verify(folder)
-    card = PolicyCard.from_json((folder / "card.json").read_text())
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if missing := {"card.json", "policy.safetensors"} - set(contents):
+        raise ValueError(f"{path} holds no policy: {sorted(missing)} missing")
+    card = PolicyCard.from_json(contents["card.json"].decode())
     if card.network.get("kind") != "act":
         raise ValueError(f"{path} is a policy of the kind {card.network.get('kind')!r}, no ACT")
     try:
         network = build(card)
-        network.load_state_dict(load_tensors((folder / "policy.safetensors").read_bytes()))
+        network.load_state_dict(load_tensors(contents["policy.safetensors"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
     return ACTPolicy(network, card)
