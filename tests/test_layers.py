@@ -71,7 +71,7 @@ LAYERS: dict[str, set[str]] = {
         "deploy.bundle",
         "deploy.onnx_scan",
     },
-    "data_verbs": {"features", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
+    "data_verbs": {"features", "storage", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
     "__main__": TOP | {"verbs", "data_verbs"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
