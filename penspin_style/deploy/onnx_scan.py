@@ -17,6 +17,7 @@ import numpy as np
 
 # a policy has some thousands; more is a file made to keep the scan busy
 _MAX_FIELDS = 500_000
+_SHOWN = 80  # characters of a name
 _DOMAINS = ("", "ai.onnx")
 # onnx.TensorProto.DataType -> how its raw bytes are laid out, where they can be NaN
 _FLOATS = {1: "<f4", 10: "<f2", 11: "<f8"}
@@ -175,7 +176,7 @@ class Scan:
                 if key == _ORT_CONFIG:
                     raise BundleError(f"has the metadata key {key!r}: settings of onnxruntime")
                 if key in self.metadata:
-                    raise BundleError(f"has the metadata key {key!r} twice")
+                    raise BundleError(f"has the metadata key {_short(key)} twice")
                 self.metadata[key] = text
         if graphs != 1:
             raise BundleError(f"is not an ONNX file: it holds {graphs} graphs")
@@ -320,7 +321,7 @@ _INNER = {
 
 def _check_domain(domain: str) -> None:
     if domain not in _DOMAINS:
-        raise BundleError(f"uses operators of the domain {domain!r}, not of ONNX alone")
+        raise BundleError(f"uses operators of the domain {_short(domain)}, not of ONNX alone")
 
 
 def _check_nodes(nodes: list[_Node], weights: set[str], inputs: set[str]) -> None:
@@ -333,25 +334,25 @@ def _check_nodes(nodes: list[_Node], weights: set[str], inputs: set[str]) -> Non
     depends = {"": False, **dict.fromkeys(weights, False), **dict.fromkeys(inputs, True)}
     for node in nodes:
         if node.op_type not in _OPERATORS:
-            near = difflib.get_close_matches(node.op_type, _OPERATORS, n=1)
+            near = difflib.get_close_matches(node.op_type[:_SHOWN], _OPERATORS, n=1)
             hint = f" (nearest that may be: {near[0]})" if near else ""
             raise BundleError(
-                f"uses the operator {node.op_type!r}{hint}; only those are run whose result is "
-                "not drawn at random and whose size does not depend on what is observed"
+                f"uses the operator {_short(node.op_type)}{hint}; only those are run whose result "
+                "is not drawn at random and whose size does not depend on what is observed"
             )
         if unknown := [name for name in node.inputs if name not in depends]:
-            raise BundleError(f"is damaged: {unknown[0]!r} is used before anything makes it")
+            raise BundleError(f"is damaged: {_short(unknown[0])} is used before anything makes it")
         for at in _SIZES.get(node.op_type, ()):
             if depends[(node.inputs[at : at + 1] or [""])[0]]:
                 raise BundleError(
-                    f"an observation decides how much {node.op_type} of {node.inputs[at]!r} makes, "
-                    "so its memory per action has no bound"
+                    f"an observation decides how much {node.op_type} of {_short(node.inputs[at])} "
+                    "makes, so its memory per action has no bound"
                 )
         # the sizes of what was observed are those of the card
         made = node.op_type not in ("Shape", "Size") and any(depends[n] for n in node.inputs)
         for name in node.outputs:
             if name and name in depends:
-                raise BundleError(f"is damaged: {name!r} is made twice")
+                raise BundleError(f"is damaged: {_short(name)} is made twice")
             depends[name] = made and bool(name)
 
 
@@ -373,6 +374,11 @@ def _text(view: memoryview) -> str:
         return bytes(view).decode()
     except UnicodeDecodeError as error:
         raise BundleError("is not an ONNX file, or a damaged one (a name is not UTF-8)") from error
+
+
+def _short(name: str) -> str:
+    """Return a name for a message, which a hostile file would fill with megabytes."""
+    return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
 
 
 def _check_weights(raw: bytes | memoryview, layout: str) -> None:

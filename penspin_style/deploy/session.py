@@ -24,6 +24,7 @@ OUTPUT = "action"
 SECONDS = 5.0
 """Of computing, to open and try a file; the slowest policy here takes 0.1."""
 MEMORY = 512 * 2**20  # bytes of the child
+_SHOWN = 1000  # characters of onnxruntime's errors, which quote the file
 _WALL = 120.0  # s: a computer that swaps is slow, but not for ever
 # onnxruntime's tanh exceeds 1 by a rounding
 _SQUASHED = 1.0 + 1e-6
@@ -54,7 +55,7 @@ def open_session(data: bytes, card: PolicyCard) -> onnxruntime.InferenceSession:
             data, options, providers=["CPUExecutionProvider"], enable_fallback=False
         )
     except Exception as error:
-        raise BundleError(f"onnxruntime refuses it: {error}") from error
+        raise BundleError(f"onnxruntime refuses it: {error!s:.{_SHOWN}}") from error
     _check_graph(session, card)
     _probe(session, card)
     return session
@@ -114,7 +115,9 @@ def _probe(session: onnxruntime.InferenceSession, card: PolicyCard) -> None:
         except BundleError:
             raise
         except Exception as error:
-            raise BundleError(f"the graph fails on a batch of {batch}: {error}") from error
+            raise BundleError(
+                f"the graph fails on a batch of {batch}: {error!s:.{_SHOWN}}"
+            ) from error
         if action.shape != (batch, len(card.actions)):
             raise BundleError(
                 f"the graph answers a batch of {batch} with shape {action.shape}, the card "

@@ -299,3 +299,21 @@ def test_a_name_that_is_made_twice_is_refused():
 def test_the_lists_of_operators_hold_operators_of_onnx_alone():
     known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     assert set(onnx_scan._SIZES) < onnx_scan._OPERATORS <= known
+
+
+@pytest.mark.parametrize("place", ["op_type", "domain", "input", "output", "metadata"])
+def test_a_name_of_megabytes_does_not_fill_the_terminal(place):
+    name, made = "n" * 2_000_000, model()
+    node = made.graph.node[0]
+    if place == "metadata":
+        made.metadata_props.add(key=name)
+        made.metadata_props.add(key=name)
+    elif place in ("input", "output"):
+        node.input[0] = name if place == "input" else node.input[0]
+        made.graph.node.append(helper.make_node("Identity", ["h"], [name]))
+        made.graph.node.append(helper.make_node("Identity", ["h"], [name]))
+    else:
+        setattr(node, place, name)
+    with pytest.raises(BundleError, match=r"'n{80}'") as caught:
+        Bundle(made.SerializeToString())
+    assert len(str(caught.value)) < 500

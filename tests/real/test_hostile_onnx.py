@@ -171,7 +171,10 @@ EDITED = {
     "half": (half, "onnxruntime refuses it|tensor.float16"),
     "name": (other_name, r"inputs \['observations'\]"),
     "no_card": (no_card, "no policy card"),
-    "card_dt": (card('"control_dt": 0.05', '"control_dt": 1e999'), "control_dt must be positive"),
+    "card_dt": (
+        card('"control_dt": 0.05', '"control_dt": 1e999'),
+        "holds 1e999, which is no finite",
+    ),
     "card_mode": (card('"mode": "delta"', '"mode": "torque"'), "'torque' is not one of"),
     "card_shape": (card("3\n", "4\n"), r"\(22,\)|22\] in the graph"),
     "card_field": (card('"task"', '"tusk"'), "does not have the fields"),
