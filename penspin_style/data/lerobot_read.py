@@ -158,8 +158,8 @@ def read_info(folder: pathlib.Path) -> Info:
         raise LeRobotError(f"{path}: fps, total_episodes or total_frames is not a number")
     if info.episodes > _MAX_EPISODES:
         raise LeRobotError(f"{path} claims {info.episodes} episodes, more than {_MAX_EPISODES}")
-    if missing := sorted({"frame_index", "episode_index", "index"} - set(features)):
-        raise LeRobotError(f"{path} lists no features {missing}")
+    if missing := sorted({"frame_index", "episode_index", "index"} - set(info.numbers)):
+        raise LeRobotError(f"{path} lists no features {missing} of a type that is read")
     return info
 
 

@@ -175,8 +175,9 @@ def read(path: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
     path = pathlib.Path(path)
     left_out = _LeftOut(path)
     with guard.opened(path) as file:
-        for name in sorted(set(file) - {"data", "mask", OWN}):
-            left_out(name, "is nothing that robomimic or we know")
+        for name in guard.members(path, "", file, _MAX_MEMBERS):
+            if name not in ("data", "mask", OWN):
+                left_out(name, "is nothing that robomimic or we know")
         for name in _demos(path, file):
             demo = guard.group(path, file, f"data/{name}")
             if guard.number(path, demo, "num_samples", "iu") == 0:

@@ -232,6 +232,10 @@ def other_film(height, width, frames):
             r"has no columns \['more'\]",
         ),
         (edit_json(INFO, lambda i: i["features"].pop("index")), r"lists no features \['index'\]"),
+        (
+            edit_json(INFO, lambda i: i["features"]["index"].update(dtype="uint64")),
+            r"lists no features \['index'\] of a type that is read",
+        ),
         (lead_out(DATA), r"file-000\.parquet is a link elsewhere; links are never followed"),
         (lead_out(EPISODES), r"file-000\.parquet is a link elsewhere"),
         (lead_out(INFO), r"info\.json is a link elsewhere"),
