@@ -64,13 +64,13 @@ class Checkpoints:
         Raises:
             storage.DamagedError: names the damaged file.
         """
-        manifest = storage.verify(folder)
+        manifest, contents = storage.read_verified(folder, limit=storage.MAX_FILE)
         if manifest["iteration"] != int(folder.name):
             raise storage.DamagedError(
                 f"{folder / storage.MANIFEST} is of iteration {manifest['iteration']}"
             )
-        tensors = load_tensors((folder / _TENSORS).read_bytes())
-        return _unflatten(json.loads((folder / _VALUES).read_text()), tensors)
+        tensors = load_tensors(contents[_TENSORS])
+        return _unflatten(json.loads(contents[_VALUES]), tensors)
 
     def newest(self) -> tuple[pathlib.Path, dict[str, Any], list[str]]:
         """Return (folder, state, messages about newer ones that are damaged and were passed over).

@@ -34,6 +34,7 @@ from penspin_style.nets.act import ACT, build
 from penspin_style.nets.policy import load_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
+from penspin_style.terminal import one_line
 from real.finetune import Parser, Result, policy_folder, publish, split
 from real.windows import Windows, load
 
@@ -272,13 +273,15 @@ def load_act(path: pathlib.Path) -> ACTPolicy:
         ValueError: there is none, or it is damaged.
     """
     folder = path / "policy" if (path / "policy").is_dir() else path
-    storage.verify(folder)
-    card = PolicyCard.from_json((folder / "card.json").read_text())
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if missing := {"card.json", "policy.safetensors"} - set(contents):
+        raise ValueError(f"{path} holds no policy: {sorted(missing)} missing")
+    card = PolicyCard.from_json(contents["card.json"].decode())
     if card.network.get("kind") != "act":
         raise ValueError(f"{path} is a policy of the kind {card.network.get('kind')!r}, no ACT")
     try:
         network = build(card)
-        network.load_state_dict(load_tensors((folder / "policy.safetensors").read_bytes()))
+        network.load_state_dict(load_tensors(contents["policy.safetensors"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
     return ACTPolicy(network, card)
@@ -356,7 +359,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"train_act.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA
     except (ValueError, OSError) as error:
-        print(f"train_act.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

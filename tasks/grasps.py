@@ -85,8 +85,8 @@ def load_one(folder: pathlib.Path) -> Tensor:
             f"there is no cache of grasps {folder} (there: {', '.join(there) or 'none'}); make it "
             f"with scripts/gen_grasp.sh GPU {folder.name.removeprefix('s')}"
         )
-    storage.verify(folder)
-    found = load_tensors((folder / "grasps.safetensors").read_bytes()).get("grasps")
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    found = load_tensors(contents["grasps.safetensors"]).get("grasps")
     if found is None or found.dim() != 2 or found.shape[1] != SIZE or not len(found):
         raise ValueError(f"{folder}: a cache holds `grasps` (n, {SIZE})")
     if not torch.isfinite(found).all():

@@ -156,11 +156,11 @@ def load_encoder(folder: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: a file is missing or damaged, or the weights are not of a `NatureCNN`.
     """
-    storage.verify(folder)
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
     try:
-        state = load_tensors((folder / _WEIGHTS).read_bytes())
-        card = json.loads((folder / _CARD).read_text())
-    except (OSError, ValueError, SafetensorError) as error:
+        state = load_tensors(contents[_WEIGHTS])
+        card = storage.parse_json(contents[_CARD])
+    except (KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no encoder: {error}") from error
     wanted = {f"convs.{i}.weight": conv.shape for i, conv in enumerate(LAYERS)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -177,11 +177,11 @@ def load_head(folder: pathlib.Path) -> nn.Linear:
     Raises:
         ValueError: the folder is damaged, or the encoder was published without such a layer.
     """
-    storage.verify(folder)
-    if not (folder / _HEAD).exists():
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if _HEAD not in contents:
         raise ValueError(f"{folder} was published without {_HEAD}")
     try:
-        state = load_tensors((folder / _HEAD).read_bytes())
+        state = load_tensors(contents[_HEAD])
         outputs, inputs = state["weight"].shape
         head = nn.Linear(inputs, outputs)
         head.load_state_dict(state)
