@@ -19,7 +19,7 @@ from real.allegro_kinematics import HOME, JOINTS, LOWER, UPPER, fingertips
 from real.allegro_topics import TOPICS, Topics, in_order
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
 
-_TURN = 0.01
+_TURN = 0.005
 """Seconds that a stop waits for a target that is being published."""
 
 
@@ -307,12 +307,18 @@ class AllegroRos:
     def _on_state(self, message: Any) -> None:
         """Note a state; runs in one of rospy's threads."""
         now, age = self.received.hear(message)
+        topics, trusts = self.config.topics, self.config.trust_stamps
         try:
-            joints = in_order(message.name, message.position, self.config.topics.names)
+            joints = in_order(message.name, message.position, topics.names)
+            if trusts and -age > self.config.stale * self.control_dt:
+                raise RobotError(
+                    f"this state is stamped {-age:.3f} s in the future: set the two computers' "
+                    "clocks, or trust_stamps=False"
+                )
         except RobotError as error:
-            self._fault = f"{self.config.topics.state}: {error}"
+            self._fault = f"{topics.state}: {error}"
         else:
-            self._state = _State(joints, now - age if self.config.trust_stamps else now, now)
+            self._state = _State(joints, now - max(0.0, age) if trusts else now, now)
             self._fault = ""
         with self._heard:
             self._heard.notify_all()

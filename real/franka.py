@@ -4,9 +4,6 @@ Targets are the tool centre point in the arm's base frame, gripper pointing down
 gripper is open, 0 to 1, as in the cards of `panda_lift_cube`. The arm plans its way to each new
 target with its own limits on velocity, acceleration and jerk, and stays there until the next one.
 
-The gripper takes one order at a time, and each takes a while. A thread follows the newest target:
-it opens to a width, and closes with a force, so that what is between the fingers is held.
-
 Stopped, an arm brakes and keeps its place: a limp one would fall. It does not let go what it holds.
 
 `franky` is imported by `connect`, not before. pip install 'penspin_style[franka]'
@@ -24,12 +21,11 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
 from real import external
+from real.franka_gripper import OPEN, Gripper, errors_of
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
 
 ARM = tuple(f"joint{i}" for i in range(1, 8))
-OPEN = 0.08
-"""m between the fingers at an opening of 1."""
-_TURN = 0.01
+_TURN = 0.005
 """Seconds that a stop waits for a call of franky that is under way."""
 DOWN = (1.0, 0.0, 0.0, 0.0)
 """Quaternion x, y, z, w of a hand that points to the floor, its fingers closing along y."""
@@ -104,7 +100,7 @@ class FrankaRobot:
         self._state = threading.Lock()  # of what is noted here: never held across a call
         self._franky: Any = None
         self._arm: Any = None
-        self._gripper: _Gripper | None = None
+        self._gripper: Gripper | None = None
         self._target: np.ndarray | None = None
         self._stopped = ""
 
@@ -137,7 +133,10 @@ class FrankaRobot:
             )
         try:
             with self._told("connect to the hand"):
-                self._gripper = _Gripper(franky, self.config)
+                cfg = self.config
+                self._gripper = Gripper(
+                    franky, cfg.host, cfg.grip_speed, cfg.grip_force, cfg.grip_step
+                )
             self.sensors.start()
         except RobotError:
             self._hang_up()
@@ -166,19 +165,18 @@ class FrankaRobot:
                 the workspace there.
         """
         goal = self._start_pose(start or {})
-        with self._turn:
-            arm, gripper = self._connected()
-            with self._state:
-                self._stopped, self._target = "", None
-            with self._told("go to its start"):
-                if arm.has_errors and not arm.recover_from_errors():
-                    raise RobotError("the arm does not recover from its errors; see its Desk")
-                self._brake(arm)
-                motion = self._franky.JointMotion(
-                    goal, relative_dynamics_factor=self.config.start_dynamics
-                )
-                self._check_running()
-                arm.move(motion, asynchronous=True)
+        arm, gripper = self._connected()
+        with self._state:
+            self._stopped, self._target = "", None
+        with self._turn, self._told("go to its start"):
+            if arm.has_errors and not arm.recover_from_errors():
+                raise RobotError("the arm does not recover from its errors; see its Desk")
+            self._brake(arm)
+            motion = self._franky.JointMotion(
+                goal, relative_dynamics_factor=self.config.start_dynamics
+            )
+            self._check_running()
+            arm.move(motion, asynchronous=True)
         self._arrive(arm, gripper)
         with self._turn, self._told("be read"):
             place = self._tool()[0]
@@ -266,7 +264,7 @@ class FrankaRobot:
         if self._stopped:
             raise StoppedError(self._stopped)
 
-    def _follow(self, target: np.ndarray, gripper: "_Gripper") -> None:
+    def _follow(self, target: np.ndarray, gripper: Gripper) -> None:
         """Note a target that the arm has been sent; brake again if a stop came before it."""
         with self._state:
             if not self._stopped:
@@ -286,7 +284,7 @@ class FrankaRobot:
         if self._ease(arm):
             return
         arm.stop()
-        with contextlib.suppress(*_errors(self._franky)):  # that it was interrupted
+        with contextlib.suppress(*errors_of(self._franky)):  # that it was interrupted
             arm.join_motion(1.0)
         if arm.is_in_control:
             raise RobotError(f"the arm at {self.config.host} still moves")
@@ -299,11 +297,11 @@ class FrankaRobot:
             if not arm.is_in_control:
                 return True
             arm.move(self._franky.CartesianStopMotion(), asynchronous=True)
-        except _errors(self._franky):  # another kind of motion runs, or it has failed
+        except errors_of(self._franky):  # another kind of motion runs, or it has failed
             return False
         finally:
             self._turn.release()
-        with contextlib.suppress(*_errors(self._franky)):
+        with contextlib.suppress(*errors_of(self._franky)):
             return bool(arm.join_motion(1.0))
         return False
 
@@ -334,7 +332,7 @@ class FrankaRobot:
             raise RobotError(f"the arm starts from 7 finite joint angles, got {goal.tolist()}")
         return goal
 
-    def _arrive(self, arm: Any, gripper: "_Gripper") -> None:
+    def _arrive(self, arm: Any, gripper: Gripper) -> None:
         until = time.monotonic() + self.config.patience
         with self._told("go to its start"):
             while not self._stopped and not arm.join_motion(0.05):
@@ -352,7 +350,7 @@ class FrankaRobot:
             self.stop()  # it may have come before the arm was sent on its way
             self._check_running()
 
-    def _connected(self) -> "tuple[Any, _Gripper]":
+    def _connected(self) -> tuple[Any, Gripper]:
         arm, gripper = self._arm, self._gripper
         if arm is None or gripper is None:
             raise RobotError("the arm is not connected: call connect() first")
@@ -363,75 +361,8 @@ class FrankaRobot:
         """Say in our words what franky could not do."""
         try:
             yield
-        except _errors(self._franky) as error:
+        except errors_of(self._franky) as error:
             raise RobotError(f"the arm at {self.config.host} cannot {what}: {error}") from error
-
-
-class _Gripper:
-    """The hand: a thread reads it and follows the newest goal.
-
-    goal: opening 0 to 1; None to let it be.
-    """
-
-    def __init__(self, franky: Any, config: FrankaConfig) -> None:
-        """Connect and read once."""
-        self._config, self._errors = config, _errors(franky)
-        self._hand = franky.Gripper(config.host)
-        self.goal: float | None = None
-        self._width, self._read_at = float(self._hand.width), time.monotonic()
-        self._ordered = self._width / OPEN
-        self._order: Any = None
-        self._fault = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="franka-hand", daemon=True)
-        self._thread.start()
-
-    def opening(self) -> float:
-        """Return how far it is open, 0 to about 1.
-
-        Raises:
-            RobotError: it has stopped answering.
-        """
-        age = time.monotonic() - self._read_at
-        if self._fault or age > 1.0:
-            raise RobotError(f"the hand has not answered for {age:.2f} s {self._fault}".strip())
-        return self._width / OPEN
-
-    def close(self) -> None:
-        """End the thread."""
-        self._over.set()
-        self._thread.join(timeout=2.0)
-
-    def _follow(self) -> None:
-        while not self._over.wait(0.01):
-            try:
-                self._width, self._read_at = float(self._hand.width), time.monotonic()
-                self._give_order()
-                self._fault = ""
-            except self._errors as error:
-                self._fault = f"({error})"
-
-    def _give_order(self) -> None:
-        if self._order is not None:
-            if not self._order.wait(0.0):
-                return
-            order, self._order = self._order, None
-            try:
-                order.get()  # False where the fingers met something: they hold it
-            except self._errors:
-                self._ordered = self._width / OPEN  # not done, to be given again
-        goal, config = self.goal, self._config
-        if goal is None or abs(goal - self._ordered) < config.grip_step:
-            return
-        width = OPEN * goal
-        if goal < self._ordered:
-            anything = {"epsilon_inner": OPEN, "epsilon_outer": OPEN}
-            self._order = self._hand.grasp_async(
-                width, config.grip_speed, config.grip_force, **anything
-            )
-        else:
-            self._order = self._hand.move_async(width, config.grip_speed)
-        self._ordered = goal
 
 
 def load_franky() -> Any:
@@ -446,13 +377,3 @@ def load_franky() -> Any:
         raise RobotError(
             f"the Franka driver needs franky-control ({error}): pip install 'penspin_style[franka]'"
         ) from error
-
-
-def _errors(franky: Any) -> tuple[type[Exception], ...]:
-    """Return what franky raises; its errors have no common class."""
-    return (
-        franky.Exception,
-        franky.GripperException,
-        franky.InvalidMotionTypeException,
-        franky.MotionReuseException,
-    )

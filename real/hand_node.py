@@ -214,7 +214,7 @@ class HandNode:
         if now - self._heard_at > PAUSE:
             self.latest = ros.Tally()
         self._heard_at = now
-        self.latest.add(message.header.seq, now, age)
+        self.latest.add(message.header.seq, now, max(0.0, age))
         target = np.array(message.position, float)
         if target.shape != (len(JOINTS),) or not np.isfinite(target).all():
             self.refused += 1

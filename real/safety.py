@@ -118,23 +118,22 @@ class SafeRobot:
         """
         if self.stopping:
             self.stop()
-        with self._turn:
-            with self._state:
-                self.reason, asked = _RESETTING, self._asked
-            cause = None
-            try:
+        asked = self._asked
+        try:
+            with self._turn:
+                with self._state:
+                    self._check_asked(asked)
+                    self.reason = _RESETTING
                 self.robot.reset(start)
                 target = self.robot.target
                 with self._state:
-                    if self._asked == asked:
-                        self._begin(target)
-                        return
-            except RobotError as error:
-                if self._asked == asked:
-                    raise
-                cause = error
-        self.stop()  # it may have been before the robot moved last
-        raise self._stopped_error() from cause
+                    self._check_asked(asked)
+                    self._begin(target)
+        except (RobotError, _UnsafeError) as error:
+            if self._asked == asked:
+                raise
+            self.stop()  # the last may have come before the robot moved last
+            raise self._stopped_error() from error
 
     def observe(self) -> Observation:
         """Return what the robot measured, after comparing it with what was sent."""
@@ -198,6 +197,11 @@ class SafeRobot:
     def _confirm(self, asked: int) -> None:
         with self._state:
             self._confirmed = max(self._confirmed, asked)
+
+    def _check_asked(self, before: int) -> None:
+        """Check that nobody has asked for a stop since."""
+        if self._asked != before:
+            raise _UnsafeError(self.reason)
 
     def _stopped_error(self) -> StoppedError:
         return StoppedError(f"the robot is stopped: {self.reason}; reset() it")

@@ -27,8 +27,6 @@ __all__ = ["Fleet", "Measured", "SimRobot", "TwinConfig", "load_twin", "twin_nam
 
 _LONGEST = 5.0
 """Seconds that the world catches up at most, after nobody has asked for it."""
-_TURN = 0.01
-"""Seconds that a stop waits for the world; whoever has it then lets the motors go limp."""
 
 
 class SimRobot:
@@ -97,11 +95,11 @@ class SimRobot:
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Begin an episode: place robot and objects; see `Fleet.reset` for what start may hold."""
+        stops = self._stops
         with self._lock:
             if not self._connected:
                 raise RobotError("the twin is not connected; call connect() first")
             self._advance()
-            stops = self._stops
             self.fleet.reset(start)
             self._begun = time.monotonic() - self.fleet.time
             self._ready, self._limp = True, False
@@ -131,12 +129,13 @@ class SimRobot:
             rows = check_target(target, self.channels)[None]
             self._advance()
             self._check_running()
-            if self.config.realtime:
-                self.fleet.send(rows)
-            else:
-                self.fleet.command(rows)
-            if self._stopped:  # meanwhile: what was sent is forgotten, or in fast time ends here
+            before = self.fleet.target
+            self.fleet.send(rows)
+            if not (self.config.realtime or self._stopped):
+                self.fleet.advance(self.fleet.substeps)
+            if self._stopped:  # meanwhile: what was sent is forgotten
                 self._let_go()
+                self.fleet.target = before
                 self._check_running()
             return self.fleet.target[0].copy()
 
@@ -154,7 +153,7 @@ class SimRobot:
             self._stops += 1
             if not self._stopped:
                 self._stopped, self._halt_at = True, time.monotonic()
-        if self._lock.acquire(timeout=_TURN):
+        if self._lock.acquire(blocking=False):  # whoever has it lets the motors go limp
             try:
                 self._advance()
             finally:

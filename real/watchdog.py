@@ -4,6 +4,7 @@ The thread itself only keeps the time. Each call of the robot is made in a threa
 that one that hangs delays none that follows.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -61,6 +62,7 @@ class Watchdog:
         self.events: list[tuple[float, str]] = []
         """(seconds, what) in order: `hold` or `stop` when the robot has confirmed it; `hold
         failed`, `stop failed`, and `stop hangs` for one that does not return."""
+        self._explains: _Explains | None = robot if isinstance(robot, _Explains) else None
         self._fed: float | None = None
         self._held = self._stopping = self._stopped = self._closed = False
         self._since = self._again = 0.0  # when the robot was to stop, and when to say so again
@@ -68,6 +70,7 @@ class Watchdog:
         self._alarm = 0  # which stop that is; a call of an earlier one says nothing of this one
         self._under_way: Counter[str] = Counter()  # calls that have not returned
         self._error: Exception | None = None
+        self._crier: threading.Thread | None = None
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -102,7 +105,7 @@ class Watchdog:
         """Expect no action until the next `feed`. A robot that may still move is stopped first."""
         with self._wake:
             self._fed = None
-            if isinstance(self.robot, _Explains) and self.robot.stopping:
+            if self._explains is not None and self._explains.stopping:
                 self._begin_stop()
             self._wake.notify_all()
 
@@ -218,9 +221,8 @@ class Watchdog:
             self._wake.notify_all()
 
     def _stop(self) -> None:
-        robot: object = self.robot
-        if isinstance(robot, _Explains):
-            robot.stop(f"no fresh action for {self.stop_after:g} s")
+        if self._explains is not None:
+            self._explains.stop(f"no fresh action for {self.stop_after:g} s")
         else:
             self.robot.stop()
 
@@ -247,4 +249,10 @@ class Watchdog:
     def _note_failure(self, what: str, error: Exception) -> None:
         self.events.append((time.monotonic(), what))
         self._error = error
-        _LOG.critical("watchdog: %s: %s", what, error)
+        if self._crier is not None and self._crier.is_alive():
+            return
+        # in a thread too: a terminal may be held, and a log's disk may hang
+        said = ("watchdog: %s: %s", what, error)
+        self._crier = threading.Thread(target=_LOG.critical, args=said, name="crier", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread to be had; it is raised all the same
+            self._crier.start()

@@ -193,9 +193,11 @@ def check_hanging(robot, hangs: Hangs, call: str, step) -> None:
     robot.reset()
     robot.command(robot.target)
     step()
+    began_at = robot.observe().measured
     middle = np.array([0.5 * (c.low + c.high) for c in robot.channels])
     scale = np.array([c.scale for c in robot.channels])
-    wanted = robot.target + 0.9 * scale * np.sign(middle - robot.target)
+    before_hang = robot.target
+    wanted = before_hang + 0.9 * scale * np.sign(middle - before_hang)
     calls = {
         "observe": robot.observe,
         "command": lambda: robot.command(wanted),
@@ -230,10 +232,11 @@ def check_hanging(robot, hangs: Hangs, call: str, step) -> None:
     assert all(isinstance(error, RobotError) for error in refused)
     assert call == "observe" or refused, "a stopped robot said nothing"
     assert robot.stop not in [what for what, _ in said]
-    time.sleep(0.3)  # until it rests
-    place = robot.observe().measured
     with pytest.raises(StoppedError):
         robot.command(wanted)
-    step()
+    for _ in range(3):
+        step()
     time.sleep(0.1)
-    np.testing.assert_allclose(robot.observe().measured, place, atol=0.05 * scale.min())
+    if call == "command":  # had it been followed, most channels would have gone most of the way
+        way = (robot.observe().measured - began_at) / (wanted - before_hang)
+        assert np.median(way) < 0.5, way

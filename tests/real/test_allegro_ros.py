@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from robot_contract import Hang, check_robot
-from ros_fake import Graph
+from ros_fake import Graph, Message, Publisher, Subscriber
 
 from penspin_style.features import Feature
 from real import allegro_ros, ros
@@ -205,6 +205,40 @@ def test_a_hand_that_is_not_heard_from_keeps_its_targets_and_that_is_said(hand):
     with pytest.raises(RobotError, match=r"3 stops were not confirmed .*emergency stop"):
         driver.disconnect()
     driver.disconnect()  # the connection is closed all the same
+
+
+@pytest.mark.parametrize(
+    ("ahead", "trusts", "complaint"),
+    [(3600.0, True, r"stamped 3[56]\d\d\.\d+ s in the future: .*clocks"), (3600.0, False, None)],
+)
+def test_a_hand_whose_clock_is_ahead_is_refused_where_its_stamps_count(
+    monkeypatch, ahead, trusts, complaint
+):
+    graph, over = Graph(monkeypatch), threading.Event()
+    topics = TOPICS["penspin"]
+    states = Publisher(graph, topics.state, Message)
+    ear = Subscriber(graph, topics.command, Message, lambda message: None)
+
+    def publish():
+        while not over.wait(0.01):
+            message = Message()
+            message.header.stamp.to_sec = lambda: time.time() + ahead
+            message.position = list(HOME)
+            states.publish(message)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    driver = AllegroRos(AllegroConfig(trust_stamps=trusts, stale=40.0))
+    if complaint is None:
+        driver.connect()
+        assert 0 <= time.monotonic() - driver.observe().stamp < 1.0
+        driver.disconnect()
+    else:
+        with pytest.raises(RobotError, match=complaint):
+            driver.connect()
+    over.set()
+    thread.join()
+    ear.unregister()
 
 
 def test_a_hand_that_does_not_go_limp_at_once_is_told_again(hand):

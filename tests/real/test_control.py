@@ -1,7 +1,9 @@
 """However a session ends, its robot is stopped first, and nothing interrupts that."""
 
 import os
+import pathlib
 import signal
+import sys
 import threading
 import time
 
@@ -11,6 +13,9 @@ from real.control import Opened, connected
 from real.robot import RobotError
 from real.rollout import Closed, Judge, Loop
 from tests.real.cart import Carts, Script
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
+import attack_driver
 
 
 class Slow(Carts):
@@ -92,3 +97,12 @@ def test_a_control_loop_that_fails_stops_its_robot_before_anything_else(error):
         finally:
             told += carts.told[-1:]
     assert told == ["stop"] and safe.reason == "its control loop failed"
+
+
+def test_hold_and_stop_are_in_time_while_a_call_of_the_driver_hangs(monkeypatch):
+    # the limits are 0.1 s and 0.5 s; a machine that is busy with other tests wakes threads late
+    monkeypatch.setattr(attack_driver, "LIMITS", {"hold": 0.3, "stop": 0.7, "followed": 0})
+    found = attack_driver.measure(attack_driver.CALLS, 1, 0.8)
+    assert found["within"], found
+    for row in found["calls"].values():
+        assert row["hold"]["max"] >= 0.07 and row["stop"]["max"] >= 0.47  # and not before

@@ -18,7 +18,7 @@ import pytest
 from robot_contract import Hang, check_robot
 
 from penspin_style.features import Feature, PolicyCard
-from real import franka
+from real import franka, franka_gripper
 from real.external import External, named
 from real.franka import FrankaConfig, FrankaRobot
 from real.robot import RobotError, StoppedError, check_channels
@@ -358,9 +358,10 @@ def test_the_stand_in_has_no_name_that_the_record_lacks():
 
 
 def test_the_driver_asks_franky_for_no_name_that_the_record_lacks():
-    tree = ast.parse(pathlib.Path(franka.__file__).read_text())
+    trees = [ast.parse(pathlib.Path(m.__file__).read_text()) for m in (franka, franka_gripper)]
     asked = {
         node.attr
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("franky", "self._franky")
     }
