@@ -169,8 +169,9 @@ class AllegroRos:
                 not arrive.
         """
         goal = self._start_pose(start or {})
+        self._connected()
+        self._stopped, self._target = "", None
         begin = np.clip(self._fresh().joints, self._low, self._high)
-        self._stopped = ""
         duration = np.abs(goal - begin).max() / self.config.start_speed
         steps = max(1, int(np.ceil(duration / self.control_dt)))
         for share in np.linspace(0.0, 1.0, steps + 1)[1:]:
@@ -377,13 +378,17 @@ class AllegroRos:
                 f"{publishers} nodes publish {topics.state}; one hand has one: end the others, or "
                 "give each hand a namespace"
             )
-        while not link.command.get_num_connections():
-            if time.monotonic() > until:
-                raise RobotError(
-                    f"nobody listens to {topics.command} within {self.config.patience:g} s: the "
-                    "hand's node takes its targets from another topic"
-                )
-            time.sleep(0.01)
+        wanted = {topics.command: link.command}
+        if link.words is not None:
+            wanted[topics.words] = link.words  # a stop needs it
+        for topic, end in wanted.items():
+            while not end.get_num_connections():
+                if time.monotonic() > until:
+                    raise RobotError(
+                        f"nobody listens to {topic} within {self.config.patience:g} s: the hand's "
+                        "node takes its targets, or its words, from another topic"
+                    )
+                time.sleep(0.01)
 
     def _arrive(self, goal: np.ndarray) -> None:
         until = time.monotonic() + self.config.patience

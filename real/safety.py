@@ -13,7 +13,7 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
 from real.guard import Guard, Limits
-from real.robot import Observation, Robot, RobotError, StoppedError
+from real.robot import Observation, Robot, StoppedError
 from real.watchdog import Watchdog
 
 __all__ = ["Guard", "Limits", "SafeRobot", "Watchdog"]
@@ -129,7 +129,7 @@ class SafeRobot:
                 with self._state:
                     self._check_asked(asked)
                     self._begin(target)
-        except (RobotError, _UnsafeError) as error:
+        except Exception as error:
             if self._asked == asked:
                 raise
             self.stop()  # the last may have come before the robot moved last
@@ -259,7 +259,7 @@ class SafeRobot:
         """Hand a target to the driver; return what it says that it sent, if that can be."""
         try:
             said = self.robot.command(safe)
-        except RobotError as error:
+        except Exception as error:
             if self.reason:  # and the target may have gone out all the same
                 raise _UnsafeError(self.reason) from error
             raise
@@ -297,8 +297,10 @@ class SafeRobot:
         is_new = seen.stamp != self._stamp and np.isfinite(seen.stamp)
         if is_new:
             self._stamp, self._new_at = seen.stamp, now
-        away = np.abs(seen.measured - self.guard.last) - self.limits.tolerance
-        if (away > 0).any() or not np.isfinite(seen.measured).all():
+        is_whole = np.shape(seen.measured) == self.guard.last.shape
+        measured = seen.measured if is_whole else np.full_like(self.guard.last, np.nan)
+        away = np.abs(measured - self.guard.last) - self.limits.tolerance
+        if not (away <= 0).all():  # also where it is not a number
             far = int(np.argmax(away))
             name, most = self.channels[far].name, self.limits.tolerance[far]
             self._why_astray = f"{name} has been more than {most:g} from its target"

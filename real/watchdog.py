@@ -22,7 +22,7 @@ take as long to brake."""
 _HANGING = 4
 """Stops that may hang at one time; while so many do, no further one is begun."""
 _SETTLE = 1.0
-"""Seconds that `close` gives a call of the robot to return."""
+"""Seconds that `close` gives a stop to return."""
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ class Watchdog:
         self._alarm = 0  # which stop that is; a call of an earlier one says nothing of this one
         self._under_way: Counter[str] = Counter()  # calls that have not returned
         self._error: Exception | None = None
-        self._crier: threading.Thread | None = None
+        self._reporter: threading.Thread | None = None
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -120,7 +120,7 @@ class Watchdog:
             self._wake.notify_all()
         self._thread.join()
         with self._wake:
-            self._wake.wait_for(lambda: not self._under_way.total(), _SETTLE)
+            self._wake.wait_for(lambda: not self._under_way["stop"], _SETTLE)
             self._raise()
 
     def _raise(self) -> None:
@@ -201,7 +201,8 @@ class Watchdog:
         with self._wake:
             self._under_way[what] += 1
             alarm = self._alarm
-        thread = threading.Thread(target=self._act, args=(what, alarm), name=what, daemon=True)
+        name = f"watchdog-{what}"
+        thread = threading.Thread(target=self._act, args=(what, alarm), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # this computer has no more threads to give
@@ -249,10 +250,12 @@ class Watchdog:
     def _note_failure(self, what: str, error: Exception) -> None:
         self.events.append((time.monotonic(), what))
         self._error = error
-        if self._crier is not None and self._crier.is_alive():
+        if self._reporter is not None and self._reporter.is_alive():
             return
         # in a thread too: a terminal may be held, and a log's disk may hang
         said = ("watchdog: %s: %s", what, error)
-        self._crier = threading.Thread(target=_LOG.critical, args=said, name="crier", daemon=True)
+        self._reporter = threading.Thread(
+            target=_LOG.critical, args=said, name="watchdog-log", daemon=True
+        )
         with contextlib.suppress(RuntimeError):  # no thread to be had; it is raised all the same
-            self._crier.start()
+            self._reporter.start()

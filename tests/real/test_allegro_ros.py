@@ -192,6 +192,13 @@ def test_a_stop_that_nobody_hears_is_not_confirmed_and_is_sent_again(hand):
     driver.disconnect()
 
 
+def test_a_hand_that_would_not_hear_the_word_to_go_limp_is_refused(hand):
+    driver, _, graph = hand("allegro_hand_ros", patience=0.3)
+    graph.ears.pop(TOPICS["allegro_hand_ros"].words)
+    with pytest.raises(RobotError, match=r"nobody listens to .*/lib_cmd within 0\.3 s"):
+        driver.connect()
+
+
 def test_a_hand_that_is_not_heard_from_keeps_its_targets_and_that_is_said(hand):
     driver, _, graph = hand(stale=2.0)
     driver.connect()

@@ -434,6 +434,16 @@ def test_no_time_stamp_switches_the_comparison_with_the_measured_joints_off(stam
     assert fake.now <= 0.3 + 0.8 + 1e-9 and fake.log[-1] == "stop"
 
 
+def test_measurements_of_another_shape_are_not_compared_but_stop_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.observe = lambda: Observation({}, fake.now, np.zeros((2, 1)))
+    with pytest.raises(StoppedError, match="more than"):
+        for _ in range(20):
+            robot.observe()
+            robot.command(np.zeros(2))
+    assert fake.now == pytest.approx(0.8)
+
+
 def test_measurements_that_are_repeated_for_too_long_stop_the_robot():
     robot, fake = safe(tolerance=0.25, patience=0.36)
     frozen = []
