@@ -17,7 +17,7 @@ from penspin_style.features import Feature
 from real.robot import RobotError
 
 _WAIT = 0.02
-"""Seconds that an observation waits for values that are newer than the last."""
+"""Seconds that an observation waits for a newer value while the last is young enough."""
 _FIRST = 5.0
 """Seconds that a sensor has to give its first value."""
 
@@ -32,7 +32,7 @@ class External:
     """Returns the newest value. Called once per observation, always from the same thread, which is
     not the one that observes."""
     max_age: float = 0.2
-    """Seconds after which a value is too old to be used."""
+    """Seconds after which a value is too old to be used, and that it may take to give a new one."""
 
 
 def named(own: Iterable[Feature], sensors: Iterable[External]) -> dict[str, Feature]:
@@ -72,7 +72,10 @@ class Readers:
             raise
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return the newest values by name, as copies; wait at most a moment for any of them.
+        """Return the newest values by name, as copies.
+
+        A moment is waited for values that are newer than the last, and where that is too old, as
+        after a pause, up to `max_age`.
 
         Raises:
             RobotError: a value is too old, of another shape than was said, or not finite; or its
@@ -100,6 +103,7 @@ class _Reader:
         self.sensor = sensor
         self._changed = threading.Condition()
         self._is_asked = self._is_over = False
+        self._asked_at = 0.0
         self._value: np.ndarray | None = None
         self._came = time.monotonic()
         self._error: Exception | None = None
@@ -109,15 +113,17 @@ class _Reader:
     def ask(self) -> None:
         """Have the sensor read, unless that is under way."""
         with self._changed:
-            self._is_asked = True
+            if not self._is_asked:
+                self._is_asked, self._asked_at = True, time.monotonic()
             self._changed.notify_all()
 
     def answer(self, until: float) -> np.ndarray:
         """Return its newest value, waiting until a time, s, monotonic; see `Readers.read`."""
         name, limit = self.sensor.feature.name, self.sensor.max_age
         with self._changed:
-            left = max(0.0, until - time.monotonic())
-            self._changed.wait_for(lambda: not self._is_asked, left)
+            self._wait(until)
+            if self._value is not None and time.monotonic() - self._came > limit:
+                self._wait(self._asked_at + limit)
             error, value, age = self._error, self._value, time.monotonic() - self._came
         if isinstance(error, RobotError):
             raise error
@@ -131,6 +137,10 @@ class _Reader:
                 "s (External.max_age)"
             )
         return value.copy()
+
+    def _wait(self, until: float) -> None:
+        left = max(0.0, until - time.monotonic())
+        self._changed.wait_for(lambda: not self._is_asked, left)
 
     def close(self) -> None:
         """End the thread as soon as it comes back."""

@@ -50,6 +50,7 @@ class Hanging(SimRobot):
     def __init__(self, config: TwinConfig) -> None:
         super().__init__(config)
         self.hangs = dict.fromkeys(CALLS, 0.0)
+        self.back = 0.0  # when the last one that hung returns, s, monotonic
         self.held: list[float] = []
         self.stopped: list[float] = []
         self.sensors = Readers([External(MARK, self._read)])
@@ -99,6 +100,7 @@ class Hanging(SimRobot):
     def _hang(self, call: str) -> None:
         seconds, self.hangs[call] = self.hangs[call], 0.0
         if seconds:
+            self.back = time.monotonic() + seconds
             time.sleep(seconds)
 
 
@@ -108,9 +110,11 @@ def strike(
     """Control the robot for some steps, let a call hang; return what came of it."""
     scale = np.array([channel.scale for channel in robot.channels])
     safe.reset()
-    pace, before, fed = Pace(robot.control_dt), robot.target, 0.0
+    pace, before = Pace(robot.control_dt), robot.target
     step = followed = 0
     del robot.held[:], robot.stopped[:]
+    dog.feed()  # the first action has as long as every other
+    fed = time.monotonic()
     try:
         while True:
             step += 1
@@ -124,12 +128,11 @@ def strike(
             fed = time.monotonic()
             pace.wait()
     except RobotError:  # stopped, or the sensor has given nothing new for too long
-        back = time.monotonic()
-    while not robot.stopped and time.monotonic() < back + seconds:
+        pass
+    until = time.monotonic() + seconds
+    while time.monotonic() < robot.back or (not robot.stopped and time.monotonic() < until):
         time.sleep(0.001)
     dog.rest()
-    if call == "sensor":
-        time.sleep(max(0.0, seconds - (time.monotonic() - fed)))
     followed += not np.array_equal(robot.target, before)
     never = float("inf")
     return {

@@ -98,6 +98,19 @@ def test_a_sensor_that_is_slower_than_an_observation_gives_its_last_value(reader
     assert np.median(took) < 0.05 and len({*seen}) > 1
 
 
+def test_after_a_pause_a_slow_sensor_has_time_for_a_new_value(readers, camera):
+    camera.delay = 0.08
+    last = readers.read()["box_pos"][0]
+    time.sleep(0.3)  # as the way to the start takes
+    assert readers.read()["box_pos"][0] > last
+    camera.go_on.clear()
+    time.sleep(0.3)
+    began = time.monotonic()
+    with pytest.raises(RobotError, match="hangs"):
+        readers.read()
+    assert time.monotonic() - began < 0.15 + 0.1
+
+
 def test_a_sensor_that_fails_is_named_with_its_reason_and_may_come_back(readers, camera):
     camera.fault = OSError("no such device")
     with pytest.raises(RobotError, match="'box_pos' failed: OSError"):
