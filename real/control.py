@@ -11,6 +11,8 @@ import json
 import pathlib
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
+LEAVING = 10.0
+"""Seconds that a robot may take to stop and disconnect."""
 _SECONDS = 20.0
 
 
@@ -106,6 +110,9 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     """Yield the robot behind its limits and, where time passes by itself, its watchdog.
 
     However the block is left, also by SIGTERM, the robot is disconnected, which leaves it safe.
+
+    Raises:
+        RobotError: it cannot be connected; or, in the end, it is not confirmed that it has stopped.
     """
     from real.rollout import watch
     from real.safety import SafeRobot
@@ -113,11 +120,46 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminating())
         safe = SafeRobot(opened.robot)
-        stack.callback(safe.disconnect)
+        stack.callback(_leave_safe, safe)
         safe.connect()
         gc.collect()
         gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
         yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
+
+
+def _leave_safe(robot: "SafeRobot") -> None:
+    """Disconnect a robot, in a thread of its own: further signals do not interrupt that.
+
+    Raises:
+        RobotError: it does not stop, or takes too long to.
+    """
+    failed: list[Exception] = []
+    done = threading.Event()
+
+    def leave() -> None:
+        try:
+            robot.disconnect()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=leave, name="disconnect", daemon=True).start()
+    interrupted: BaseException | None = None
+    until = time.monotonic() + LEAVING
+    while True:
+        try:
+            while not done.is_set() and time.monotonic() < until:
+                done.wait(0.1)
+            break
+        except (KeyboardInterrupt, SystemExit) as signalled:
+            interrupted = signalled
+    if not done.is_set():
+        raise RobotError(
+            f"the robot has not disconnected within {LEAVING:g} s, it may still move: use its "
+            "emergency stop"
+        )
+    if error := failed[0] if failed else interrupted:
+        raise error
 
 
 @contextlib.contextmanager

@@ -231,6 +231,9 @@ class Loop:
                     break
         except StoppedError:
             stopped = self.robot.reason
+        except BaseException:
+            self.robot.stop("its control loop failed")  # before anything else, as a disk, may hang
+            raise
         finally:
             if self.watchdog is not None:
                 self.watchdog.rest()
