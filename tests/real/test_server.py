@@ -28,6 +28,7 @@ from penspin_style.features import PolicyCard
 from real.client import PolicyClient, Refused, Unreachable
 from real.server import PolicyServer, ServeError, ServerLimits
 from real.wire import pack
+from scripts.attack_server import Plan, attack
 from scripts.fuzz_server import fuzz
 
 
@@ -676,6 +677,17 @@ def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
             PolicyClient(process.url, KEY)
         with pytest.raises(Unreachable):
             PolicyClient(process.url.replace("wss", "ws"), KEY)
+
+
+@pytest.mark.parametrize("kind", ["batch", "pings"])
+def test_an_attack_costs_a_good_client_no_answer(kind):
+    figures = attack(kind, Plan(ONNX, seconds=1.0, turn=1.0))
+    assert figures["requests"] > 10
+    assert figures["lost"] == figures["wrong"] == figures["exit_code_of_the_server"] == 0
+    assert figures["connections"] == 1
+    assert figures["rss_growth_mb"] < 50
+    assert sum(figures["did"].values()) > 0
+    assert figures["during"]["p99"] < 500  # not a figure, that takes a minute of each
 
 
 def test_no_mutated_frame_crashes_or_stalls_it_or_touches_another_client():
