@@ -371,21 +371,33 @@ def forever(data, after=b"", pause=0.0, ask=True):
         else:
             time.sleep(0.1)
         sock.sendall(after)
-        while True:
-            sock.sendall(data)
-            time.sleep(pause)
+        reading = threading.Thread(target=swallow, args=(sock,))
+        reading.start()
+        try:
+            while True:
+                sock.sendall(data)
+                if pause:
+                    time.sleep(pause)
+        finally:
+            reading.join()
 
     return behave
 
 
+def swallow(sock):
+    with contextlib.suppress(OSError):
+        while sock.recv(65536):
+            pass
+
+
 PING, REPLY = frame_of(b"", 0x89), frame_of(pack({"actions": np.float32([[0.5, 0.5]])}))
 FLOODS = {
-    "pings": forever(frame_of(b"x" * 100, 0x89) * 100, ask=False),
-    "pings after the request": forever(PING * 1000),
+    "pings": forever(frame_of(b"x" * 100, 0x89) * 5000, ask=False),
+    "pings after the request": forever(PING * 200_000),
     "slow pings": forever(PING, pause=0.005),
-    "replies": forever(REPLY * 50, ask=False),
-    "empty messages": forever(frame_of(b"") * 1000),
-    "fragments": forever(frame_of(b"x" * 1000, 0x00) * 50, after=frame_of(b"x", 0x02)),
+    "replies": forever(REPLY * 5000, ask=False),
+    "empty messages": forever(frame_of(b"") * 200_000),
+    "fragments": forever(frame_of(b"x", 0x00) * 100_000, after=frame_of(b"x", 0x02)),
     "a byte at a time": forever(b"x", after=b"\x82\x7f" + (2**22).to_bytes(8, "big"), pause=0.02),
     "one endless message": forever(bytes(4096), after=b"\x82\x7f" + (2**23).to_bytes(8, "big")),
     "a frame too large": forever(bytes(4096), after=b"\x82\x7f" + (2**40).to_bytes(8, "big")),
@@ -404,6 +416,54 @@ def test_no_flood_of_a_server_holds_a_call_or_the_client_longer_than_its_timeout
         began = time.monotonic()
         client.close()
         assert time.monotonic() - began < 3.0
+
+
+FLOODING = """
+import socket, sys, time
+from websockets.utils import accept_key
+
+accepted, data = map(bytes.fromhex, sys.stdin.read().split())
+with socket.create_server(("127.0.0.1", 0)) as listening:
+    print(listening.getsockname()[1], flush=True)
+    while True:
+        taken, _ = listening.accept()
+        try:
+            key = taken.recv(4096).decode().split("Sec-WebSocket-Key: ")[1].split("\\r\\n")[0]
+            taken.sendall(accepted.replace(b"%s", accept_key(key).encode()))
+            time.sleep(0.1)
+            while True:
+                taken.sendall(data * 1000)
+        except OSError:
+            taken.close()
+"""
+
+
+@pytest.mark.parametrize("data", [REPLY, frame_of(b"", 0x8A)], ids=["replies", "pongs"])
+def test_a_server_that_sends_faster_than_the_client_reads_holds_no_call(data):
+    """The server is a process of its own, as in this one it would wait for the client's thread."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FLOODING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        welcome = ACCEPTED + frame_of(pack(hello(Echo())))
+        process.stdin.write(f"{welcome.hex()} {data.hex()}")
+        process.stdin.close()
+        url = f"ws://127.0.0.1:{process.stdout.readline().strip()}"
+        client = PolicyClient(url, timeout=0.2, wait=5.0)
+        for pause in (0.11, 0.0, 0.11, 0.2):
+            time.sleep(pause)
+            began = time.monotonic()
+            with pytest.raises((Timeout, Unreachable, PolicyError)):
+                client.infer(asking())
+            assert time.monotonic() - began < 0.5
+        client.close()
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
 
 
 @pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x03\x40\x00"])
