@@ -64,7 +64,10 @@ def _add_serve(verbs: Any) -> None:
     serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
     serve.add_argument("--max-connections", type=_count, default=64, metavar="N")
     serve.add_argument(
-        "--max-frame", type=_count, default=8, metavar="MIB", help="largest request; default 8"
+        "--max-frame",
+        type=_count,
+        metavar="MIB",
+        help="largest request; default what the policy's observation needs, 64 KiB at least",
     )
     serve.add_argument(
         "--memory", type=_count, default=1024, metavar="MIB", help="of the process; default 1024"

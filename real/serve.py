@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         key, tls = _key(args), _tls(args)
         limits = ServerLimits(
-            max_frame=int(args.max_frame * MIB), max_connections=args.max_connections
+            max_frame=None if args.max_frame is None else args.max_frame * MIB,
+            max_connections=args.max_connections,
         )
         policy = Bundle.load(args.policy)
         server = PolicyServer(
