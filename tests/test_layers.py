@@ -13,9 +13,10 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage"}  # may be used anywhere
+# may be used anywhere
+FLOOR = {"penspin_style", "features", "config", "rotation", "storage", "plain_yaml", "tensors"}
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
 TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
 ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
@@ -30,6 +31,8 @@ LAYERS: dict[str, set[str]] = {
     "config": set(),
     "rotation": set(),
     "storage": set(),
+    "plain_yaml": {"storage"},
+    "tensors": {"storage"},
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
@@ -44,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "deploy.onnx_scan": set(),
     "deploy.bundle": {"features", "deploy.onnx_scan"},
     "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan"},
-    "checkpoint": {"penspin_style", "storage"},
+    "checkpoint": {"penspin_style", "storage", "tensors"},
     "metrics": {"penspin_style", "storage"},
     "evaluate": ENV,
     "compose": ENV,
@@ -100,6 +103,8 @@ WITHOUT = {
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
+    "plain_yaml": {"torch", "mujoco"},
+    "tensors": {"mujoco"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
