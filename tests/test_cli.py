@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
         file.write(b"x")
     (path / "no_task" / "config.yaml").write_text("num_envs: 3\n")
     (path / "no_yaml" / "config.yaml").write_text("a: [\n")
-    for name in ("unfinished", "wrecked"):
+    for name in ("unfinished", "wrecked", "no_task", "no_yaml"):
         shutil.rmtree(path / name / "policy")
     for values in (path / "wrecked" / "checkpoints").glob("*/state.json"):
         values.unlink()
