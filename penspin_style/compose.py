@@ -143,7 +143,7 @@ def check_registered(name: object) -> None:
         UsageError: it is neither one of ours nor an installed package's.
     """
     modules = {entry.module for entry in installed_tasks().values()}
-    if name not in modules and name not in task_names():
+    if not isinstance(name, str) or (name not in modules and name not in task_names()):
         remedy = nearest(str(name), task_names())
         if isinstance(name, str) and "." in name:
             remedy = (

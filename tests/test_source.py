@@ -1,6 +1,7 @@
 """Where a policy's environment comes from, and what a file of somebody else's cannot do."""
 
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from penspin_style import storage
+from penspin_style.checkpoint import Checkpoints
 from penspin_style.compose import UsageError, compose_train
 from penspin_style.deploy.bundle import CARD_KEY
 from penspin_style.deploy.export import export
@@ -57,11 +59,16 @@ def edited(folder, **files):
     return folder
 
 
-def onnx_of(folder, path, **changes):
-    """Export a policy, and change what its card says."""
-    policy, card = load_policy(folder)
-    export(policy, card, path, samples=1)
-    model = onnx.load(path)
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "policy.onnx"
+    export(*load_policy(run / "policy"), path, samples=1)
+    return path
+
+
+def onnx_of(exported, path, **changes):
+    """Copy an ONNX file, and change what its card says."""
+    model = onnx.load(exported)
     (entry,) = (p for p in model.metadata_props if p.key == CARD_KEY)
     entry.value = json.dumps(json.loads(entry.value) | changes)
     onnx.save(model, path)
@@ -114,8 +121,8 @@ def test_a_policy_without_a_configuration_has_its_cards_rate_or_is_refused(copie
     assert (found.cfg.control_dt, found.task.actions[0].scale) == (0.1, 0.0625)
 
 
-def test_a_copied_onnx_has_its_cards_rate_or_is_refused(run, tmp_path):
-    path = onnx_of(run / "policy", tmp_path / "policy.onnx")
+def test_a_copied_onnx_has_its_cards_rate_or_is_refused(run, exported, tmp_path):
+    path = onnx_of(exported, tmp_path / "policy.onnx")
     assert open_source(path, ["task.move_scale=0.0625"]).env(1, 0).cfg.control_dt == 0.1
     with pytest.raises(UsageError, match=r"scale 0\.0625, the environment 0\.025"):
         open_source(path, []).env(1, 0)
@@ -124,9 +131,9 @@ def test_a_copied_onnx_has_its_cards_rate_or_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["eval", "play", "record"])
-def test_every_verb_refuses_another_world_by_name(run, tmp_path, verb, capsys, monkeypatch):
+def test_every_verb_refuses_another_world_by_name(exported, tmp_path, verb, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = onnx_of(run / "policy", tmp_path / "policy.onnx")
+    path = onnx_of(exported, tmp_path / "policy.onnx")
     more = {"eval": "--episodes 1", "play": "--video x.mp4", "record": "rows"}[verb]
     got = call(f"{verb} {path} {more} task.control_dt=0.05")
     check_refusal(
@@ -192,18 +199,18 @@ def test_a_configuration_cannot_have_a_module_imported(run, copied, payload, cap
     assert not trace.exists() and name not in sys.modules
 
 
-def test_a_card_cannot_have_a_module_imported(run, tmp_path, payload, capsys):
+def test_a_card_cannot_have_a_module_imported(exported, tmp_path, payload, capsys):
     name, trace = payload
-    path = onnx_of(run / "policy", tmp_path / "policy.onnx", task=name)
+    path = onnx_of(exported, tmp_path / "policy.onnx", task=name)
     check_refusal(call(f"eval {path}"), *capsys.readouterr(), 2, "which is not registered")
-    path = onnx_of(run / "policy", tmp_path / "policy.onnx", task="idlelib.idle")
+    path = onnx_of(exported, tmp_path / "policy.onnx", task="idlelib.idle")
     check_refusal(call(f"eval {path}"), *capsys.readouterr(), 2, "say task=idlelib.idle yourself")
     assert not trace.exists() and not {name, "idlelib.idle"} & {*sys.modules}
 
 
-def test_a_module_that_the_user_names_is_imported(run, tmp_path, payload):
+def test_a_module_that_the_user_names_is_imported(exported, tmp_path, payload):
     name, trace = payload
-    path = onnx_of(run / "policy", tmp_path / "policy.onnx", task=name)
+    path = onnx_of(exported, tmp_path / "policy.onnx", task=name)
     with pytest.raises(UsageError, match=r"the configuration is of the task tests\.env\.toy"):
         open_source(path, [f"task={name}"])
     assert trace.read_text() == name  # it was imported; that its task is another's is found then
@@ -245,6 +252,38 @@ def test_what_hydra_would_compose_from_elsewhere_is_not(run, copied, tmp_path):
     more = f"defaults: [{{task: {tmp_path}/x}}]\nhydra: {{searchpath: [file://{tmp_path}]}}\n"
     edited(copied, config_yaml=(more + text).encode())
     check_world(open_source(copied, []))
+
+
+@pytest.mark.parametrize("name", ["card.json", "config.yaml", "policy.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_policy_folder_with_a_file_without_end_is_refused(copied, name, kind, capsys):
+    (copied / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(copied / name)
+    else:
+        (copied / name).symlink_to("/dev/zero")
+    check_refusal(call(f"eval {copied}"), *capsys.readouterr(), 3, f"{name} is unreadable")
+
+
+def test_an_unfinished_run_of_a_student_opens_nothing_that_its_configuration_names(
+    tmp_path, one_thread
+):
+    words = [*WORDS, "task=panda_lift_cube_vision", f"out={tmp_path}", "checkpoint_every=1"]
+    words = [w for w in words if not w.startswith("task.")]
+    teacher, encoder = SHIPPED / "panda_lift_cube", SHIPPED / "nature_cnn_cifar10"
+    words += [f"algo.teacher={teacher}", f"algo.encoder={encoder}", "task.episode_length=3"]
+    trained = Run(*compose_train(words))
+    assert trained.fit(quiet=True) == 0
+    wanted = load((trained.folder / "policy" / "policy.safetensors").read_bytes())
+    shutil.rmtree(trained.folder / "policy")
+    config = trained.folder / "config.yaml"
+    text = config.read_text().replace(str(teacher), "/dev/zero").replace(str(encoder), "/dev/zero")
+    config.write_text(text)
+    _, state, _ = Checkpoints(trained.folder / "checkpoints").newest()
+    source = open_source(trained.folder, [])
+    env = source.env(1, 0)
+    assert source.act(env.reset()).shape == (1, 4)
+    assert state["algo"]["policy"].keys() == wanted.keys()
 
 
 # Weights.
