@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from penspin_style import data_verbs
+from penspin_style.terminal import one_line
 
 _ENTRY_POINTS = "penspin_style.verbs"
 
@@ -209,7 +210,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args)
     except (ValueError, OSError) as error:
-        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"penspin: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -65,17 +65,17 @@ class Checkpoints:
         Raises:
             storage.DamagedError: names the damaged file.
         """
-        manifest = storage.verify(folder)
+        manifest, contents = storage.read_verified(folder, limit=storage.MAX_FILE)
         if manifest["iteration"] != int(folder.name):
             raise storage.DamagedError(
                 f"{folder / storage.MANIFEST} is of iteration {manifest['iteration']}"
             )
-        tensors = read_tensors((folder / _TENSORS).read_bytes(), folder / _TENSORS)
+        tensors = read_tensors(contents[_TENSORS], folder / _TENSORS)
         check_finite(
             {k: v for k, v in tensors.items() if k.startswith(_LEARNED)}, folder / _TENSORS
         )
         try:
-            return _unflatten(json.loads((folder / _VALUES).read_text()), tensors)
+            return _unflatten(json.loads(contents[_VALUES]), tensors)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise storage.DamagedError(
                 f"{folder / _VALUES} is not a checkpoint's: {error!r}"

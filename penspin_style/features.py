@@ -7,9 +7,11 @@ the checkpoint and inside the exported ONNX, so no constant is spelled twice.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from penspin_style import storage
 
 CARD_FORMAT = 1
 
@@ -148,13 +150,15 @@ class PolicyCard:
         """Read a card.
 
         Raises:
-            ValueError: not JSON (NaN and infinity are not), another format, a field missing or
-                unknown.
+            ValueError: not JSON (NaN, infinity and a key that is there twice are not), another
+                format, a field missing or unknown, a text that a terminal would act on.
         """
         try:
-            raw = json.loads(text, parse_constant=_refuse)
-        except (json.JSONDecodeError, RecursionError) as error:
+            raw = storage.parse_json(text)
+        except ValueError as error:
             raise ValueError(f"policy card is not JSON: {error}") from error
+        if odd := next((t for t in _texts(raw) if not t.isprintable()), None):
+            raise ValueError(f"policy card has a text that is not printable: {odd[:80]!r}")
         if not isinstance(raw, dict) or raw.get("format") != CARD_FORMAT:
             got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"policy card has format {got!r}, this version reads {CARD_FORMAT}")
@@ -209,5 +213,11 @@ def _same(a: str | float, b: str | float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"policy card is not JSON: it holds {constant}")
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        yield from (text for item in value for text in _texts(item))
+    if isinstance(value, dict):
+        yield from (text for item in value.values() for text in _texts(item))

@@ -35,8 +35,6 @@ from penspin_style.nets.policy import CONFIG, load_policy_and_config
 from penspin_style.plain_yaml import MAX_BYTES
 from penspin_style.run import resolve_device, versions
 
-_MAX_BYTES = 2**31  # of a file in a policy folder
-
 
 class Source:
     """A policy from anywhere, and the environment that it was trained for."""
@@ -168,7 +166,7 @@ def _words_beside(folder: pathlib.Path, card: PolicyCard) -> list[str]:
     """Return the overrides that an ONNX file of this card was trained with, as far as known."""
     policy = folder / "policy"
     if (policy / CONFIG).exists():
-        _, files = storage.read_verified(policy, limit=_MAX_BYTES)
+        _, files = storage.read_verified(policy, limit=storage.MAX_WEIGHTS)
         saved = saved_words(policy / CONFIG, files[CONFIG].decode())
     elif (folder / CONFIG).exists():
         saved = saved_words(folder / CONFIG)

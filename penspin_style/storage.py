@@ -8,6 +8,7 @@ no reader looks at and the next writer removes.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -15,15 +16,23 @@ import pathlib
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 MANIFEST = "manifest.json"
 MAX_FILE = 2**36
 """Bytes that a file of a published folder may have; more, as a sparse file has, is not read."""
+MAX_WEIGHTS = 2**31
+"""Bytes that a file of a network may have, to be read at all."""
 _MAX_MANIFEST = 2**24  # bytes
+_MAX_DEPTH = 64  # of JSON
+_PIECE = 2**24  # bytes that are read at a time
 _STAGE = ".stage-"
 _OWN_SUM = "manifest_sha256"
+
+
+class NotAFileError(OSError):
+    """A path leads to a pipe, a device, a folder: to no regular file."""
 
 
 class DamagedError(ValueError):
@@ -70,18 +79,18 @@ def make_folder(folder: pathlib.Path) -> None:
         flush_folder(folder.parent)
 
 
-def open_file(path: pathlib.Path) -> BinaryIO:
+def open_file(path: pathlib.Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading; never wait for another process.
 
     A pipe would block until somebody writes to it, and a device may have no end.
 
     Raises:
-        OSError: it is missing, no regular file, or unreadable.
+        OSError: it is missing, unreadable, or no regular file (`NotAFileError`).
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise NotAFileError(f"{path} is not a regular file")
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)
@@ -94,13 +103,15 @@ def read_file(path: pathlib.Path, limit: int) -> bytes:
     Raises:
         OSError: as `open_file`; or the file is larger.
     """
+    content = bytearray()
     with open_file(path) as file:
         # the size first: a sparse file would fill the memory before its end is seen
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else b""
-    if max(size, len(content)) > limit:
-        raise OSError(f"{path} is larger than {limit} bytes")
-    return content
+        while max(size, len(content)) <= limit:
+            if not (part := file.read(_PIECE)):
+                return bytes(content)
+            content += part
+    raise OSError(f"{path} is larger than {limit} bytes")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -110,28 +121,39 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: not JSON, a key is there twice, NaN or an infinity, or nested too deeply.
     """
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_float=_finite,
             parse_constant=_finite,
         )
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep") from error
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """Return what a list or an object holds; nothing for a number or a text."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"holds the key {name!r} twice")
+            raise ValueError(f"it holds the key {name!r} twice")
         found[name] = value
     return found
 
 
 def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
-        raise ValueError(f"holds {number:.40}, which is no finite number")
+        raise ValueError(f"it holds {number:.40}, which is no finite number")
     return value
 
 

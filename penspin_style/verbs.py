@@ -33,6 +33,7 @@ from penspin_style.run import (
     Run,
 )
 from penspin_style.source import Source, open_source
+from penspin_style.terminal import one_line
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             message = "not enough memory; a smaller num_envs or algo.hidden needs less"
         elif isinstance(error, RuntimeError):
             raise
-    print(f"penspin: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"penspin: {one_line(message)}", file=sys.stderr)
     return code
 
 

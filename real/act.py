@@ -33,6 +33,7 @@ from penspin_style.nets.act import ACT, build
 from penspin_style.nets.policy import load_policy, read_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
+from penspin_style.terminal import one_line
 from real.finetune import Parser, Result, policy_folder, publish, split
 from real.windows import Windows, load
 
@@ -354,10 +355,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"train_act.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA
     except storage.DamagedError as error:
-        print(f"train_act.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
     except (ValueError, OSError) as error:
-        print(f"train_act.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

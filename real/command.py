@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from penspin_style.terminal import one_line
 from real import arguments
 
 
@@ -41,7 +42,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         try:
             return run(args)
         except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
-            print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"penspin: {one_line(error)}", file=sys.stderr)
             return 2 if isinstance(error, MismatchError) else 3
 
     return running

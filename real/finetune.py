@@ -38,6 +38,7 @@ from penspin_style.nets.policy import load_policy, read_policy, save_policy
 from penspin_style.plain_yaml import parse_mapping
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
 from penspin_style.source import config_of
+from penspin_style.terminal import one_line
 from real.windows import Trajectories, Windows, join, load
 
 _KINDS = {"student": "pictures", "temporal": "temporal"}
@@ -441,10 +442,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"finetune_ppo.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA
     except storage.DamagedError as error:
-        print(f"finetune_ppo.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
     except (ValueError, OSError) as error:
-        print(f"finetune_ppo.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

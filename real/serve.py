@@ -12,15 +12,13 @@ import resource
 import signal
 import ssl
 import sys
-import threading
 from collections.abc import Iterator
 
 from penspin_style.deploy.bundle import Bundle, BundleError
+from penspin_style.terminal import one_line
 from real.server import PolicyServer, ServeError, ServerLimits
 
 MIB = 2**20
-OPEN_SECONDS = 5.0
-OPEN_MEMORY = 512 * MIB
 _MAX_KEY = 4096
 
 
@@ -32,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
         limits = ServerLimits(
             max_frame=int(args.max_frame * MIB), max_connections=args.max_connections
         )
-        with opening(args.policy):
-            policy = Bundle.load(args.policy)
+        policy = Bundle.load(args.policy)
         server = PolicyServer(
             policy,
             host=args.host,
@@ -46,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         with memory_limit(args.memory * MIB):
             asyncio.run(_serve(server, as_json=args.json))
     except (BundleError, ServeError) as error:
-        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"penspin: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -71,33 +68,6 @@ async def _serve(server: PolicyServer, *, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await server.serve(listening)
-
-
-@contextlib.contextmanager
-def opening(path: str, seconds: float = OPEN_SECONDS, memory: int = OPEN_MEMORY) -> Iterator[None]:
-    """Bound what a file may take while it is opened and tried.
-
-    memory: bytes of this process; onnxruntime raises where it gets no more. Time is another
-    matter, nothing interrupts a computation: the process ends, with one line and exit code 2.
-    """
-
-    def give_up() -> None:
-        print(
-            f"penspin: {path}: opening and trying it takes longer than {seconds:g} s, which no "
-            "policy of ours does; it is not served",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        with memory_limit(memory):
-            yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from penspin_style.tensors import read_tensors
 from tasks.robots import allegro
 
 _FILE = "grasps.safetensors"
-_MAX_BYTES = 2**30  # of a file
 SHIPPED = pathlib.Path(__file__).with_name("assets") / "grasps"
 SIZE = 23
 
@@ -87,8 +86,8 @@ def load_one(folder: pathlib.Path) -> Tensor:
             f"there is no cache of grasps {folder} (there: {', '.join(there) or 'none'}); make it "
             f"with scripts/gen_grasp.sh GPU {folder.name.removeprefix('s')}"
         )
-    _, files = storage.read_verified(folder, limit=_MAX_BYTES)
-    found = read_tensors(files.get(_FILE, b""), folder / _FILE).get("grasps")
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    found = read_tensors(contents.get(_FILE, b""), folder / _FILE).get("grasps")
     if found is None or found.dim() != 2 or found.shape[1] != SIZE or not len(found):
         raise ValueError(f"{folder}: a cache holds `grasps` (n, {SIZE})")
     if not torch.isfinite(found).all():

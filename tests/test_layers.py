@@ -14,12 +14,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # may be used anywhere
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage", "plain_yaml", "tensors"}
+_FILES = {"storage", "terminal", "plain_yaml", "tensors"}
+FLOOR = {"penspin_style", "features", "config", "rotation"} | _FILES
 ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
 TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
-ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
+# needs no torch
+ROBOT = {"features", "rotation", "terminal", "data", "data.episode", "deploy.bundle"}
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
 EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
@@ -27,26 +29,28 @@ EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.epi
 # room -> rooms that it may import, itself aside
 LAYERS: dict[str, set[str]] = {
     "penspin_style": set(),
-    "features": set(),
+    "features": {"storage"},
     "config": set(),
     "rotation": set(),
     "storage": set(),
     "plain_yaml": {"storage"},
     "tensors": {"storage"},
+    "terminal": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
     "nets": NETS,
     "algo": LEARN | {"checkpoint", "data"},
     "data.layout": {"features"},
-    "data.guard": {"data.layout"},
+    "data.guard": {"storage", "data.layout"},
     "data.stage": {"storage"},
     "data.recorder": {"features", "storage", "data.layout", "data.stage"},
-    "data.episode": {"features", "data.layout", "data.guard", "data.recorder"},
-    "data": {"features", "storage", *EPISODE},
+    "data.episode": {"features", "storage", "data.layout", "data.guard", "data.recorder"},
+    "data": {"features", "storage", "terminal", *EPISODE},
     "deploy.onnx_scan": set(),
-    "deploy.bundle": {"features", "deploy.onnx_scan"},
-    "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan"},
+    "deploy.session": {"features", "deploy.onnx_scan"},
+    "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
+    "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan", "deploy.session"},
     "checkpoint": {"penspin_style", "storage", "tensors"},
     "metrics": {"penspin_style", "storage"},
     "evaluate": ENV,
@@ -70,7 +74,7 @@ LAYERS: dict[str, set[str]] = {
         "deploy.bundle",
         "deploy.onnx_scan",
     },
-    "data_verbs": {"features", "compose", "data", *EPISODE, "deploy.bundle"},
+    "data_verbs": {"features", "storage", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
     "__main__": TOP | {"verbs", "data_verbs"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
@@ -109,6 +113,7 @@ WITHOUT = {
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
     "deploy.onnx_scan": {"torch", "onnx"},
+    "deploy.session": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
     **{name: {"torch", "mujoco"} for name in EPISODE},
     "tasks": {"torchrl", "warp", "mujoco_warp"},
     "real": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},

@@ -243,6 +243,7 @@ def test_a_file_is_read_up_to_its_limit_and_a_sparse_one_costs_nothing(tmp_path)
     (tmp_path / "whole").write_bytes(b"x" * 100)
     (tmp_path / "link").symlink_to("whole")
     assert storage.read_file(tmp_path / "link", 100) == b"x" * 100
+    assert storage.read_file(tmp_path / "link", 2**60) == b"x" * 100  # a limit costs no memory
     with pytest.raises(OSError, match="whole is larger than 99 bytes"):
         storage.read_file(tmp_path / "whole", 99)
     (tmp_path / "sparse").touch()
@@ -290,7 +291,9 @@ def test_a_manifest_nested_without_end_is_damaged(target):
         ("[1, NaN]", "holds NaN"),
         ("[-Infinity]", "holds -Infinity"),
         ("[1e999]", "holds 1e999"),
-        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested more than 64 deep"),
+        ("[" * 65 + "]" * 65, "nested more than 64 deep"),
+        ('{"a":' * 64 + "{}" + "}" * 64, "nested more than 64 deep"),
         ("[1" + "0" * 5000 + "]", "digits"),
         ("{", "Expecting"),
         (b"\xff", "decode"),
@@ -299,4 +302,5 @@ def test_a_manifest_nested_without_end_is_damaged(target):
 def test_json_that_two_readers_could_read_in_two_ways_is_refused(text, fault):
     with pytest.raises(ValueError, match=fault):
         storage.parse_json(text)
+    assert storage.parse_json("[" * 64 + "]" * 64)
     assert storage.parse_json('{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}

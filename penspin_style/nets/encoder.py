@@ -23,7 +23,6 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Of the same; what is left is divided by it. Padding comes after: it is the mean colour."""
 
-_MAX_BYTES = 2**28  # of a file
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -156,11 +155,11 @@ def load_encoder(folder: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: a file is missing or damaged, or the weights are not of a `NatureCNN`.
     """
-    _, files = storage.read_verified(folder, limit=_MAX_BYTES)
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
     try:
-        state = read_tensors(files[_WEIGHTS], folder / _WEIGHTS)
-        card = json.loads(files[_CARD])
-    except (KeyError, ValueError, RecursionError) as error:
+        state = read_tensors(contents[_WEIGHTS], folder / _WEIGHTS)
+        card = storage.parse_json(contents[_CARD])
+    except (KeyError, ValueError) as error:
         raise storage.DamagedError(f"{folder} holds no encoder: {error}") from error
     wanted = {f"convs.{i}.weight": conv.shape for i, conv in enumerate(LAYERS)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -176,11 +175,11 @@ def load_head(folder: pathlib.Path) -> nn.Linear:
     Raises:
         ValueError: the folder is damaged, or the encoder was published without such a layer.
     """
-    _, files = storage.read_verified(folder, limit=_MAX_BYTES)
-    if _HEAD not in files:
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if _HEAD not in contents:
         raise ValueError(f"{folder} was published without {_HEAD}")
     try:
-        state = read_tensors(files[_HEAD], folder / _HEAD)
+        state = read_tensors(contents[_HEAD], folder / _HEAD)
         outputs, inputs = state["weight"].shape
         head = nn.Linear(inputs, outputs)
         head.load_state_dict(state)

@@ -91,7 +91,6 @@ class ValueFunction(nn.Module):
 _WEIGHTS, _CARD = "policy.safetensors", "card.json"
 CONFIG = "config.yaml"
 """The configuration that a policy was trained with, in its folder."""
-_MAX_BYTES = 2**31  # of a file
 
 
 def save_policy(
@@ -120,7 +119,7 @@ def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], st
         storage.DamagedError: a file is missing or altered, or a weight is not finite.
         ValueError: the card is none.
     """
-    _, files = storage.read_verified(folder, limit=_MAX_BYTES)
+    _, files = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
     if missing := {_WEIGHTS, _CARD} - {*files}:
         raise storage.DamagedError(f"{folder / min(missing)} is missing")
     try:

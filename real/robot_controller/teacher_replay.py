@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script, from wherever, also where nothing is installed
     sys.path.insert(0, str(ROOT))
 
+from penspin_style.terminal import one_line  # noqa: E402
 from real.arguments import add_arguments, natural, positive  # noqa: E402
 
 HAND = "allegro_ros"
@@ -97,7 +98,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _failed(code: int, message: str) -> int:
-    print(f"teacher_replay.py: {' '.join(message.split())}", file=sys.stderr)
+    print(f"teacher_replay.py: {one_line(message)}", file=sys.stderr)
     return code
 
 
