@@ -172,7 +172,7 @@ def episodes(folder: pathlib.Path | str) -> list[pathlib.Path]:
 
     Also what has such a name and is no file: to open it says so.
     """
-    named = (p for p in pathlib.Path(folder).iterdir() if p.suffix in SUFFIXES)
+    named = (p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES)
     found = [p for p in named if p.name[0] != "." and not p.is_dir()]
     return sorted(found, key=lambda path: natural(path.name))
 

@@ -183,6 +183,10 @@ def test_a_file_that_is_absent_or_a_folder_is_refused(tmp_path):
         Episode.open(tmp_path)
 
 
+def test_a_folder_that_is_not_there_holds_no_episodes(tmp_path):
+    assert episodes(tmp_path / "absent") == []
+
+
 def test_a_file_exchanged_after_it_was_opened_is_refused(tmp_path, path):
     episode = Episode.open(path)
     head = header(more=(Channel("measure/turns", (), "float32"),))
