@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=_positive, default=500)
     evaluate.add_argument("--seed", type=_natural, default=2_000_003)
     evaluate.add_argument(
-        "--blank", nargs="+", metavar="PICTURE", help="show it black instead, as front_rgb"
+        "--blank",
+        nargs="+",
+        type=_name,
+        metavar="PICTURE",
+        help="show it black instead, as front_rgb",
     )
     evaluate.add_argument("--plot", metavar="OUT.png", help="draw how long episodes last")
 
@@ -167,7 +171,7 @@ def _natural(text: str) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = _parser().parse_args(words)
+    args = _parse(words)
     try:
         if hasattr(args, "run"):
             return _run(args)
@@ -177,6 +181,28 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("penspin: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; overrides may stand before, between and after flags."""
+    parser = _parser()
+    args, left = parser.parse_known_args(words)
+    if hasattr(args, "overrides") and all(_is_override(word) for word in left):
+        args.overrides += left
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def _name(text: str) -> str:
+    """Read a name of several; an override after it would pass for another one."""
+    if _is_override(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE before this flag")
+    return text
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -7,14 +7,15 @@ import re
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penspin_style import __version__, storage
+from penspin_style.tensors import check_finite, read_tensors
 
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
+_LEARNED = "algo/"
 
 
 class NoCheckpointError(ValueError):
@@ -42,7 +43,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         values = _flatten(state, "", tensors)
         for name, tensor in tensors.items():
-            if name.startswith("algo/") and not torch.isfinite(tensor.double()).all():
+            if name.startswith(_LEARNED) and not torch.isfinite(tensor.double()).all():
                 raise ValueError(f"{name} is not finite")
         target = self.folder / f"{iteration:08d}"
         if target.exists():
@@ -69,8 +70,16 @@ class Checkpoints:
             raise storage.DamagedError(
                 f"{folder / storage.MANIFEST} is of iteration {manifest['iteration']}"
             )
-        tensors = load_tensors(contents[_TENSORS])
-        return _unflatten(json.loads(contents[_VALUES]), tensors)
+        tensors = read_tensors(contents[_TENSORS], folder / _TENSORS)
+        check_finite(
+            {k: v for k, v in tensors.items() if k.startswith(_LEARNED)}, folder / _TENSORS
+        )
+        try:
+            return _unflatten(json.loads(contents[_VALUES]), tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise storage.DamagedError(
+                f"{folder / _VALUES} is not a checkpoint's: {error!r}"
+            ) from error
 
     def newest(self) -> tuple[pathlib.Path, dict[str, Any], list[str]]:
         """Return (folder, state, messages about newer ones that are damaged and were passed over).

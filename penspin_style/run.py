@@ -5,7 +5,7 @@ outputs/<task>/<name>/
     git.txt git.diff versions.json
     metrics.csv      and tensorboard/ or other trackers
     checkpoints/     the last few and the best; see checkpoint.py
-    policy/          the best policy: weights, card with its score
+    policy/          the best policy: weights, card with its score, the configuration
     videos/          an evaluation episode as mp4 and as a strip
     faults/          bounded dumps of simulations that went wrong
 """
@@ -226,7 +226,7 @@ class Run:
         target = self.folder / "policy"
         if target.exists():
             storage.remove(target)
-        save_policy(self.algo.policy, self._card(result), target)
+        save_policy(self.algo.policy, self._card(result), target, self.resolved)
         low, high = result.interval
         own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
         progress.say(

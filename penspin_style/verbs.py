@@ -18,10 +18,12 @@ from penspin_style.compose import (
     find_task,
     nearest,
     task_names,
+    typed_tasks,
 )
 from penspin_style.evaluate import blinded, evaluate
 from penspin_style.metrics import print_json
 from penspin_style.nets.policy import load_policy
+from penspin_style.plain_yaml import parse_mapping
 from penspin_style.report import check_plotting, plot, print_evaluation
 from penspin_style.run import (
     EXIT_DATA,
@@ -89,7 +91,10 @@ def _tasks(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     cfg, task, resolved = compose_train(args.overrides)
     if args.print_config:
-        print(resolved, end="")
+        if args.json:
+            print_json(parse_mapping(resolved))
+        else:
+            print(resolved, end="")
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
@@ -109,7 +114,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _film_run(trained: Run) -> None:
-    source = open_source(trained.folder, [])
+    source = open_source(trained.folder, [], trusted=[trained.task_name])
     folder = trained.folder / "videos"
     folder.mkdir(exist_ok=True)
     views = folder / "views.png" if source.cfg.task.views() else None
@@ -255,12 +260,13 @@ def _export(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from penspin_style.data.rollouts import LABEL, RolloutWriter
 
-    source = open_source(pathlib.Path(args.policy), [])
-    words = list(args.overrides)
-    if not any(word.startswith("task=") for word in words):
-        words.insert(0, f"task={source.card.task}")
-    cfg, task, _ = compose_train(words)
-    source = Source(cfg, task, source.card, source.act)
+    words, path = list(args.overrides), pathlib.Path(args.policy)
+    named = typed_tasks(words)
+    source = open_source(path, [] if named else words, trusted=named)
+    cfg, task = source.cfg, source.task
+    if named:
+        cfg, task, _ = compose_train(words)
+        source = Source(cfg, task, source.card, source.act)
     env = source.env(args.num_envs, args.seed)
     facts = {"task": task.__module__.removeprefix("tasks."), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}

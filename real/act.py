@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from penspin_style import storage
@@ -31,7 +30,7 @@ from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.metrics import CSVLog
 from penspin_style.nets.act import ACT, build
-from penspin_style.nets.policy import load_policy
+from penspin_style.nets.policy import load_policy, read_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
 from penspin_style.terminal import one_line
@@ -273,15 +272,12 @@ def load_act(path: pathlib.Path) -> ACTPolicy:
         ValueError: there is none, or it is damaged.
     """
     folder = path / "policy" if (path / "policy").is_dir() else path
-    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
-    if missing := {"card.json", "policy.safetensors"} - set(contents):
-        raise ValueError(f"{path} holds no policy: {sorted(missing)} missing")
-    card = PolicyCard.from_json(contents["card.json"].decode())
+    card, weights, _ = read_policy(folder)
     if card.network.get("kind") != "act":
         raise ValueError(f"{path} is a policy of the kind {card.network.get('kind')!r}, no ACT")
     try:
         network = build(card)
-        network.load_state_dict(load_tensors(contents["policy.safetensors"]))
+        network.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
     return ACTPolicy(network, card)
@@ -357,6 +353,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return run(parser().parse_args(words))
     except DivergedError as error:
         print(f"train_act.sh: {error}; a smaller --lr helps", file=sys.stderr)
+        return EXIT_DATA
+    except storage.DamagedError as error:
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
     except (ValueError, OSError) as error:
         print(f"train_act.sh: {one_line(error)}", file=sys.stderr)

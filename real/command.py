@@ -26,22 +26,24 @@ def add_verbs(verbs: Any) -> None:
 def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Return a verb's function that says in one line what a robot, its link or a disk cannot do.
 
-    Exit code 3 for that, 2 where a package is missing; what the words cannot mean is the command
-    line's own business.
+    Exit code 3 for that, also where a file is damaged; 2 where the policy is for another robot, or
+    a package is missing; what the words cannot mean is the command line's own business.
     """
 
     def running(args: argparse.Namespace) -> int:
         try:
             from penspin_style.data.episode import EpisodeError, RecorderError
+            from penspin_style.storage import DamagedError
+            from real.match import MismatchError
             from real.robot import RobotError
         except ImportError as error:
             print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
             return 2
         try:
             return run(args)
-        except (RobotError, EpisodeError, RecorderError) as error:
+        except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
             print(f"penspin: {one_line(error)}", file=sys.stderr)
-            return 3
+            return 2 if isinstance(error, MismatchError) else 3
 
     return running
 

@@ -279,8 +279,7 @@ def show(found: Mapping[str, Any]) -> None:
 def rollout(args: argparse.Namespace) -> int:
     """Do what the words of `penspin rollout` say; return the exit code."""
     from penspin_style.data.episode import Recorder
-    from penspin_style.deploy.bundle import check_features
-    from real.robot import check_channels
+    from real.match import check_policy
     from real.rollout import Closed, Loop, header
 
     check_watched(is_asking=args.ask)
@@ -290,8 +289,7 @@ def rollout(args: argparse.Namespace) -> int:
         stack.callback(policy.close)
         opened = open_robot(args.robot, realtime=realtime, task=policy.card.task)
         judge = judge_of(args, opened)
-        check_channels(opened.robot, policy.card.actions)
-        check_features(policy.card, opened.robot.features)
+        check_policy(policy.card, opened.robot)
         safe, watchdog = stack.enter_context(connected(opened))
         head = header(
             safe,

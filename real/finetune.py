@@ -34,8 +34,10 @@ from penspin_style.algo.pupil import Pupil, make_pupil
 from penspin_style.config import AugmentConfig, DistillConfig, TemporalConfig
 from penspin_style.features import PolicyCard
 from penspin_style.metrics import CSVLog
-from penspin_style.nets.policy import load_policy, save_policy
+from penspin_style.nets.policy import load_policy, read_policy, save_policy
+from penspin_style.plain_yaml import parse_mapping
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
+from penspin_style.source import config_of
 from penspin_style.terminal import one_line
 from real.windows import Trajectories, Windows, join, load
 
@@ -345,13 +347,15 @@ def publish(
     Raises:
         OSError: it cannot be written; there is no policy then.
     """
-    config = next(
-        (f / "config.yaml" for f in (source, source.parent) if (f / "config.yaml").exists()), None
-    )
-    settings: Any = OmegaConf.load(config) if config else OmegaConf.create({"task_name": card.task})
-    settings[kind] = described
+    folder = policy_folder(source)
+    where, text = config_of(folder, read_policy(folder)[2])
+    try:
+        settings = parse_mapping(text) if text else {"task_name": card.task}
+    except ValueError as error:
+        raise ValueError(f"{where} is not a run's configuration: {error}") from error
+    config = OmegaConf.to_yaml(OmegaConf.create({**settings, kind: described}))
     files = list(data.sha256.items())
-    sums = storage.read_manifest(policy_folder(source))["sha256"]
+    sums = storage.read_manifest(folder)["sha256"]
     score = {
         f"{kind}_from": {
             "policy.safetensors": sums["policy.safetensors"],
@@ -374,9 +378,9 @@ def publish(
         weights_sha256="",
     )
     storage.make_folder(out)
-    storage.write_file(out / "config.yaml", OmegaConf.to_yaml(settings).encode())
+    storage.write_file(out / "config.yaml", config.encode())
     storage.write_file(out / "versions.json", json.dumps(versions(), indent=1).encode())
-    save_policy(result.policy, own, out / "policy")
+    save_policy(result.policy, own, out / "policy", config)
     return own
 
 
@@ -436,6 +440,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return run(parser().parse_args(words))
     except DivergedError as error:
         print(f"finetune_ppo.sh: {error}; a smaller --lr helps", file=sys.stderr)
+        return EXIT_DATA
+    except storage.DamagedError as error:
+        print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
     except (ValueError, OSError) as error:
         print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)

@@ -7,8 +7,9 @@
     robot.disconnect()                               # safe
 
 A driver says before it connects what it measures (`features`, without history) and what it takes
-(`channels`); `check_channels` and `Bundle.check_features` compare both with a policy's card before
-anything moves. History and delays are the `Observer`'s, limits the `SafeRobot`'s.
+(`channels`), and how often (`control_dt`); `real.match.check_policy` compares all of it with a
+policy's card before anything moves. History and delays are the `Observer`'s, limits the
+`SafeRobot`'s.
 
 **Threads.** One thread at a time calls `observe`, `command` and `reset` (`SafeRobot` sees to it).
 `hold`, `stop` and `disconnect` may come from any other thread, at any time, also while one of those
@@ -167,30 +168,6 @@ def stop_surely(stop: Callable[[], object], *, tries: int = 3, pause: float = 0.
                     "its emergency stop"
                 ) from error
             time.sleep(pause)
-
-
-class _Takes(Protocol):
-    @property
-    def channels(self) -> tuple[ActionChannel, ...]: ...
-
-
-def check_channels(robot: _Takes, wanted: Sequence[ActionChannel]) -> None:
-    """Check that a robot takes what a policy commands: same channels, same order, same units.
-
-    Raises:
-        RobotError: names every difference. A joint that is not the one meant moves the wrong way.
-    """
-    names, theirs = [c.name for c in wanted], [c.name for c in robot.channels]
-    if names != theirs:
-        raise RobotError(f"the policy commands {names}, the robot takes {theirs}, in this order")
-    faults = [
-        f"{mine.name}: the policy has {what} {a}, the robot {b}"
-        for mine, its in zip(wanted, robot.channels, strict=True)
-        for what, a, b in (("unit", mine.unit, its.unit), ("mode", mine.mode, its.mode))
-        if a != b
-    ]
-    if faults:
-        raise RobotError("; ".join(faults))
 
 
 def check_target(target: np.ndarray, channels: Sequence[ActionChannel]) -> np.ndarray:

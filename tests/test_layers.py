@@ -14,9 +14,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # may be used anywhere
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage", "terminal"}
+_FILES = {"storage", "terminal", "plain_yaml", "tensors"}
+FLOOR = {"penspin_style", "features", "config", "rotation"} | _FILES
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
 TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
 # needs no torch
@@ -40,6 +41,8 @@ LAYERS: dict[str, set[str]] = {
     "config": set(),
     "rotation": set(),
     "storage": set(),
+    "plain_yaml": {"storage"},
+    "tensors": {"storage"},
     "terminal": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
@@ -56,7 +59,7 @@ LAYERS: dict[str, set[str]] = {
     "deploy.session": {"features", "deploy.onnx_scan"},
     "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan", "deploy.session"},
-    "checkpoint": {"penspin_style", "storage"},
+    "checkpoint": {"penspin_style", "storage", "tensors"},
     "metrics": {"penspin_style", "storage"},
     "evaluate": ENV,
     "compose": ENV,
@@ -112,6 +115,8 @@ WITHOUT = {
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
+    "plain_yaml": {"torch", "mujoco"},
+    "tensors": {"mujoco"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},

@@ -19,8 +19,11 @@ about the world, the task says what it wishes: it never steps.
 """
 
 import importlib
+import importlib.util
+import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 import mujoco
@@ -31,6 +34,9 @@ from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim, check_rows
+
+ENTRY_POINTS = "penspin_style.tasks"
+"""Group of the entry points by which other packages register tasks."""
 
 
 @dataclass
@@ -280,19 +286,37 @@ class Task(ABC, Generic[C]):
         return torch.zeros(sim.num_envs, dtype=torch.long, device=sim.device)
 
 
+def installed_tasks() -> dict[str, EntryPoint]:
+    """Return the tasks that installed packages register as entry points, by name.
+
+    One is `reach = my_package.reach`: a module that binds `TASK`. None of them is imported.
+    """
+    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS))}
+
+
 def load_task(name: str) -> type[Task[Any]]:
-    """Return the task class of `tasks/NAME.py`, or of a dotted module of the user's own.
+    """Return the task class of `tasks/NAME.py`, of an entry point, or of a dotted module.
+
+    The module is imported, so that it runs: a name that comes from a file must have been compared
+    with the registered ones before; `compose.find_task` does.
 
     Raises:
-        ValueError: no such module, or it binds no Task to `TASK`.
+        ValueError: no such module, one that cannot be imported (names file and line), or one that
+            binds no Task to `TASK`.
     """
     path = name if "." in name else f"tasks.{name}"
+    if "." not in name and importlib.util.find_spec(path) is None and name in installed_tasks():
+        path = installed_tasks()[name].module
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
-            raise
-        raise ValueError(f"there is no task {name!r} (no module {path})") from error
+        if error.name and f"{path}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no task {name!r} (no module {path})") from error
+        raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
+    except Exception as error:
+        if path.startswith("tasks."):
+            raise  # a mistake of ours
+        raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
     found = getattr(module, "TASK", None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{path} binds no Task subclass to TASK")
@@ -322,3 +346,13 @@ def check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> No
             f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
             f"missing {missing}, unknown {unknown}"
         )
+
+
+def _where(error: Exception) -> str:
+    """Return what went wrong in somebody's module, with file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    file, line = frames[-1].filename, frames[-1].lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or file, error.lineno
+    return f"{type(error).__name__}: {error.args[0] if error.args else ''} ({file}:{line})"

@@ -21,7 +21,8 @@ from penspin_style.features import Feature, PolicyCard
 from real import franka, franka_gripper
 from real.external import External, named
 from real.franka import FrankaConfig, FrankaRobot
-from real.robot import RobotError, StoppedError, check_channels
+from real.match import check_commands
+from real.robot import RobotError, StoppedError
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECORD = json.loads(pathlib.Path(__file__).with_name("franky_api.json").read_text())
@@ -75,10 +76,10 @@ def test_the_driver_keeps_the_contract(franky):
 
 def test_the_channels_are_those_of_the_shipped_policy():
     card = ROOT / "outputs/pretrained/panda_lift_cube/policy/card.json"
-    actions = PolicyCard.from_json(card.read_text()).actions
+    policy = PolicyCard.from_json(card.read_text())
     robot = FrankaRobot(FrankaConfig("arm"))
-    check_channels(robot, actions)
-    assert robot.channels == actions
+    check_commands(policy, robot)
+    assert robot.channels == policy.actions
 
 
 def test_the_tool_goes_to_its_target_with_the_hand_pointing_down(arm):
