@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 MANIFEST = "manifest.json"
-_STAGE = ".stage-"
+STAGE = ".stage-"
+"""How names begin of what is not published."""
 _OWN_SUM = "manifest_sha256"
 
 
@@ -38,7 +39,7 @@ def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Pat
     if target.exists():
         raise FileExistsError(f"{target} exists already")
     make_folder(target.parent)
-    stage = target.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    stage = target.parent / f"{STAGE}{uuid.uuid4().hex}"
     stage.mkdir()
     try:
         yield stage
@@ -109,15 +110,30 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
 
 def remove(folder: pathlib.Path) -> None:
     """Unpublish a folder with one rename, then delete it."""
-    hidden = folder.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    hidden = folder.parent / f"{STAGE}{uuid.uuid4().hex}"
     os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def replace(fresh: pathlib.Path, target: pathlib.Path) -> None:
+    """Put a published folder in the place of another one, if there is one, which is deleted."""
+    hidden = target.parent / f"{STAGE}{uuid.uuid4().hex}"
+    try:
+        if target.exists():
+            os.rename(target, hidden)
+        os.rename(fresh, target)
+        flush_folder(target.parent)
+    except OSError:
+        if hidden.exists() and not target.exists():
+            os.rename(hidden, target)
+        raise
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_stages(parent: pathlib.Path) -> None:
     """Delete what killed writers left behind."""
     if parent.is_dir():
-        for stage in parent.glob(f"{_STAGE}*"):
+        for stage in parent.glob(f"{STAGE}*"):
             if stage.is_dir():
                 shutil.rmtree(stage, ignore_errors=True)
             else:  # of write_file
@@ -126,7 +142,7 @@ def remove_stages(parent: pathlib.Path) -> None:
 
 def write_file(path: pathlib.Path, content: bytes) -> None:
     """Write one file so that a reader finds the old content or the new, never a part."""
-    stage = path.with_name(f"{_STAGE}{path.name}-{uuid.uuid4().hex}")
+    stage = path.with_name(f"{STAGE}{path.name}-{uuid.uuid4().hex}")
     try:
         stage.write_bytes(content)
         _flush_and_hash(stage)

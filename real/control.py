@@ -9,12 +9,12 @@ import contextlib
 import gc
 import json
 import pathlib
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from penspin_style import interrupt
 from real.arguments import DRIVERS
 from real.robot import Robot, RobotError
 from real.verdict import SUCCESS, check_watched, wilson
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
+STOP_SECONDS = 5.0
+"""What a robot has to be left safe once a signal has come; another one does not cut that short."""
 _SECONDS = 20.0
 
 
@@ -105,37 +107,20 @@ def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
 def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     """Yield the robot behind its limits and, where time passes by itself, its watchdog.
 
-    However the block is left, also by SIGTERM, the robot is disconnected, which leaves it safe.
+    However the block is left, also by a signal (see `penspin_style.interrupt`), the robot is
+    disconnected, which leaves it safe.
     """
     from real.rollout import watch
     from real.safety import SafeRobot
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_terminating())
+        stack.enter_context(interrupt.raising(STOP_SECONDS))
         safe = SafeRobot(opened.robot)
         stack.callback(safe.disconnect)
         safe.connect()
         gc.collect()
         gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
         yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
-
-
-@contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what must be left safe is."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread, where signals do not arrive
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":

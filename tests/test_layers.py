@@ -13,12 +13,30 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage"}  # may be used anywhere
+FLOOR = {
+    "penspin_style",
+    "features",
+    "config",
+    "rotation",
+    "storage",
+    "interrupt",
+}  # may be used anywhere
 ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
-TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
-ROBOT = {"features", "rotation", "data", "data.episode", "deploy.bundle"}  # needs no torch
+TOP = (
+    ENV
+    | LEARN
+    | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run", "run_folder", "run_faults"}
+)
+ROBOT = {
+    "features",
+    "rotation",
+    "interrupt",
+    "data",
+    "data.episode",
+    "deploy.bundle",
+}  # needs no torch
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
 EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
@@ -30,6 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "config": set(),
     "rotation": set(),
     "storage": set(),
+    "interrupt": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
@@ -45,9 +64,11 @@ LAYERS: dict[str, set[str]] = {
     "deploy.bundle": {"features", "deploy.onnx_scan"},
     "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan"},
     "checkpoint": {"penspin_style", "storage"},
-    "metrics": {"penspin_style", "storage"},
+    "metrics": {"penspin_style", "storage", "interrupt"},
     "evaluate": ENV,
     "compose": ENV,
+    "run_faults": {"storage", "env", "sim"},
+    "run_folder": {"storage", "compose"},
     "run": TOP,
     "film": ENV | {"evaluate"},
     "report": {"evaluate"},
@@ -64,11 +85,13 @@ LAYERS: dict[str, set[str]] = {
         "film",
         "report",
         "source",
+        "task_error",
         "deploy.bundle",
         "deploy.onnx_scan",
     },
+    "task_error": set(),
     "data_verbs": {"features", "compose", "data", *EPISODE, "deploy.bundle"},
-    "__main__": TOP | {"verbs", "data_verbs"},
+    "__main__": TOP | {"verbs", "data_verbs", "task_error"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
     "real.twin": WORLD,
@@ -100,6 +123,7 @@ WITHOUT = {
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
+    "interrupt": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},

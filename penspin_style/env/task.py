@@ -163,6 +163,9 @@ class Task(ABC, Generic[C]):
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
     `success_rate`, `success_at_end`, `return` or a name of `judge`."""
+    largest: ClassVar[float] = 1e6
+    """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
+    single 1e38 would leave running means and variances useless for good."""
     kind_names: ClassVar[tuple[str, ...]] = ()
     """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
 

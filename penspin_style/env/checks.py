@@ -1,0 +1,34 @@
+"""What of a task's configuration an environment checks before it steps."""
+
+from collections.abc import Collection
+
+import mujoco
+
+
+def count_substeps(control_dt: float, model: mujoco.MjModel) -> int:
+    """Return how many physics steps a control step of `control_dt` seconds has.
+
+    Raises:
+        ValueError: not a whole number.
+    """
+    n = round(control_dt / model.opt.timestep)
+    if n < 1 or abs(n * model.opt.timestep - control_dt) > 1e-9:
+        raise ValueError(
+            f"task.control_dt {control_dt} s must be a multiple of the timestep, "
+            f"{model.opt.timestep} s"
+        )
+    return n
+
+
+def check_reward_keys(terms: Collection[str], weights: Collection[str]) -> None:
+    """Check that a task's configuration weighs exactly the terms that it rewards.
+
+    Raises:
+        ValueError: names what is missing or unknown.
+    """
+    if set(terms) != set(weights):
+        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
+        raise ValueError(
+            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
+            f"missing {missing}, unknown {unknown}"
+        )
