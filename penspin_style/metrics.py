@@ -59,6 +59,7 @@ class CSVLog:
                 f"{self.path}: {damaged} damaged lines; {len(rows)} whole rows are kept, and the "
                 f"file as it was in {aside}"
             )
+        columns = columns if rows or not damaged else []  # of no row: the header is what is damaged
         self._rewrite([r for r in rows if float(r.get(_KEY) or 0) <= iteration], columns)
         return message
 
