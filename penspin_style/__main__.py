@@ -8,13 +8,14 @@ interrupted and saved.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
-from penspin_style import data_verbs
+from penspin_style import data_verbs, interrupt, task_error
 from penspin_style.terminal import one_line
 
 _ENTRY_POINTS = "penspin_style.verbs"
@@ -173,14 +174,18 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     args = _parse(words)
     try:
-        if hasattr(args, "run"):
-            return _run(args)
-        from penspin_style import verbs
+        with interrupt.raising():
+            if hasattr(args, "run"):
+                return _run(args)
+            from penspin_style import verbs
 
-        return verbs.run(args)
-    except KeyboardInterrupt:
-        print("penspin: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+            return verbs.run(args)
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):
+            print("penspin: interrupted", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
+    finally:
+        interrupt.flush()
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -209,8 +214,11 @@ def _run(args: argparse.Namespace) -> int:
     """Run another package's verb; turn what users can mend into one line and an exit code."""
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"penspin: {one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        text = task_error.describe(error)
+        if text is None and not isinstance(error, ValueError | OSError):
+            raise
+        print(f"penspin: {text or one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -29,15 +29,18 @@ class Checkpoints:
         self.folder = folder
         self.keep_last = keep_last
 
-    def save(self, iteration: int, state: dict[str, Any], score: float | None) -> pathlib.Path:
+    def save(
+        self, iteration: int, state: dict[str, Any], score: float | None, *, again: bool = False
+    ) -> pathlib.Path:
         """Write state under its iteration; then drop what is neither recent nor best.
 
         score: what `Task.score` names, of exactly these weights, larger is better; None if not
             evaluated.
+        again: whether to write it in the place of a whole one of the same iteration.
 
         Raises:
             ValueError: a weight is not finite; such a state is not worth keeping.
-        TypeError: the state holds something else than tensors and plain values.
+            TypeError: the state holds something else than tensors and plain values.
             OSError: nothing was published.
         """
         tensors: dict[str, Tensor] = {}
@@ -46,16 +49,19 @@ class Checkpoints:
             if name.startswith(_LEARNED) and not torch.isfinite(tensor.double()).all():
                 raise ValueError(f"{name} is not finite")
         target = self.folder / f"{iteration:08d}"
-        if target.exists():
+        if target.exists() and not again:
             try:
                 self.load(target)
                 return target  # a resumed run passes its own checkpoint again: the same content
             except storage.DamagedError:
                 storage.remove(target)
         facts = {"iteration": iteration, "score": score, "version": __version__}
-        with storage.publish(target, facts) as stage:
+        fresh = self.folder / f"{storage.STAGE}{target.name}" if target.exists() else target
+        with storage.publish(fresh, facts) as stage:
             (stage / _TENSORS).write_bytes(save_tensors(tensors))
             (stage / _VALUES).write_text(json.dumps(values))
+        if fresh != target:
+            storage.replace(fresh, target)
         self._rotate()
         return target
 

@@ -231,10 +231,21 @@ def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
     return words + [f"{key}={_literal(value)}" for key, value in leaves]
 
 
-def differences(saved: str, resolved: str) -> list[str]:
-    """Return KEY=VALUE of what a saved configuration has otherwise than the resolved one."""
+def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
+    """Return in which keys two configurations differ: key -> (value in the first, in the second).
+
+    Values are written as after KEY=, or "absent".
+    """
     before, now = (dict(_leaves(parse_mapping(text))) for text in (saved, resolved))
-    return [f"{k}={_literal(v)}" for k, v in before.items() if k != "resume" and now.get(k) != v]
+
+    def written(values: dict[str, Any], key: str) -> str:
+        return _literal(values[key]) if key in values else "absent"
+
+    return {
+        key: (written(before, key), written(now, key))
+        for key in {**before, **now}
+        if key not in before or key not in now or before[key] != now[key]
+    }
 
 
 def _literal(value: Any) -> str:

@@ -361,7 +361,8 @@ class TrainConfig:
     """Episodes of the last evaluation, whose score goes on the policy's card."""
     eval_seed: int = 1_000_003
     stop_at_success: float | None = None
-    """End early once an evaluation reaches this success rate; null to use all samples."""
+    """End early once an evaluation reaches this success rate, of success at the end for a task that
+    scores by it; null to use all samples."""
     checkpoint_every: int = 20
     """Iterations between two checkpoints."""
     keep_last: int = 3
@@ -371,7 +372,10 @@ class TrainConfig:
     video: bool = True
     """Film one evaluation episode at the end."""
     resume: bool = False
-    """Continue the run of this name from its newest good checkpoint."""
+    """Continue the run of this name from its newest good checkpoint, with its configuration."""
+    resume_changes: list[str] = field(default_factory=list)
+    """Keys that a resume may change, as `[algo.gamma]`; the change is noted in `changes.jsonl`. How
+    long, where and how fast to go on needs no leave: see `run_folder.FREE`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -399,5 +403,7 @@ class TrainConfig:
         require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
         stop = self.stop_at_success
         require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
+        allowed = self.resume_changes
+        require(self.resume or not allowed, "resume_changes", allowed, "[] without resume=true")
         legal = self.name not in ("", ".", "..") and "/" not in self.name
         require(legal, "name", repr(self.name), "a folder name")

@@ -24,10 +24,11 @@ MAX_FILE = 2**36
 """Bytes that a file of a published folder may have; more, as a sparse file has, is not read."""
 MAX_WEIGHTS = 2**31
 """Bytes that a file of a network may have, to be read at all."""
+STAGE = ".stage-"
+"""How names begin of what is not published."""
 _MAX_MANIFEST = 2**24  # bytes
 _MAX_DEPTH = 64  # of JSON
 _PIECE = 2**24  # bytes that are read at a time
-_STAGE = ".stage-"
 _OWN_SUM = "manifest_sha256"
 
 
@@ -52,7 +53,7 @@ def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Pat
     if target.exists():
         raise FileExistsError(f"{target} exists already")
     make_folder(target.parent)
-    stage = target.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    stage = target.parent / f"{STAGE}{uuid.uuid4().hex}"
     stage.mkdir()
     try:
         yield stage
@@ -235,15 +236,30 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
 
 def remove(folder: pathlib.Path) -> None:
     """Unpublish a folder with one rename, then delete it."""
-    hidden = folder.parent / f"{_STAGE}{uuid.uuid4().hex}"
+    hidden = folder.parent / f"{STAGE}{uuid.uuid4().hex}"
     os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def replace(fresh: pathlib.Path, target: pathlib.Path) -> None:
+    """Put a published folder in the place of another one, if there is one, which is deleted."""
+    hidden = target.parent / f"{STAGE}{uuid.uuid4().hex}"
+    try:
+        if target.exists():
+            os.rename(target, hidden)
+        os.rename(fresh, target)
+        flush_folder(target.parent)
+    except OSError:
+        if hidden.exists() and not target.exists():
+            os.rename(hidden, target)
+        raise
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_stages(parent: pathlib.Path) -> None:
     """Delete what killed writers left behind."""
     if parent.is_dir():
-        for stage in parent.glob(f"{_STAGE}*"):
+        for stage in parent.glob(f"{STAGE}*"):
             if stage.is_dir():
                 shutil.rmtree(stage, ignore_errors=True)
             else:  # of write_file
@@ -252,7 +268,7 @@ def remove_stages(parent: pathlib.Path) -> None:
 
 def write_file(path: pathlib.Path, content: bytes) -> None:
     """Write one file so that a reader finds the old content or the new, never a part."""
-    stage = path.with_name(f"{_STAGE}{path.name}-{uuid.uuid4().hex}")
+    stage = path.with_name(f"{STAGE}{path.name}-{uuid.uuid4().hex}")
     try:
         stage.write_bytes(content)
         _flush_and_hash(stage)

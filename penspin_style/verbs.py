@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
-from penspin_style import film, storage
+from penspin_style import film, storage, task_error
 from penspin_style.algo.algorithm import torch_threads
 from penspin_style.checkpoint import NoCheckpointError
 from penspin_style.compose import (
@@ -35,6 +38,9 @@ from penspin_style.run import (
 from penspin_style.source import Source, open_source
 from penspin_style.terminal import one_line
 
+FILM_SECONDS = 900.0
+"""Longest that the video at the end of a training may take."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb that the words name; turn what users can mend into one line and an exit code."""
@@ -45,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     except (FaultyRunError, NoCheckpointError, storage.DamagedError) as error:
         code = EXIT_DATA
         message = error
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         code = EXIT_USAGE
-        message = error
+        message = task_error.describe(error) or error
         if _ran_out(error):
             message = "not enough memory; a smaller num_envs or algo.hidden needs less"
-        elif isinstance(error, RuntimeError):
+        elif message is error and not isinstance(error, ValueError | OSError):
             raise
     print(f"penspin: {one_line(message)}", file=sys.stderr)
     return code
@@ -98,31 +104,62 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
-    if code == EXIT_OK and cfg.video and not trained.interrupted:
-        _film_run(trained)
     if args.json:
-        print_json(
-            {
-                "folder": str(trained.folder),
-                "iteration": trained.iteration,
-                "samples": trained.samples,
-                "success_rate": trained.success_rate,
-                "exit_code": code,
-            }
-        )
+        print_json(_result(trained, code))
+    if trained.final is not None and cfg.video and not trained.interrupted:
+        _film_run(trained)
     return code
 
 
+def _result(trained: Run, code: int) -> dict[str, Any]:
+    """Return what a training came to, as JSON values."""
+    final, score = trained.final, trained.task.score
+    return {
+        "folder": str(trained.folder),
+        "iteration": trained.iteration,
+        "samples": trained.samples,
+        # the success that the task asks for: of the policy, or of the last evaluation before
+        "success_rate": final.success(score) if final else trained.success_rate,
+        "score": {"name": score, "value": final.score(score) if final else trained.score},
+        "exit_code": code,
+    }
+
+
 def _film_run(trained: Run) -> None:
-    source = open_source(trained.folder, [], trusted=[trained.task_name])
+    """Film an episode, in a process of its own: whatever a renderer does, the result is there."""
     folder = trained.folder / "videos"
-    folder.mkdir(exist_ok=True)
-    views = folder / "views.png" if source.cfg.task.views() else None
-    strip = folder / "episode.png"
+    video = folder / "episode.mp4"
+    command = [sys.executable, "-m", "penspin_style", "play", str(trained.folder)]
+    command += [f"task={trained.task_name}", "--seed", "7", "--episodes", "1"]
+    command += ["--video", str(video), "--strip", str(folder / "episode.png")]
+    command += ["--views", str(folder / "views.png")] if trained.cfg.task.views() else []
     try:
-        _film(source, folder / "episode.mp4", strip, views, seed=7, episodes=1, size=480)
-    except UsageError as error:
-        print(f"penspin: no video: {error}", file=sys.stderr)
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=FILM_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    else:
+        if not done.returncode:
+            return
+        reason = f"exit code {done.returncode}"
+        if done.returncode < 0:
+            reason = f"the renderer ended with {signal.Signals(-done.returncode).name}"
+        lines = done.stderr.strip().splitlines()
+        reason = f"{reason}: {lines[-1].removeprefix('penspin: ')}" if lines else reason
+    print(
+        f"penspin: no video: {reason}; penspin play {trained.folder} --video OUT.mp4 tries again",
+        file=sys.stderr,
+    )
 
 
 def _eval(args: argparse.Namespace) -> int:

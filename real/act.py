@@ -13,6 +13,7 @@ when it acts, too.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import pathlib
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.metrics import CSVLog
@@ -350,7 +351,12 @@ def parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
-        return run(parser().parse_args(words))
+        with interrupt.raising():
+            return run(parser().parse_args(words))
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(OSError):
+            print("train_act.sh: interrupted; there is no policy, start again", file=sys.stderr)
+        return 128 + error.number
     except DivergedError as error:
         print(f"train_act.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA

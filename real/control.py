@@ -9,7 +9,6 @@ import contextlib
 import gc
 import json
 import pathlib
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from penspin_style import interrupt
 from real.arguments import DRIVERS
 from real.robot import Robot, RobotError
 from real.verdict import SUCCESS, check_watched, wilson
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
 LEAVING = 10.0
-"""Seconds that a robot may take to stop and disconnect."""
+"""Seconds that a robot may take to stop and disconnect; a second signal does not cut that short."""
 _SECONDS = 20.0
 
 
@@ -109,7 +109,8 @@ def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
 def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     """Yield the robot behind its limits and, where time passes by itself, its watchdog.
 
-    However the block is left, also by SIGTERM, the robot is disconnected, which leaves it safe.
+    However the block is left, also by a signal (see `penspin_style.interrupt`), the robot is
+    disconnected, which leaves it safe.
 
     Raises:
         RobotError: it cannot be connected; or, in the end, it is not confirmed that it has stopped.
@@ -118,7 +119,7 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     from real.safety import SafeRobot
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_terminating())
+        stack.enter_context(interrupt.raising(LEAVING))
         safe = SafeRobot(opened.robot)
         stack.callback(_leave_safe, safe)
         safe.connect()
@@ -160,24 +161,6 @@ def _leave_safe(robot: "SafeRobot") -> None:
         )
     if error := failed[0] if failed else interrupted:
         raise error
-
-
-@contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what must be left safe is."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread, where signals do not arrive
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":

@@ -13,6 +13,7 @@ The run folder has what a training's has, `policy/` last and whole or not at all
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
@@ -28,7 +29,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.algo.pupil import Pupil, make_pupil
 from penspin_style.config import AugmentConfig, DistillConfig, TemporalConfig
@@ -437,7 +438,12 @@ def parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
-        return run(parser().parse_args(words))
+        with interrupt.raising():
+            return run(parser().parse_args(words))
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(OSError):
+            print("finetune_ppo.sh: interrupted; there is no policy, start again", file=sys.stderr)
+        return 128 + error.number
     except DivergedError as error:
         print(f"finetune_ppo.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA

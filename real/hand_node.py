@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import math
-import signal
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from penspin_style import interrupt
 from real import ros
 from real.allegro_kinematics import HOME, JOINTS, LOWER, UPPER
 from real.allegro_topics import TOPICS, Topics
@@ -179,7 +179,7 @@ class HandNode:
             word = ros.messages("std_msgs").String
             self._ends.append(self._rospy.Subscriber(topics.words, word, self._on_word))
 
-    def spin(self, over: threading.Event) -> None:
+    def spin(self, over: threading.Event | interrupt.Stop) -> None:
         """Move the hand and send states until it is over."""
         pace = Pace(1.0 / self.rate)
         while not over.is_set():
@@ -245,7 +245,7 @@ class HandNode:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; see the module's docstring."""
+    """Run the node until SIGINT, SIGTERM or SIGHUP; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m real.hand_node", description=main.__doc__)
     parser.add_argument("--topics", choices=sorted(TOPICS), default="penspin")
     parser.add_argument("--namespace", default="", help="ROS namespace, for more than one hand")
@@ -254,9 +254,11 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     if not 1.0 <= args.rate <= 1000.0:
         parser.error(f"--rate must be in [1, 1000], got {args.rate:g}")
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
+    with interrupt.asking("the node ends") as over:
+        return _run(args, over)
+
+
+def _run(args: argparse.Namespace, over: interrupt.Stop) -> int:
     try:
         hand = TwinHand(args.twin) if args.twin else Followers()
         node = HandNode(hand, TOPICS[args.topics].within(args.namespace), args.rate)

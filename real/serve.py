@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 
+from penspin_style import interrupt
 from penspin_style.deploy.bundle import Bundle, BundleError
 from penspin_style.terminal import one_line
 from real.server import PolicyServer, ServeError, ServerLimits
@@ -23,7 +24,7 @@ _MAX_KEY = 4096
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve; return 0 once told to stop (SIGTERM, SIGINT), 2 if it cannot begin."""
+    """Serve; return 0 once told to stop (SIGTERM, SIGINT, SIGHUP), 2 if it cannot begin."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         key, tls = _key(args), _tls(args)
@@ -51,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(server: PolicyServer, *, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
+    handled = interrupt.handled()
 
     def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)  # a second one ends the process at once
+        for number in handled:
+            if number != signal.SIGHUP:  # a lost terminal sends it more than once
+                loop.remove_signal_handler(number)  # a second one ends the process at once
+        interrupt.silence_lost()
         server.stop()
 
     def listening() -> None:
@@ -66,7 +70,7 @@ async def _serve(server: PolicyServer, *, as_json: bool) -> None:
         text = json.dumps(facts) if as_json else f"serving {card.task} on {server.url}"
         print(text, flush=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in handled:
         loop.add_signal_handler(number, stop)
     await server.serve(listening)
 

@@ -15,17 +15,22 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # may be used anywhere
 _FILES = {"storage", "terminal", "plain_yaml", "tensors"}
-FLOOR = {"penspin_style", "features", "config", "rotation"} | _FILES
+FLOOR = {"penspin_style", "features", "config", "rotation", "interrupt"} | _FILES
 ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
-TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
+TOP = (
+    ENV
+    | LEARN
+    | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run", "run_folder", "run_faults"}
+)
 # needs no torch
 ROBOT = {
     "penspin_style",
     "features",
     "rotation",
     "terminal",
+    "interrupt",
     "data",
     "data.episode",
     "deploy.bundle",
@@ -44,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "plain_yaml": {"storage"},
     "tensors": {"storage"},
     "terminal": set(),
+    "interrupt": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
@@ -60,9 +66,11 @@ LAYERS: dict[str, set[str]] = {
     "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan", "deploy.session"},
     "checkpoint": {"penspin_style", "storage", "tensors"},
-    "metrics": {"penspin_style", "storage"},
+    "metrics": {"penspin_style", "storage", "interrupt"},
     "evaluate": ENV,
     "compose": ENV,
+    "run_faults": {"storage", "env", "sim"},
+    "run_folder": {"storage", "compose"},
     "run": TOP,
     "film": ENV | {"evaluate"},
     "report": {"evaluate"},
@@ -79,11 +87,13 @@ LAYERS: dict[str, set[str]] = {
         "film",
         "report",
         "source",
+        "task_error",
         "deploy.bundle",
         "deploy.onnx_scan",
     },
+    "task_error": set(),
     "data_verbs": {"features", "storage", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
-    "__main__": TOP | {"verbs", "data_verbs"},
+    "__main__": TOP | {"verbs", "data_verbs", "task_error", "terminal"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
     "real.twin": WORLD,
@@ -117,6 +127,7 @@ WITHOUT = {
     "storage": {"torch"},
     "plain_yaml": {"torch", "mujoco"},
     "tensors": {"mujoco"},
+    "interrupt": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},

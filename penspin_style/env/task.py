@@ -169,6 +169,9 @@ class Task(ABC, Generic[C]):
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
     `success_rate`, `success_at_end`, `return` or a name of `judge`."""
+    largest: ClassVar[float] = 1e6
+    """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
+    single 1e38 would leave running means and variances useless for good."""
     kind_names: ClassVar[tuple[str, ...]] = ()
     """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
 
@@ -321,31 +324,6 @@ def load_task(name: str) -> type[Task[Any]]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{path} binds no Task subclass to TASK")
     return found
-
-
-def check_action(action: Tensor, num_envs: int, naction: int) -> None:
-    """Refuse actions of another shape or type, which a task would read in part; no host sync.
-
-    Raises:
-        ValueError: what they are, and what they must be.
-    """
-    if action.shape != (num_envs, naction) or action.dtype != torch.float32:
-        got = f"{tuple(action.shape)} {str(action.dtype).removeprefix('torch.')}"
-        raise ValueError(f"the action must be ({num_envs}, {naction}) float32, got {got}")
-
-
-def check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> None:
-    """Refuse weights of other terms than the task has.
-
-    Raises:
-        ValueError: which are missing and which unknown.
-    """
-    if set(terms) != set(weights):
-        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
-        raise ValueError(
-            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
-            f"missing {missing}, unknown {unknown}"
-        )
 
 
 def _where(error: Exception) -> str:

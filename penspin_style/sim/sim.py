@@ -84,9 +84,9 @@ class Fault(enum.IntFlag):
     ACTION = 16
     """The policy sent a NaN or infinite action."""
     OBSERVATION = 32
-    """An observation is NaN or infinite."""
+    """An observation is NaN, infinite or beyond `Task.largest`."""
     REWARD = 64
-    """A reward term is NaN or infinite."""
+    """The reward is NaN, infinite or beyond `Task.largest`."""
 
 
 class FieldView:
