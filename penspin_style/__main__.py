@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from penspin_style import data_verbs, interrupt, task_error
 
 _ENTRY_POINTS = "penspin_style.verbs"
+_INTERRUPTED = 4  # exit code of `penspin_style.run`, which needs torch
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -170,17 +171,24 @@ def main(words: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     try:
         with interrupt.raising():
-            if hasattr(args, "run"):
-                return _run(args)
-            from penspin_style import verbs
-
-            return verbs.run(args)
+            code = _call(args)
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError):
             print("penspin: interrupted", file=sys.stderr)
-        return 128 + getattr(error, "number", signal.SIGINT)
+        code = 128 + getattr(error, "number", signal.SIGINT)
     finally:
         interrupt.flush()
+    if words is None and code in (_INTERRUPTED, *(128 + s for s in interrupt.SIGNALS)):
+        interrupt.leave_soon(code)
+    return code
+
+
+def _call(args: argparse.Namespace) -> int:
+    if hasattr(args, "run"):
+        return _run(args)
+    from penspin_style import verbs
+
+    return verbs.run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
