@@ -19,6 +19,7 @@ from penspin_style import data_verbs, interrupt, task_error
 from penspin_style.terminal import one_line
 
 _ENTRY_POINTS = "penspin_style.verbs"
+_INTERRUPTED = 4  # exit code of `penspin_style.run`, which needs torch
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -175,17 +176,24 @@ def main(words: Sequence[str] | None = None) -> int:
     args = _parse(words)
     try:
         with interrupt.raising():
-            if hasattr(args, "run"):
-                return _run(args)
-            from penspin_style import verbs
-
-            return verbs.run(args)
+            code = _call(args)
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError):
             print("penspin: interrupted", file=sys.stderr)
-        return 128 + getattr(error, "number", signal.SIGINT)
+        code = 128 + getattr(error, "number", signal.SIGINT)
     finally:
         interrupt.flush()
+    if words is None and code in (_INTERRUPTED, *(128 + s for s in interrupt.SIGNALS)):
+        interrupt.leave_soon(code)
+    return code
+
+
+def _call(args: argparse.Namespace) -> int:
+    if hasattr(args, "run"):
+        return _run(args)
+    from penspin_style import verbs
+
+    return verbs.run(args)
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ is gone, as when an ssh connection is lost. All three mean the same:
 A terminal or pipe that is gone is replaced by nothing, since writing to it would raise.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -122,6 +123,25 @@ def silence_lost() -> None:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, fd)
             os.close(null)
+
+
+_exit_code: int | None = None
+
+
+def leave_soon(code: int) -> None:
+    """Let the process end without taking modules and engines down, which takes seconds.
+
+    What others have registered with `atexit` still runs.
+    """
+    global _exit_code
+    _exit_code = code
+
+
+@atexit.register  # at import, so that it runs after what others register later
+def _leave() -> None:
+    if _exit_code is not None:
+        flush()
+        os._exit(_exit_code)
 
 
 def flush() -> None:

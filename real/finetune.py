@@ -9,7 +9,7 @@ frozen. Trajectories are split whole between training and validation, and the we
 on the latter are kept. Which these are depends on the seed alone.
 
 The run folder has what a training's has, `policy/` last and whole or not at all; `penspin eval`,
-`export` and `play` take it. A run takes minutes, so one that was stopped begins anew.
+`export` and `play` take it. A run takes minutes: one that a signal has stopped begins anew.
 """
 
 import argparse

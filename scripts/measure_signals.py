@@ -68,7 +68,7 @@ def training(
     checkpoints = Checkpoints(folder / "panda_lift_cube" / "run" / "checkpoints")
     before = len(checkpoints.published()) and int(checkpoints.published()[-1].name)
     words = ["task=panda_lift_cube", "num_envs=64", "total_samples=1000000000", f"out={folder}"]
-    words += ["eval_every=5", "checkpoint_every=1", "video=false"]
+    words += ["eval_every=5", "checkpoint_every=1", "video=false", "learn_threads=1"]
     words += ["resume=true"] if before else []
     child = start(["-m", "penspin_style", "train", *words])
     while int((checkpoints.published() or [pathlib.Path("0")])[-1].name) <= before:
