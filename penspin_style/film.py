@@ -130,7 +130,7 @@ def _overlay(frame: np.ndarray, views: np.ndarray) -> None:
 def caption(env: Env, env_id: int = 0) -> str:
     """Return how far an episode is by the task's own figure: `2.4 s  turns 0.53`; else nothing."""
     task, steps = env.task, env.step_count.float()
-    figure = task.judge(env.tally.sums, steps, torch.zeros_like(steps, dtype=torch.bool))
+    figure = task.judge(env.statistics.tally.sums, steps, torch.zeros_like(steps, dtype=torch.bool))
     if task.score not in figure:
         return ""
     seconds = steps[env_id].item() * env.cfg.control_dt

@@ -9,7 +9,8 @@ import mujoco
 import numpy as np
 
 from penspin_style import storage
-from penspin_style.env.env import Env, FaultRecord
+from penspin_style.env.env import Env
+from penspin_style.env.faults import FaultRecord
 from penspin_style.sim.sim import Fault
 
 WINDOW = 10
@@ -41,14 +42,14 @@ class FaultWatch:
         Raises:
             FaultyRunError: a buffer overflowed, or too many environments are faulty.
         """
-        counts = self.env.fault_counts.tolist()
-        self.env.fault_counts.zero_()
+        counts = self.env.faults.counts.tolist()
+        self.env.faults.counts.zero_()
         out = {
             f"fault/{f.name.lower()}": float(c)
             for f, c in zip(Fault, counts, strict=True)
             if f.name
         }
-        records = self.env.take_faults() if any(counts) else []
+        records = self.env.faults.take() if any(counts) else []
         out["env/fault"] = float(len(records))
         self.recent.append(len(records) / self.env.num_envs)
         try:

@@ -22,12 +22,9 @@ import torch
 from torch import Tensor
 
 from penspin_style.compose import compose_train, nearest
-from penspin_style.env.pictures import Pictures
 from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.env.world import World
 from penspin_style.features import Feature
-from penspin_style.sim.randomize import Randomizer, per_env_fields
-from penspin_style.sim.shift import Shifter
-from penspin_style.sim.sim import make_sim
 from real.decode import Decoder
 from real.robot import Observation, RobotError
 from real.sensors import Sensors
@@ -53,32 +50,21 @@ class Fleet:
         cfg.observation, cfg.latency = {"robot": {name: ObsTerm() for name in self._read}}, {}
         self.config, self.num, self.cfg = config, num, cfg
         self.task: Task[Any] = kind(cfg)
-        self.rng = torch.Generator().manual_seed(config.seed)
-        model = self.task.spec().compile()
-        self.substeps = round(cfg.control_dt / model.opt.timestep)
-        rows = self.task.randomize() if cfg.randomize else []
-        self._varied = self.task.varied if cfg.randomize else ()
-        fields = (*per_env_fields((*rows, *config.shift)), *self._varied)
-        self.sim = make_sim(model, num, per_env=tuple(dict.fromkeys(fields)), nthread=nthread)
-        self.task.start(self.sim)
-        self.cameras = Pictures(self.sim, cfg)
-        shifter = Shifter(self.sim, config.shift)
-        self.randomizer = Randomizer(self.sim, rows, cfg.control_dt, shifter)
+        self.world = World(self.task, num, seed=config.seed, nthread=nthread, shift=config.shift)
+        self.sim, self.cameras = self.world.sim, self.world.cameras
         self.channels = self.task.actions
         self.control_dt = cfg.control_dt
-        self.timestep = self.sim.timestep
+        self.timestep, self.substeps = self.sim.timestep, self.world.n_substeps
         self.decoder = Decoder(self.channels)
         self._is_absolute = torch.tensor([float(c.mode == "absolute") for c in self.channels])
         # who comes at any time must find what was measured the latency before it
         self._is_continuous = config.realtime and config.observation_latency > 0
-        self._vary()
         self._all = torch.ones(num, dtype=torch.bool)
         self._find_measured()
         self.features = self._describe(names)
         self.sensors = self._make_sensors()
         self._offsets = self._find_offsets()
         self._ticks, self._origin = 0, 0.0
-        self._total_steps = 0
         self._ready = False
 
     # Episodes.
@@ -86,10 +72,8 @@ class Fleet:
     @torch.inference_mode()
     def seed(self, seed: int) -> None:
         """Make everything from the next reset on depend on the seed alone."""
-        self.rng.manual_seed(seed)
+        self.world.seed(seed)
         self.sensors.seed(seed)
-        self._total_steps = 0
-        self._vary()
 
     @torch.inference_mode()
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
@@ -102,20 +86,12 @@ class Fleet:
         Raises:
             RobotError: there is no such joint, or the numbers are others.
         """
-        mask = self._all
-        self.randomizer.reset_model(mask, self.rng)
-        self.sim.reset(mask)
-        self.task.reset(self.sim, mask, self.rng)
-        for name, offset in self._offsets.items():
-            self.task.memory[name] += offset
-        self.randomizer.reset_state(mask, self.rng)
-        if start:
-            self._place(start)
-        self.sim.forward(mask)
+        self.world.restart(
+            self._all, drawn=self._offset, placed=(lambda: self._place(start)) if start else None
+        )
         self.sim.faults.zero_()
         self.sensors.clear()
         self._pending: deque[tuple[int, Tensor]] = deque()
-        self._cursor, self._inputs = 0, {}
         self._open = self._limp = False
         terms = self.task.observe(self.sim)  # some tasks place their targets here
         self.target = np.clip(self._true(terms), self.decoder.low, self.decoder.high)
@@ -200,10 +176,10 @@ class Fleet:
             if self._pending and self._pending[0][0] <= self._ticks:
                 self._begin(self._pending.popleft()[1])
                 continue  # another may be due at the same moment
-            if self._cursor >= self.substeps or not self._open:
+            if self.world.substep >= self.substeps or not self._open:
                 self._begin(self._last_action * self._is_absolute)  # stay where it is
             due = self._pending[0][0] if self._pending else end
-            count = min(end, due, self._ticks + self.substeps - self._cursor) - self._ticks
+            count = min(end, due, self._ticks + self.substeps - self.world.substep) - self._ticks
             self._step(1 if self._is_continuous else count)
 
     def limp(self) -> None:
@@ -215,21 +191,15 @@ class Fleet:
 
     def _begin(self, action: Tensor) -> None:
         """Begin a control step, as `Env` does; one in which no time has passed does not count."""
-        if self._cursor:
+        if self._open and self.world.substep:
             self._finish()
-        self.randomizer.interval(self._total_steps, self.rng)
-        self.task.apply_action(self.sim, action)
-        self._last_action = action
-        self._inputs = self.task.substeps(self.sim, self.substeps, self.rng)
-        self._total_steps += 1
-        self._cursor, self._open = 0, True
+        self.world.begin(action)
+        self._last_action, self._open = action, True
 
     def _step(self, count: int) -> None:
-        part = slice(self._cursor, self._cursor + count)
-        self.sim.step(count, {name: values[part] for name, values in self._inputs.items()})
-        self._cursor += count
+        self.world.advance(count)
         self._ticks += count
-        if self._cursor >= self.substeps:
+        if self.world.substep >= self.substeps:
             self._finish()
         if self._is_continuous or (self.config.observation_latency and not self._open):
             self._sample()
@@ -252,17 +222,12 @@ class Fleet:
             self._faulty |= (self.sim.faults != 0) & alive
             alive = alive & ~self._faulty
             self.sim.faults.zero_()
+        _, terminated, success = self.world.finish(self._last_action)
         for name, value in self.task.measure(self.sim).items():
             self._sums[name] += torch.where(alive, value.float(), 0.0)
-        self._succeeded |= self.task.success(self.sim) & alive
-        self._fell |= self.task.terminated(self.sim) & alive
+        self._succeeded |= success & alive
+        self._fell |= terminated & alive
         self._alive = alive & ~self._fell & (self.steps < self.cfg.episode_length)
-
-    def _vary(self) -> None:
-        self.randomizer.startup(self.rng)
-        if self._varied:
-            self.task.vary(self.sim, self.rng)
-            self.sim.set_const()
 
     # What the robot knows of itself.
 
@@ -305,9 +270,7 @@ class Fleet:
         self._sampled = self._ticks
 
     def _terms(self) -> dict[str, Tensor]:
-        terms = self.task.observe(self.sim)
-        if self.cameras.names:
-            terms = {**terms, **self.cameras.render()}
+        terms = self.world.observe(pictures=bool(self.cameras.names))
         return {name: terms[name] for name in self._read}
 
     @staticmethod
@@ -356,6 +319,10 @@ class Fleet:
             latency=cfg.observation_latency,
             seed=cfg.seed,
         )
+
+    def _offset(self) -> None:
+        for name, offset in self._offsets.items():
+            self.task.memory[name] += offset
 
     def _find_offsets(self) -> dict[str, Tensor]:
         memory, out = self.task.memory, {}

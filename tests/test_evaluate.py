@@ -58,7 +58,9 @@ def test_only_the_first_episode_of_every_environment_counts():
     positions, actions = (1.4, 0.5, -0.2), (1.0, 0.0, 1.0)
     env = make(positions, episode_length=20, rail=1.5, close=0.1)
     calls = []
-    result = evaluate(env, push(*actions), seed=9, on_step=lambda: calls.append(env.total_steps))
+    result = evaluate(
+        env, push(*actions), seed=9, on_step=lambda: calls.append(env.world.control_steps)
+    )
     near, effort, length, once, at_end = [], [], [], [], []
     for x, a in zip(positions, actions, strict=True):
         v, inside, total = 0.0, [], 0.0
@@ -87,7 +89,7 @@ def test_only_the_first_episode_of_every_environment_counts():
 
 def test_success_in_a_later_episode_is_not_that_of_the_first():
     def act(td):
-        return torch.full((1, 1), 1.0 if env.total_steps == 0 else 0.0)
+        return torch.full((1, 1), 1.0 if env.world.control_steps == 0 else 0.0)
 
     env = make((1.49,), episode_length=6, start=0.0)  # off the rail, then at rest in the middle
     result = evaluate(env, act, seed=0)
@@ -105,7 +107,7 @@ def test_success_at_the_end_is_that_of_the_last_step():
 def test_a_faulty_episode_is_a_failure_even_after_success():
     def act(td):
         action = torch.zeros(2, 1)
-        if env.total_steps == 2:
+        if env.world.control_steps == 2:
             action[0] = math.nan
         return action
 
@@ -206,7 +208,7 @@ def test_the_tasks_figures_are_means_with_intervals_also_of_each_kind():
 def test_a_faulty_episode_enters_no_figure_of_the_task():
     def act(td):
         action = torch.tensor([[1.0], [1.0], [0.0]])
-        if env.total_steps == 2:
+        if env.world.control_steps == 2:
             action[0] = math.nan
         return action
 

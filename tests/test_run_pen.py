@@ -148,7 +148,7 @@ def test_without_its_weight_the_spread_earns_nothing_and_the_rest_earns_what_it_
 def test_the_spread_is_rewarded_without_a_cloud_too(teachers):
     run = teachers("no_point_cloud")
     assert run.cfg.task.reward["z_spread"] == -1.0
-    assert "reward/z_spread" in run.env.columns
+    assert "reward/z_spread" in run.env.statistics.columns
 
 
 FELT = {

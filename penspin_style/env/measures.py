@@ -4,6 +4,7 @@
 says what the sums of a finished episode mean. Nothing is computed for a task that judges nothing.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -82,3 +83,82 @@ class Tally:
         """Begin new episodes where the mask says."""
         for value in self.sums.values():
             value.masked_fill_(mask, 0.0)
+
+
+class EpisodeStatistics:
+    """Sums of the running episodes, and the means over those that have ended."""
+
+    BUFFERS = ("counted", "succeeded", "episode")
+    """Its tensors beside the tally's, for a bit-exact continuation."""
+
+    def __init__(self, task: Task[Any], sim: Sim, terms: Iterable[str]) -> None:
+        """Allocate.
+
+        terms: names of the reward terms.
+        """
+        n, device = sim.num_envs, sim.device
+        self.tally = Tally(task, sim)
+        self.columns = ("return", "episode_len", *(f"reward/{name}" for name in terms))
+        self.means = (*self.columns, *self.tally.names, "success_once", "success_at_end")
+        self.counted = torch.zeros(n, dtype=torch.bool, device=device)
+        """Whether the running episode enters the means."""
+        self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
+        self.episode = torch.zeros(len(self.columns), n, device=device)
+        self.finished = torch.zeros(len(self.means) + 1, device=device, dtype=torch.float64)
+        self._one = torch.ones(n, device=device)
+
+    def add(self, reward: Tensor, weighted: dict[str, Tensor], success: Tensor) -> None:
+        """Add a step: the reward (num_envs,), its weighted terms, and whether it is a success."""
+        self.succeeded.logical_or_(success)
+        self.episode.add_(torch.stack((reward, self._one, *weighted.values())))
+
+    def end(self, ended: Tensor, terminated: Tensor, success: Tensor) -> None:
+        """Take the episodes that end now into the means.
+
+        ended, terminated, success: (num_envs,) bool; the last two of the episode's last step.
+        """
+        judged = self.tally.judge(self.episode[1], terminated)  # columns[1]: the length
+        others = torch.stack((*judged, self.succeeded.float(), success.float(), self._one))
+        columns = torch.cat((self.episode, others))
+        self.finished.add_(torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64))
+
+    def clear(self, mask: Tensor, *, counts: bool) -> None:
+        """Begin new episodes where the mask says; counts: whether they enter the means."""
+        keep = ~mask
+        if counts:
+            self.counted.logical_or_(mask)
+        else:
+            self.counted.zero_()
+        self.episode.mul_(keep)
+        self.succeeded.logical_and_(keep)
+        self.tally.clear(mask)
+
+    def take(self) -> dict[str, float]:
+        """Return the means over the episodes that ended since the last call, and clear them.
+
+        Keys: see `Env.metrics`. Means are absent when no episode ended. One host sync.
+        """
+        *sums, count = self.finished.tolist()
+        self.finished.zero_()
+        out: dict[str, float] = {"env/num_trajectories": count}
+        if count:
+            for name, total in zip(self.means, sums, strict=True):
+                out[name if name.startswith("reward/") else f"env/{name}"] = total / count
+        return out
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor, flat."""
+        return {
+            **{name: getattr(self, name).clone() for name in (*self.BUFFERS, "finished")},
+            **{f"measure/{k}": v.clone() for k, v in self.tally.sums.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        for name in self.BUFFERS:
+            getattr(self, name).copy_(state[name])
+        self.finished.zero_()
+        if state["finished"].shape == self.finished.shape:  # an older checkpoint's is empty
+            self.finished.copy_(state["finished"])
+        for name, value in self.tally.sums.items():
+            value.copy_(state[f"measure/{name}"])

@@ -287,15 +287,15 @@ def test_a_fault_cuts_out_its_own_environment_only(breaks, code):
     assert torch.equal(seen["teacher"][1], before[1])  # the last finite observation
     assert env.step_count[1] == 0 and torch.isfinite(env.current()["teacher"]).all()
 
-    bits = [f for f, count in zip(Fault, env.fault_counts.tolist(), strict=True) if count]
-    (record,) = env.take_faults()
+    bits = [f for f, count in zip(Fault, env.faults.counts.tolist(), strict=True) if count]
+    (record,) = env.faults.take()
     assert record.env_id == 1
     torch.testing.assert_close(record.row, row, equal_nan=True, atol=0.0, rtol=0.0)
     if code is not None:
         assert (record.code, bits) == (code, [code])
     else:
         assert record.code & (Fault.NONFINITE | Fault.WARNING)
-    assert env.take_faults() == []
+    assert env.faults.take() == []
     assert not drive(env, torch.zeros(3, 3, 1))["next", "fault"].any()
 
 
@@ -330,8 +330,8 @@ def test_faults_of_several_steps_keep_the_first_reason_and_count_all():
     step(env, NAN, 0.0)
     first = env.sim.get_state()[1]
     step(env, NAN, NAN)
-    assert env.fault_counts.sum() == 3
-    records = env.take_faults()
+    assert env.faults.counts.sum() == 3
+    records = env.faults.take()
     assert [(r.env_id, r.code) for r in records] == [(0, Fault.ACTION), (1, Fault.ACTION)]
     assert torch.equal(records[1].row, first)
 
@@ -537,9 +537,9 @@ def test_the_accelerators_branches_do_what_the_cpus_do():
         seen, expected = (step(e, *action.view(-1).tolist()) for e in (other, env))
         assert differing(seen.exclude("action"), expected.exclude("action")) == set()
         assert differing(other.current(), env.current()) == set()
-    assert env.fault_counts.sum() == 3
-    assert torch.equal(env.fault_counts, other.fault_counts)
-    for a, b in zip(env.take_faults(), other.take_faults(), strict=True):
+    assert env.faults.counts.sum() == 3
+    assert torch.equal(env.faults.counts, other.faults.counts)
+    for a, b in zip(env.faults.take(), other.faults.take(), strict=True):
         assert (a.env_id, a.code) == (b.env_id, b.code) and torch.equal(a.row, b.row)
     assert env.metrics() == other.metrics()
 

@@ -55,7 +55,7 @@ def test_only_what_a_group_lists_is_rendered():
 def counted(env):
     """Count how often an environment renders."""
     calls, render = [], env.cameras.renderer.render
-    env.cameras.renderer.render = lambda: calls.append(env.total_steps) or render()
+    env.cameras.renderer.render = lambda: calls.append(env.world.control_steps) or render()
     return calls
 
 

@@ -429,7 +429,7 @@ def assert_only_faulty(env, twin, faulty, action, bad_action):
     assert torch.isfinite(groups(env, env.current())).all()
     assert env.metrics()["env/num_trajectories"] == 0
     assert env.step_count[faulty] == 0
-    (record,) = env.take_faults()
+    (record,) = env.faults.take()
     assert record.env_id == faulty
     assert not drive(env, draw_actions(env, 3, seed=7))["next", "fault"].any()
     return record

@@ -1,0 +1,169 @@
+"""One walk for everything that simulates a task: the environment and the robots' twins compose it.
+
+    world.begin(action)      randomisation, the controller, what changes within the control step
+    world.advance()          physics, at once or in parts
+    world.finish(action)     reward terms, termination, success
+    world.restart(mask)      new episodes
+
+A `World` draws from one generator in one order: an environment and a twin of the same seed repeat
+each other bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from penspin_style.env.checks import count_substeps
+from penspin_style.env.pictures import Pictures
+from penspin_style.env.task import Task
+from penspin_style.sim.randomize import Randomizer, per_env_fields
+from penspin_style.sim.shift import Shift, Shifter
+from penspin_style.sim.sim import make_sim
+
+
+class StepResult(NamedTuple):
+    """What a control step has led to; (num_envs,) each."""
+
+    reward: dict[str, Tensor]
+    """The task's terms, without their weights."""
+    terminated: Tensor
+    success: Tensor
+
+
+class World:
+    """`num_envs` simulations of one task, with its randomisation and cameras."""
+
+    def __init__(
+        self,
+        task: Task[Any],
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        engine: str = "auto",
+        nthread: int = 0,
+        nconmax: int | None = None,
+        njmax: int | None = None,
+        shift: Sequence[Shift] = (),
+    ) -> None:
+        """Build the simulation and draw what differs between its worlds. Nothing is reset yet.
+
+        shift: changes of the model on top of the randomisation.
+
+        Raises:
+            ValueError: the control step is no multiple of the timestep; a row of the randomisation
+                or a shift names what the model does not have.
+        """
+        self.task, self.cfg = task, task.cfg
+        self.rng = torch.Generator(device=torch.device(device)).manual_seed(seed)
+        self.model = task.spec().compile()
+        self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
+        rows = task.randomize() if self.cfg.randomize else []
+        self.varied = task.varied if self.cfg.randomize else ()
+        fields = (*per_env_fields((*rows, *shift)), *self.varied)
+        self.sim = make_sim(
+            self.model,
+            num_envs,
+            torch.device(device),
+            per_env=tuple(dict.fromkeys(fields)),
+            engine=engine,
+            nthread=nthread,
+            nconmax=nconmax,
+            njmax=njmax,
+        )
+        task.start(self.sim)
+        self.cameras = Pictures(self.sim, self.cfg)
+        self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt, Shifter(self.sim, shift))
+        self.control_steps = 0  # since the seed; rows of the kind `interval` count from there
+        self.substep = 0  # within the control step
+        self._inputs: dict[str, Tensor] = {}
+        self._vary()
+
+    def seed(self, seed: int) -> None:
+        """Make everything from the next restart on depend on the seed alone."""
+        self.rng.manual_seed(seed)
+        self.control_steps = 0
+        self._vary()
+
+    def begin(self, action: Tensor) -> None:
+        """Begin a control step with an action (num_envs, naction) in [-1, 1]."""
+        self.randomizer.interval(self.control_steps, self.rng)
+        self.task.apply_action(self.sim, action)
+        self._inputs = self.task.substeps(self.sim, self.n_substeps, self.rng)
+        self.control_steps += 1
+        self.substep = 0
+
+    def advance(self, count: int | None = None) -> None:
+        """Let physics steps pass: so many, or all that are left of the control step."""
+        count = self.n_substeps - self.substep if count is None else count
+        part = slice(self.substep, self.substep + count)
+        self.sim.step(count, {name: values[part] for name, values in self._inputs.items()})
+        self.substep += count
+
+    def finish(self, action: Tensor) -> StepResult:
+        """Return what the control step that began with this action has led to."""
+        reward = self.task.reward(self.sim, action)
+        return StepResult(reward, self.task.terminated(self.sim), self.task.success(self.sim))
+
+    def restart(
+        self,
+        mask: Tensor,
+        *,
+        drawn: Callable[[], None] | None = None,
+        placed: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin new episodes where the mask (num_envs,) says; other worlds are not touched.
+
+        drawn: called when the task has drawn its initial state, to change what it drew.
+        placed: called when the randomisation has changed that, to have the last word.
+        """
+        self.randomizer.reset_model(mask, self.rng)
+        self.sim.reset(mask)
+        self.task.reset(self.sim, mask, self.rng)
+        if drawn is not None:
+            drawn()
+        self.randomizer.reset_state(mask, self.rng)
+        if placed is not None:
+            placed()
+        self.sim.forward(mask)
+
+    def observe(self, *, pictures: bool = True) -> dict[str, Tensor]:
+        """Return the task's observation terms, with those of the cameras if wanted."""
+        terms = self.task.observe(self.sim)
+        return {**terms, **self.cameras.render()} if pictures else terms
+
+    # State.
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor that a bit-exact continuation needs, flat."""
+        return {
+            "sim": self.sim.get_state(),
+            "rng": self.rng.get_state(),
+            "total_steps": torch.tensor(self.control_steps),
+            **{f"params/{k}": self.sim.params[k].clone() for k in dir(self.sim.params)},
+            **{f"memory/{k}": v.clone() for k, v in self.task.memory.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken, between two control steps."""
+        for name in dir(self.sim.params):
+            self.sim.params[name].copy_(state[f"params/{name}"])
+        if self.varied:
+            self.sim.set_const()
+        else:
+            self.randomizer.restore_constants()
+        self.sim.set_state(state["sim"])
+        self.sim.faults.zero_()
+        self.rng.set_state(state["rng"])
+        self.control_steps = int(state["total_steps"])
+        for name, value in self.task.memory.items():
+            value.copy_(state[f"memory/{name}"])
+
+    def _vary(self) -> None:
+        """Draw what differs between the worlds: the table's startup rows, then the task's own."""
+        self.randomizer.startup(self.rng)
+        if self.varied:
+            self.task.vary(self.sim, self.rng)
+            self.sim.set_const()
