@@ -136,12 +136,12 @@ class Tape:
         self._left = self._snapshot()
         self._frames: list[_Frame] = []
         self._control: tuple[np.ndarray, int] | None = None
-        env.sim = cast(Sim, self)
+        env.world.sim = cast(Sim, self)
         try:
             for i in range(steps):
                 walk(i)
         finally:
-            env.sim = self.sim
+            env.world.sim = self.sim
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sim, name)

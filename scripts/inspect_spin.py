@@ -67,7 +67,7 @@ def inspect(env: Env, act: Act, seed: int) -> dict[str, Any]:
     if not isinstance(task, PenTask):
         raise ValueError(f"{type(task).__name__} has no pen to spin")
     watch = Watch(env.sim, task)
-    env.sim = cast(Sim, watch)
+    env.world.sim = cast(Sim, watch)
     result = evaluate(env, act, seed=seed)
     steps, dt = result.record.steps.long().tolist(), task.cfg.control_dt
     turned, gap, qpos = (

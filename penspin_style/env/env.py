@@ -36,6 +36,7 @@ from penspin_style.env.terms import Groups
 from penspin_style.env.world import World
 from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.shift import Shift
+from penspin_style.sim.sim import Sim
 
 
 class Env(EnvBase):
@@ -81,7 +82,7 @@ class Env(EnvBase):
             shift=shift,
         )
         self.task, self.cfg = task, task.cfg
-        self.sim, self.model, self.rng = self.world.sim, self.world.model, self.world.rng
+        self.model, self.rng = self.world.model, self.world.rng
         self.n_substeps, self.cameras = self.world.n_substeps, self.world.cameras
         self.stagger = stagger
         self.final_pictures = final_pictures
@@ -89,6 +90,11 @@ class Env(EnvBase):
         self._allocate()
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
         self._make_specs()
+
+    @property
+    def sim(self) -> Sim:
+        """The simulation."""
+        return self.world.sim
 
     @property
     def num_envs(self) -> int:
