@@ -68,7 +68,7 @@ def test_a_number_beyond_any_measurement_is_a_fault_of_one_environment(where, va
     assert nxt["truncated"].view(-1).tolist() == [False, True, False]
     assert float(nxt["reward"].abs().max()) < 10 and float(nxt["teacher"].abs().max()) < 10
     assert float(root["teacher"].abs().max()) < 10
-    (record,) = env.take_faults()
+    (record,) = env.faults.take()
     assert record.env_id == 1
     assert record.code == (Fault.OBSERVATION if where == "observation" else Fault.REWARD)
 

@@ -115,7 +115,7 @@ def test_env_counts_an_action_that_is_not_finite_and_ends_that_episode_alone(env
     after = env.step(env.current().set("action", action))["next"]
     assert after["fault"].view(-1).tolist() == [False, True, False]
     assert after["truncated"].view(-1).tolist() == [False, True, False]
-    (record,) = env.take_faults()
+    (record,) = env.faults.take()
     assert (record.env_id, record.code) == (1, Fault.ACTION)
 
 
