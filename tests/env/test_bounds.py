@@ -103,7 +103,7 @@ def test_a_checkpoint_from_before_these_buffers_still_loads():
     old["finished"] = old["finished"][:-1]
     env.unusable[1] = True
     env.load_state_dict(old)
-    assert not env.unusable.any() and not env.finished.any()
+    assert not env.unusable.any() and not env.statistics.finished.any()
 
 
 @pytest.mark.parametrize("value", [3e38, -1e19, math.inf, math.nan])
