@@ -1,9 +1,9 @@
 """The command line: python -m penspin_style VERB, installed as `penspin`.
 
 Only the parser lives here, so that --help answers without importing torch; each verb is a function
-of `penspin_style.verbs`, imported when it runs. Other packages add verbs of their own through the
-entry points `penspin_style.verbs`: functions that take the sub-parsers and give each new parser a
-`run`. Exit codes: 0 done, 2 the words cannot be meant, 3 the data or physics cannot be trusted, 4
+of `penspin_style.cli.verbs`, imported when it runs. Other packages add verbs of their own through
+the entry points `penspin_style.verbs`: functions that take the sub-parsers and give each new parser
+a `run`. Exit codes: 0 done, 2 the words cannot be meant, 3 the data or physics cannot be trusted, 4
 interrupted and saved.
 """
 
@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
-from penspin_style import data_verbs, interrupt, task_error
-from penspin_style.terminal import one_line
+from penspin_style.cli import data as data_verbs
+from penspin_style.cli import task_error
+from penspin_style.system import interrupt
+from penspin_style.system.terminal import one_line
 
 _ENTRY_POINTS = "penspin_style.verbs"
-_INTERRUPTED = 4  # exit code of `penspin_style.run`, which needs torch
+_INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -191,7 +193,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _call(args: argparse.Namespace) -> int:
     if hasattr(args, "run"):
         return _run(args)
-    from penspin_style import verbs
+    from penspin_style.cli import verbs
 
     return verbs.run(args)
 

@@ -5,7 +5,8 @@
 The network is `penspin_style/nets/act.py`, its sizes and settings are PenSpin's. It is trained from
 nothing on the robot's episodes; of the student it takes what the robot measures and commands, and
 the frozen encoder of pictures. It reads the newest value of every feature and answers the next
-`num_queries` actions, in the policy's own units; `real.chunks` makes one action of them.
+`num_queries` actions, in the policy's own units; `real.serving.action_chunking` makes one action of
+them.
 
 Where PenSpin's differs: labels are the actions that were sent, not targets less measured joints;
 chunks begin at any step of a trajectory and not at each 30th; ends that were learned from are read
@@ -26,17 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penspin_style import interrupt, storage
+from penspin_style import storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
+from penspin_style.data.dataset import Windows, load
 from penspin_style.features import Feature, Input, PolicyCard
-from penspin_style.metrics import CSVLog
 from penspin_style.nets.act import ACT, build
 from penspin_style.nets.policy import load_policy, read_policy
 from penspin_style.nets.student import StudentPolicy
-from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
-from penspin_style.terminal import one_line
-from real.finetune import Parser, Result, policy_folder, publish, split
-from real.windows import Windows, load
+from penspin_style.system import interrupt
+from penspin_style.system.terminal import one_line
+from penspin_style.train.logging import CSVLog
+from penspin_style.train.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
+from real.finetune import HAND, Parser, Result, policy_folder, publish, split
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _now(feature: Feature) -> Feature:
 
 
 class ACTPolicy:
-    """A trained ACT as `real.chunks` and the policy server take it: one observation, one chunk."""
+    """A trained ACT as action chunking and the server take it: one observation, one chunk."""
 
     def __init__(self, network: ACT, card: PolicyCard) -> None:
         self.network, self.card, self.horizon = network.eval(), card, network.horizon
@@ -302,7 +304,7 @@ def run(args: argparse.Namespace) -> int:
     if (out / "policy").exists():
         raise ValueError(f"{out} holds a run already; --name=OTHER starts another")
     own = dataclasses.replace(card, inputs=act_inputs(card, args.input_mode))
-    data = load(pathlib.Path(args.real_dataset_folder), own, failures=args.all)
+    data = load(pathlib.Path(args.real_dataset_folder), own, failures=args.all, hand=HAND)
     trainer = Trainer(own.inputs, eyes_of(student), data.rows, cfg, device)
     storage.make_folder(out)
     (out / "metrics.csv").unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 
 The name is PenSpin's; no PPO is in it. The student starts from its pre-trained weights and learns,
 at every step of every trajectory, the action that was sent then, as the pre-training's own pupil
-does (`penspin_style/algo/pupil.py`): same inputs, same dropout, the normalisers of pre-training
+does (`penspin_style/algo/imitation.py`): same inputs, same dropout, the normalisers of pre-training
 frozen. Trajectories are split whole between training and validation, and the weights that are best
 on the latter are kept. Which these are depends on the seed alone.
 
@@ -29,19 +29,24 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from penspin_style import interrupt, storage
+from penspin_style import storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
-from penspin_style.algo.pupil import Pupil, make_pupil
+from penspin_style.algo.imitation import Pupil, make_pupil
 from penspin_style.config import AugmentConfig, DistillConfig, TemporalConfig
+from penspin_style.data.dataset import Trajectories, Windows, join, load
+from penspin_style.data.formats import penspin
 from penspin_style.features import PolicyCard
-from penspin_style.metrics import CSVLog
 from penspin_style.nets.policy import load_policy, read_policy, save_policy
-from penspin_style.plain_yaml import parse_mapping
-from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
-from penspin_style.source import config_of
-from penspin_style.terminal import one_line
-from real.windows import Trajectories, Windows, join, load
+from penspin_style.system import interrupt
+from penspin_style.system.plain_yaml import parse_mapping
+from penspin_style.system.terminal import one_line
+from penspin_style.train.load_policy import config_of
+from penspin_style.train.logging import CSVLog
+from penspin_style.train.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
+from tasks.robots.allegro.description import JOINTS, fingertips
 
+HAND = penspin.Hand(JOINTS, fingertips)
+"""Whose joints PenSpin's files hold."""
 _KINDS = {"student": "pictures", "temporal": "temporal"}
 """Network on the card -> that of a distillation."""
 _PLAIN = {
@@ -268,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
     out = pathlib.Path(args.out) / card.task / args.name
     if (out / "policy").exists():
         raise ValueError(f"{out} holds a run already; --name=OTHER starts another")
-    data = load(pathlib.Path(args.real_dataset_folder), card, failures=args.all)
+    data = load(pathlib.Path(args.real_dataset_folder), card, failures=args.all, hand=HAND)
     tuner = Finetuner(policy, card, data.rows, cfg, device)
     say = _nothing if args.quiet else _say
     say(

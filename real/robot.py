@@ -7,8 +7,8 @@
     robot.disconnect()                               # safe
 
 A driver says before it connects what it measures (`features`, without history) and what it takes
-(`channels`), and how often (`control_dt`); `real.match.check_policy` compares all of it with a
-policy's card before anything moves. History and delays are the `Observer`'s, limits the
+(`channels`), and how often (`control_dt`); `real.control.match.check_policy` compares all of it
+with a policy's card before anything moves. History and delays are the `Observer`'s, limits the
 `SafeRobot`'s.
 
 **Threads.** One thread at a time calls `observe`, `command` and `reset` (`SafeRobot` sees to it).

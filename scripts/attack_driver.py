@@ -31,12 +31,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.features import Feature  # noqa: E402
-from real.external import External, Readers  # noqa: E402
-from real.pace import Pace  # noqa: E402
+from real.control.loop import watch  # noqa: E402
+from real.control.safety import SafeRobot, Watchdog  # noqa: E402
+from real.drivers.external import External, Readers  # noqa: E402
+from real.rate import Pace  # noqa: E402
 from real.robot import Observation, RobotError  # noqa: E402
-from real.rollout import watch  # noqa: E402
-from real.safety import SafeRobot, Watchdog  # noqa: E402
-from real.sim_robot import SimRobot, TwinConfig, load_twin  # noqa: E402
+from real.twin.robot import SimRobot, TwinConfig, load_twin  # noqa: E402
 
 CALLS = ("observe", "command", "sensor")
 LIMITS = {"hold": 0.1, "stop": 0.5, "followed": 0}

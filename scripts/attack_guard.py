@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from penspin_style.features import ActionChannel
-from real.safety import Guard, Limits
+from real.control.safety import Guard, Limits
 
 CONTROL_DT = 0.05
 CHANNELS = tuple(  # the Allegro hand's sixteen joints

@@ -38,11 +38,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
-from real.client import PolicyClient  # noqa: E402
-from real.link import Remote  # noqa: E402
-from real.rollout import Closed, Judge, Loop, watch  # noqa: E402
-from real.safety import SafeRobot  # noqa: E402
-from real.sim_robot import SimRobot, load_twin  # noqa: E402
+from real.control.loop import Closed, Judge, Loop, watch  # noqa: E402
+from real.control.safety import SafeRobot  # noqa: E402
+from real.serving.client import PolicyClient  # noqa: E402
+from real.serving.remote_policy import Remote  # noqa: E402
+from real.twin.robot import SimRobot, load_twin  # noqa: E402
 
 POLICY = ROOT / "outputs" / "pretrained" / "panda_lift_cube" / "policy.onnx"
 ATTACKS = ("kill", "freeze", "delay", "drop")

@@ -35,8 +35,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
-from real.session import Expected  # noqa: E402
-from real.wire import pack  # noqa: E402
+from real.serving.protocol import Expected  # noqa: E402
+from real.serving.wire import pack  # noqa: E402
 from scripts.fuzz_server import (  # noqa: E402
     POLICY,
     UPGRADE,

@@ -27,19 +27,19 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from penspin_style.data.episode import Header, episodes, write_episode  # noqa: E402
+from penspin_style.data.dataset import Trajectories, load  # noqa: E402
+from penspin_style.data.episodes.episode import Header, episodes, write_episode  # noqa: E402
 from penspin_style.features import PolicyCard  # noqa: E402
 from penspin_style.nets.policy import load_policy  # noqa: E402
-from penspin_style.source import open_source  # noqa: E402
+from penspin_style.train.load_policy import open_source  # noqa: E402
 from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
-from real.chunks import Ensemble  # noqa: E402
-from real.demonstrate import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
+from real.control.success import Rule, wilson  # noqa: E402
 from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
-from real.fleet import Fleet  # noqa: E402
-from real.judge import Policy, judge  # noqa: E402
-from real.twin import TwinConfig, load_twin  # noqa: E402
-from real.verdict import Rule, wilson  # noqa: E402
-from real.windows import Trajectories, load  # noqa: E402
+from real.replay.collect import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
+from real.serving.action_chunking import Ensemble  # noqa: E402
+from real.twin.batch_twin import Fleet  # noqa: E402
+from real.twin.config import TwinConfig, load_twin  # noqa: E402
+from real.twin.evaluate import Policy, judge  # noqa: E402
 
 LEARNED = ("finetuned", "scratch", "act")
 TITLES = {

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from penspin_style.render.gl_renderer import GLRenderer  # noqa: E402
 from penspin_style.render.renderer import View, make_renderer  # noqa: E402
 from penspin_style.sim.sim import make_sim  # noqa: E402
-from tasks.panda_lift_cube_vision import PandaLiftCubeVision  # noqa: E402
+from tasks.panda.lift_cube_vision import PandaLiftCubeVision  # noqa: E402
 
 SIZE, TITLE = 200, 18  # pixels
 CAMERAS = ("view", "front", "wrist")

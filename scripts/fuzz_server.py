@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
-from real.client import ClientError, PolicyClient  # noqa: E402
-from real.wire import pack  # noqa: E402
+from real.serving.client import ClientError, PolicyClient  # noqa: E402
+from real.serving.wire import pack  # noqa: E402
 
 POLICY = ROOT / "outputs/pretrained/panda_lift_cube/policy.onnx"
 PATIENCE = 10.0  # s

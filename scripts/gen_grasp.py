@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from penspin_style import interrupt, storage
-from penspin_style.compose import UsageError, compose_train
+from penspin_style import storage
+from penspin_style.cli.report import check_plotting
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
-from penspin_style.report import check_plotting
-from penspin_style.run import resolve_device
-from tasks import grasps
-from tasks.pen_grasp import Collected, PenGrasp, collect, held
+from penspin_style.system import interrupt
+from penspin_style.train.compose import UsageError, compose_train
+from penspin_style.train.run import resolve_device
+from tasks.pen import grasps
+from tasks.pen.grasp import Collected, PenGrasp, collect, held
 
 CHECKS = 3
 """Replays, each with another pen's mass, that a grasp must survive."""

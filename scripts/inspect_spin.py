@@ -23,12 +23,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.env.env import Env  # noqa: E402
-from penspin_style.evaluate import Act, evaluate  # noqa: E402
 from penspin_style.sim.sim import Sim  # noqa: E402
-from penspin_style.source import open_source  # noqa: E402
-from tasks import pens  # noqa: E402
-from tasks.pen_grasp import GAP, TIP_RADIUS  # noqa: E402
-from tasks.pen_spin import PenTask  # noqa: E402
+from penspin_style.train.evaluate import Act, evaluate  # noqa: E402
+from penspin_style.train.load_policy import open_source  # noqa: E402
+from tasks.pen import shapes  # noqa: E402
+from tasks.pen.grasp import GAP, TIP_RADIUS  # noqa: E402
+from tasks.pen.spin import PenTask  # noqa: E402
 
 CLEAR = 0.002  # m
 FAST = 5.0  # Hz
@@ -53,9 +53,9 @@ class Watch:
         for i in range(nstep):
             before = task.pen_mat[:, :, 2].clone()
             self.sim.step(1, {name: values[i : i + 1] for name, values in inputs.items()})
-            turned.append(pens.turns(before, task.pen_mat[:, :, 2]))
+            turned.append(shapes.turns(before, task.pen_mat[:, :, 2]))
         tips, axis = task.tips[:, task.tip_ids], task.pen_mat[:, :, 2]
-        distance = pens.distance(tips, task.pen, axis, task.size(self.sim))
+        distance = shapes.distance(tips, task.pen, axis, task.size(self.sim))
         self.turned.append(torch.stack(turned, dim=1).cpu())
         self.gap.append((distance - TIP_RADIUS).cpu())
         self.qpos.append(task.qpos.float().cpu())

@@ -26,8 +26,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from penspin_style.data.check import verify
-from penspin_style.data.episode import Channel, Episode, Header, Recorder, episodes
-from penspin_style.data.stage import stages
+from penspin_style.data.episodes.atomic_file import stages
+from penspin_style.data.episodes.episode import Channel, Episode, Header, Recorder, episodes
 
 LONGEST = 40  # rows
 KILL_AFTER = (0.002, 0.6)  # s

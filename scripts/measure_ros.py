@@ -21,13 +21,13 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from real import ros  # noqa: E402
-from real.allegro_kinematics import JOINTS  # noqa: E402
-from real.allegro_ros import AllegroConfig, AllegroRos  # noqa: E402
-from real.allegro_topics import TOPICS, Topics  # noqa: E402
-from real.hand_node import PAUSE  # noqa: E402
-from real.pace import Pace  # noqa: E402
+from real.drivers import ros  # noqa: E402
+from real.drivers.allegro_ros import AllegroConfig, AllegroRos  # noqa: E402
+from real.drivers.allegro_topics import TOPICS, Topics  # noqa: E402
+from real.drivers.hand_node import PAUSE  # noqa: E402
+from real.rate import Pace  # noqa: E402
 from real.robot import RobotError  # noqa: E402
+from tasks.robots.allegro.description import JOINTS  # noqa: E402
 
 MOVE = 0.15  # rad
 
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     """Return what was measured, `passed` among it."""
     words = ["--topics", args.topics, "--rate", str(args.state_rate)]
     words += ["--twin", args.twin] if args.twin else []
-    command = [sys.executable, "-m", "real.hand_node", *words]
+    command = [sys.executable, "-m", "real.drivers.hand_node", *words]
     node = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert node.stdout is not None

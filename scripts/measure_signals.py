@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 
-from penspin_style import interrupt
-from penspin_style.checkpoint import Checkpoints
+from penspin_style.system import interrupt
+from penspin_style.train.checkpoint import Checkpoints
 
 ROLLOUT = """
 import sys

@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from penspin_style.env.env import Env  # noqa: E402
 from penspin_style.render.gl_renderer import GLRenderer  # noqa: E402
-from tasks import grasps  # noqa: E402
-from tasks.pen_grasp import PenGrasp  # noqa: E402
+from tasks.pen import grasps  # noqa: E402
+from tasks.pen.grasp import PenGrasp  # noqa: E402
 
 ROWS, COLUMNS, SIZE = 4, 6, 200  # tiles, tiles, pixels
 NAMES = ("index", "middle", "ring", "thumb")

@@ -1,4 +1,4 @@
-"""The tasks, one file each; the command line and the contract tests find them in this folder.
+"""The tasks, one file each; the command line and the contract tests find them below this folder.
 
 Importing this package registers them with Gymnasium; neither torch nor MuJoCo is imported for it.
 Gymnasium imports it by itself for `gymnasium.make("tasks:penspin_style/PandaLiftCube-v0")`, also in
@@ -6,7 +6,6 @@ the processes that it and others start.
 """
 
 import pathlib
-import pkgutil
 import re
 
 import gymnasium
@@ -14,13 +13,25 @@ import gymnasium
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
 
 
+def task_modules() -> dict[str, str]:
+    """Return the tasks by name, sorted, each with its module; none of them is imported.
+
+    A module below this folder is a task if it binds `NAME`, a literal, and `TASK`.
+    """
+    found = {}
+    for folder in __path__:
+        for file in pathlib.Path(folder).rglob("*.py"):
+            text = file.read_text()
+            name = re.search(r'^NAME = "(\w+)"$', text, re.MULTILINE)
+            if name and re.search(r"^TASK\b", text, re.MULTILINE):
+                parts = file.relative_to(folder).with_suffix("").parts
+                found[name[1]] = ".".join((__name__, *parts))
+    return dict(sorted(found.items()))
+
+
 def task_names() -> list[str]:
-    """Return the modules of this folder that bind `TASK`, sorted; none of them is imported."""
-    return sorted(
-        module.name
-        for module in pkgutil.iter_modules(__path__)
-        if not module.ispkg and _binds_task(module.name)
-    )
+    """Return the names of the tasks, sorted."""
+    return list(task_modules())
 
 
 def gymnasium_id(name: str) -> str:
@@ -38,14 +49,6 @@ def register_gymnasium() -> None:
                 vector_entry_point="penspin_style.env.gym_env:GymVectorEnv",
                 kwargs={"task": name},
             )
-
-
-def _binds_task(name: str) -> bool:
-    for folder in __path__:
-        file = pathlib.Path(folder, f"{name}.py")
-        if file.exists():
-            return re.search(r"^TASK\b", file.read_text(), re.MULTILINE) is not None
-    return False
 
 
 register_gymnasium()

@@ -13,130 +13,93 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+SYSTEM = {"system.interrupt", "system.plain_yaml", "system.tensors", "system.terminal"}
 # may be used anywhere
-_FILES = {"storage", "terminal", "plain_yaml", "tensors"}
-FLOOR = {"penspin_style", "features", "config", "rotation", "interrupt"} | _FILES
+FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
-LEARN = NETS | {"config", "algo"}
-TOP = (
-    ENV
-    | LEARN
-    | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run", "run_folder", "run_faults"}
-)
+NETS = {"penspin_style", "features", "storage", "rotation", "system.tensors", "nets"}
+RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}  # no torch
+LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
+TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
 # needs no torch
-ROBOT = {
-    "penspin_style",
-    "features",
-    "rotation",
-    "terminal",
-    "interrupt",
-    "data",
-    "data.episode",
-    "deploy.bundle",
-}
-WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
+ROBOT = {"penspin_style", "features", "rotation", "system.interrupt", "system.terminal"}
+ROBOT |= {"data.episodes", "tasks.robots.description", "real"} | RUN_TIME
+# what simulates, or learns, beside it
+WORLD = TRAIN | ROBOT | {"viewer", "tasks", "tasks.robots"}
+REAL = {f"real.{name}" for name in ("drivers", "control", "serving")}
 
-EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
-
-# room -> rooms that it may import, itself aside
+# room -> rooms that it may import, itself aside; every one is below those that import it
 LAYERS: dict[str, set[str]] = {
     "penspin_style": set(),
+    "storage": set(),
     "features": {"storage"},
     "config": set(),
     "rotation": set(),
-    "storage": set(),
-    "plain_yaml": {"storage"},
-    "tensors": {"storage"},
-    "terminal": set(),
-    "interrupt": set(),
+    "system": set(),
+    "system.interrupt": set(),
+    "system.plain_yaml": {"storage"},
+    "system.tensors": {"storage"},
+    "system.terminal": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
     "nets": NETS,
-    "algo": LEARN | {"checkpoint", "data"},
-    "data.layout": {"features"},
-    "data.guard": {"storage", "data.layout"},
-    "data.stage": {"storage"},
-    "data.recorder": {"features", "storage", "data.layout", "data.stage"},
-    "data.episode": {"features", "storage", "data.layout", "data.guard", "data.recorder"},
-    "data": {"features", "storage", "terminal", *EPISODE},
+    "data.episodes": {"features", "storage"},
+    "data.formats": {"features", "storage", "system.terminal", "data.episodes"},
+    "data": {"features", "storage", "system.terminal", "data.episodes", "data.formats"}
+    | {"deploy.actions"},
+    "algo": LEARN,
+    "pretrain": LEARN | {"train"},
+    "deploy.actions": {"features"},
+    "deploy.history": {"features"},
     "deploy.onnx_scan": set(),
     "deploy.session": {"features", "deploy.onnx_scan"},
     "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
-    "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan", "deploy.session"},
-    "checkpoint": {"penspin_style", "storage", "tensors"},
-    "metrics": {"penspin_style", "storage", "interrupt"},
-    "evaluate": ENV,
-    "compose": ENV,
-    "run_faults": {"storage", "env", "sim"},
-    "run_folder": {"storage", "compose"},
-    "run": TOP,
-    "film": ENV | {"evaluate"},
-    "report": {"evaluate"},
-    "source": TOP | {"deploy.bundle", "deploy.onnx_scan"},
-    "bench": TOP | {"deploy.bundle", "deploy.onnx_scan"},
-    "bench_render": TOP | {"bench"},
-    "doctor": TOP,
-    "verbs": TOP
-    | {
-        "bench",
-        "bench_render",
-        "data",
-        "doctor",
-        "film",
-        "report",
-        "source",
-        "task_error",
-        "deploy.bundle",
-        "deploy.onnx_scan",
-    },
-    "task_error": set(),
-    "data_verbs": {"features", "storage", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
-    "__main__": TOP | {"verbs", "data_verbs", "task_error", "terminal"},
-    "tasks": FLOOR | {"sim", "env"},
-    "real": ROBOT,
-    "real.twin": WORLD,
-    "real.fleet": WORLD | {"real.twin"},
-    "real.judge": WORLD | {"real.fleet", "real.twin"},
-    "real.sim_robot": WORLD | {"real.fleet", "real.twin"},
-    "real.hand_node": WORLD | {"real.twin", "real.sim_robot"},
-    "real.control": WORLD | {"real.twin", "real.sim_robot"},
-    "real.replay": WORLD | {"real.control", "real.demonstrate"},
-    "real.demonstrate": WORLD | {"real.twin", "real.fleet"},
-    "real.finetune": WORLD | {"real.sim_robot"},
-    "real.act": WORLD | {"real.sim_robot", "real.finetune"},
-    "real.robot_controller": ROBOT | {"real", "real.control", "real.replay", "real.command"},
-    "real.command": WORLD
-    | {
-        "real.twin",
-        "real.judge",
-        "real.sim_robot",
-        "real.control",
-        "real.replay",
-        "real.finetune",
-        "real.act",
-    },
+    "deploy": NETS | RUN_TIME | {"deploy.session"},
+    "train": TRAIN,
+    "viewer": ENV | {"train"},
+    "bench": TRAIN,
+    "cli": TRAIN | {"bench", "pretrain", "viewer"},
+    "__main__": FLOOR | {"cli"},
+    "tasks": FLOOR | {"sim", "env", "tasks.robots"},
+    "tasks.robots": FLOOR | {"sim", "env"},
+    "tasks.robots.description": set(),
+    "real": ROBOT - {"real"},
+    "real.drivers": ROBOT,
+    "real.serving": ROBOT,
+    "real.control": ROBOT | {"real.serving"},
+    "real.twin": WORLD | {"real.serving", "real.control"},
+    "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},
+    "real.control.session": ROBOT | REAL | {"real.twin"},
+    "real.replay": WORLD | REAL | {"real.control.session", "real.twin"},
+    "real.finetune": WORLD | REAL | {"real.twin"},
+    "real.act": WORLD | REAL | {"real.twin", "real.finetune"},
+    "real.cli": ROBOT
+    | REAL
+    | {"storage", "real.act", "real.control.session", "real.finetune", "real.replay", "real.twin"},
+    "real.robot_controller": ROBOT | REAL | {"real.cli", "real.control.session", "real.replay"},
 }
-FINER = {name for name in LAYERS if "." in name}  # modules that are rooms themselves
 # room -> packages from outside that it must do without
 WITHOUT = {
     "penspin_style": {"torch", "warp", "mujoco"},
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
-    "plain_yaml": {"torch", "mujoco"},
-    "tensors": {"mujoco"},
-    "interrupt": {"torch", "numpy"},
+    "system.interrupt": {"torch", "numpy"},
+    "system.plain_yaml": {"torch", "mujoco"},
+    "system.tensors": {"mujoco"},
+    "system.terminal": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
-    "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
-    "deploy.onnx_scan": {"torch", "onnx"},
+    "data.episodes": {"torch", "mujoco"},
+    **{name: {"torch", "tensordict", "torchrl", "mujoco", "onnx"} for name in RUN_TIME},
     "deploy.session": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
-    **{name: {"torch", "mujoco"} for name in EPISODE},
     "tasks": {"torchrl", "warp", "mujoco_warp"},
-    "real": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},
-    "real.robot_controller": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},
+    "tasks.robots.description": {"torch", "mujoco"},
+    **{
+        name: {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"}
+        for name in ("real", *REAL, "real.cli", "real.control.session", "real.robot_controller")
+    },
 }
 
 
@@ -152,16 +115,19 @@ def module_name(path, root=ROOT):
 
 
 def room(module):
-    """Room of a dotted module; None if it is from outside."""
+    """Room of a dotted module, the finest that it lies in; None if it is from outside."""
     first, *rest = module.split(".")
-    if first in ("tasks", "real", "scripts", "tests"):
-        finer = ".".join([first, *rest[:1]])
-        return finer if finer in FINER else first
-    if first != "penspin_style":
+    if first in ("scripts", "tests"):
+        return first
+    if first not in ("penspin_style", "real", "tasks"):
         return None
-    if ".".join(rest[:2]) in FINER:
-        return ".".join(rest[:2])
-    return rest[0] if rest else "penspin_style"
+    if rest[:1] == ["robots"] and rest[-1:] == ["description"]:
+        return "tasks.robots.description"
+    parts = rest if first == "penspin_style" else [first, *rest]
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in LAYERS:
+            return ".".join(parts[:end])
+    return parts[0] if parts else first
 
 
 def imported(text, module, *, is_package=False, known=()):
@@ -201,7 +167,7 @@ def forbidden(text, module, *, is_package=False, known=()):
         if there is None:
             if name.split(".")[0] in WITHOUT.get(here, ()):
                 found.append(f"{module} imports {name}, which {here} must do without")
-        elif by_name and here == "compose" and there == "tasks":
+        elif by_name and here in ("env", "train") and there == "tasks":
             continue  # the command line finds tasks by name
         elif there != here and there not in LAYERS[here]:
             found.append(f"{module} imports {name}: {here} may not import {there}")
@@ -258,27 +224,35 @@ def test_the_library_never_names_tasks_real_scripts_or_tests():
         ("penspin_style.nets.mlp", "from penspin_style.algo import ppo", "nets may not"),
         ("penspin_style.nets.mlp", "def f():\n    from torchrl.envs import EnvBase", "without"),
         ("penspin_style.env.env", "import tasks", "env may not import tasks"),
-        ("penspin_style.run", "from tasks.robots import panda", "run may not import tasks"),
-        ("penspin_style.run", "import_module('tasks')", "run may not import tasks"),
-        ("penspin_style.verbs", "import importlib\nimportlib.import_module('real.x')", "real"),
+        ("penspin_style.sim.sim", "from tasks.robots import panda", "sim may not import tasks"),
+        ("penspin_style.sim.sim", "import_module('tasks')", "sim may not import tasks"),
+        ("penspin_style.cli.verbs", "import importlib\nimportlib.import_module('real.x')", "real"),
         ("penspin_style.env.env", "from ..algo import ppo", "env may not import algo"),
-        ("penspin_style.env.env", "from .. import run", "env may not import run"),
+        ("penspin_style.env.env", "from ..train import run", "env may not import train"),
         ("penspin_style.features", "import torch.nn as nn", "features must do without"),
         ("penspin_style.deploy.bundle", "import torch", "deploy.bundle must do without"),
         ("penspin_style.deploy.bundle", "from penspin_style.nets import mlp", "may not"),
         ("penspin_style.deploy.bundle", "from . import export", "may not import deploy"),
         (
-            "penspin_style.checkpoint",
-            "if 1:\n  from penspin_style import run",
-            "may not import run",
+            "penspin_style.train.checkpoint",
+            "if 1:\n  from penspin_style.viewer import video",
+            "may not import viewer",
         ),
         ("tasks.spin", "from penspin_style.algo.ppo import PPO", "tasks may not import algo"),
         ("tasks.spin", "import real.hand", "tasks may not import real"),
         ("real.hand", "from penspin_style.sim.sim import Sim", "real may not import sim"),
         ("real.hand", "def f():\n    import torch", "real must do without"),
-        ("real.hand", "from real.sim_robot import SimRobot", "real may not import real.sim_robot"),
-        ("real.hand", "import real.replay", "real may not import real.replay"),
-        ("penspin_style.verbs", "from real import command", "verbs may not import real.command"),
+        (
+            "real.hand",
+            "from real.twin.robot import SimRobot",
+            "real may not import real.twin",
+        ),
+        ("real.hand", "import real.replay.replay", "real may not import real.replay"),
+        (
+            "penspin_style.cli.verbs",
+            "from real.cli import command",
+            "cli may not import real.cli",
+        ),
         ("penspin_style.attic.x", "import math", "'attic' is not in the table"),
     ],
 )
@@ -292,13 +266,13 @@ def test_a_planted_violation_is_found(module, text, complaint):
     [
         ("penspin_style.env.env", "from penspin_style.sim import sim\nfrom . import task"),
         ("penspin_style.algo.ppo", "from penspin_style.nets.policy import Gaussian\nimport torch"),
-        ("penspin_style.checkpoint", "from penspin_style import __version__, storage"),
-        ("penspin_style.compose", "import importlib\nimportlib.import_module('tasks')"),
+        ("penspin_style.train.checkpoint", "from penspin_style import __version__, storage"),
+        ("penspin_style.train.compose", "import importlib\nimportlib.import_module('tasks')"),
         ("penspin_style.deploy.export", "import torch\nfrom penspin_style.deploy import bundle"),
         ("tasks.spin", "from tasks.robots import panda\nimport mujoco"),
         ("real.hand", "from penspin_style.deploy.bundle import Bundle"),
-        ("real.sim_robot", "import torch\nfrom penspin_style.env import task"),
-        ("real.finetune", "from real.sim_robot import SimRobot"),
+        ("real.twin.robot", "import torch\nfrom penspin_style.env import task"),
+        ("real.finetune", "from real.twin.robot import SimRobot"),
     ],
 )
 def test_an_allowed_import_is_not(module, text):
@@ -310,7 +284,7 @@ def test_an_allowed_import_is_not(module, text):
     [
         "penspin_style",
         "penspin_style.deploy.bundle",
-        "real.command",
+        "real.cli.command",
         *(module for module in ALL if room(module) == "real"),
     ],
 )

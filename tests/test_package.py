@@ -12,9 +12,9 @@ import zipfile
 
 import pytest
 
-from penspin_style import compose
 from penspin_style.__main__ import main
 from penspin_style.config import PRETRAINED, DistillConfig, weights_folder
+from penspin_style.train import compose
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")

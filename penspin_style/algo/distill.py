@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchrl.objectives import BCLoss
 
 from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
-from penspin_style.algo.pupil import Pupil, make_pupil
+from penspin_style.algo.imitation import Pupil, make_pupil
 from penspin_style.config import DistillConfig, weights_folder
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input

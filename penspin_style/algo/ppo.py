@@ -23,8 +23,8 @@ from penspin_style.config import PPOConfig
 from penspin_style.features import Input
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.oracle import OraclePolicy
 from penspin_style.nets.policy import GaussianPolicy, ValueFunction
+from penspin_style.nets.teacher import OraclePolicy
 
 
 class PPO:

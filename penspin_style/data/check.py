@@ -26,11 +26,12 @@ import h5py
 import h5py.h5a
 import numpy as np
 
-from penspin_style.data import guard, penspin
-from penspin_style.data.episode import Episode
-from penspin_style.data.layout import TIME, Channel, EpisodeError
+from penspin_style.data.episodes import untrusted_hdf5
+from penspin_style.data.episodes.episode import Episode
+from penspin_style.data.episodes.layout import TIME, Channel, EpisodeError
+from penspin_style.data.formats import penspin
 from penspin_style.features import PolicyCard
-from penspin_style.terminal import one_line
+from penspin_style.system.terminal import one_line
 
 MARGIN = 0.05
 """Share of a joint's range by which a value may be beyond it: noise, and joints that give way."""
@@ -91,7 +92,7 @@ def check(path: pathlib.Path, *, card: PolicyCard | None = None, key: str | None
         EpisodeError: names file, key and row.
     """
     path = pathlib.Path(path)
-    with guard.opened(path) as file:
+    with untrusted_hdf5.opened(path) as file:
         if _is_episode(file):
             return _check_episode(Episode.read(path, file), file, card)
     pack = penspin.read(path, gaps=key is not None)
@@ -128,7 +129,7 @@ def kind_of(path: pathlib.Path) -> str:
     Raises:
         EpisodeError: it is none of them.
     """
-    with guard.opened(path) as file:
+    with untrusted_hdf5.opened(path) as file:
         return "episode" if _is_episode(file) else penspin.kind_of(path, file)
 
 
@@ -205,13 +206,13 @@ def _check_episode(episode: Episode, file: h5py.File, card: PolicyCard | None) -
         low, high = limits.get(channel.name, (-np.inf, np.inf))
         for row, block in episode.blocks(channel.name, file):
             if channel.dtype.startswith("float"):
-                guard.check_values(episode.path, channel.name, row, block, low, high)
+                untrusted_hdf5.check_values(episode.path, channel.name, row, block, low, high)
     return facts_of(episode, tuple(notes))
 
 
 def _check_time(episode: Episode) -> list[str]:
     time = episode[TIME]
-    guard.check_values(episode.path, TIME, 0, time, 0.0, np.inf)
+    untrusted_hdf5.check_values(episode.path, TIME, 0, time, 0.0, np.inf)
     steps = np.diff(time)
     if not (steps > 0).all():
         row = int(np.argmin(steps > 0)) + 1

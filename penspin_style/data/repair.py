@@ -15,9 +15,11 @@ import h5py.h5g
 import numpy as np
 
 from penspin_style import storage
-from penspin_style.data import check, guard, penspin, stage
-from penspin_style.data.episode import episodes
-from penspin_style.data.layout import EpisodeError
+from penspin_style.data import check
+from penspin_style.data.episodes import atomic_file, untrusted_hdf5
+from penspin_style.data.episodes.episode import episodes
+from penspin_style.data.episodes.layout import EpisodeError
+from penspin_style.data.formats import penspin
 
 _END = {0: 40, 1: 44, 2: 28, 3: 28}
 """Version of an HDF5 superblock -> where it says how long the file is, with 8 bytes an offset."""
@@ -40,11 +42,11 @@ def repair(
     source = pathlib.Path(source)
     if source.is_dir():
         kept, lost = _copy_whole(episodes(source), folder)
-        for path in stage.stages(source):
-            alive = stage.is_alive(path)
+        for path in atomic_file.stages(source):
+            alive = atomic_file.is_alive(path)
             lost[path.name] = "is being recorded" if alive else "was cut off before it was whole"
         return kept, lost
-    with stage.stage_file(folder.parent) as copy:
+    with atomic_file.stage_file(folder.parent) as copy:
         try:
             path, size = _lengthened(source, copy.path)
             kind = check.kind_of(path)
@@ -67,7 +69,7 @@ def _copy_whole(
         if verdict.fault is not None:
             lost[verdict.file.name] = verdict.fault.args[0].removeprefix(f"{verdict.file}: ")
             continue
-        with stage.stage_file(folder) as copy, storage.open_file(verdict.file) as whole:
+        with atomic_file.stage_file(folder) as copy, storage.open_file(verdict.file) as whole:
             shutil.copyfileobj(whole, copy)
             copy.publish(folder / verdict.file.name)
         kept[verdict.file.name] = str(folder / verdict.file.name)
@@ -78,7 +80,7 @@ def _rescue(
     pack: penspin.Pack, size: int, folder: pathlib.Path, hand: penspin.Hand
 ) -> tuple[dict[str, str], dict[str, str]]:
     lost = check.damaged(pack)
-    with guard.opened(pack.path) as file:
+    with untrusted_hdf5.opened(pack.path) as file:
         for key in pack.keys:
             if key not in lost and _end(file, key) > size:
                 lost[key] = f"lay beyond byte {size}, where the file was cut off"

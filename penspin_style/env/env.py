@@ -30,12 +30,12 @@ from torchrl.envs import EnvBase
 
 from penspin_style.env.checks import check_action, check_reward_keys
 from penspin_style.env.faults import FaultLog
-from penspin_style.env.measures import EpisodeStatistics
+from penspin_style.env.statistics import EpisodeStatistics
 from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
 from penspin_style.env.world import World
 from penspin_style.features import Input, PolicyCard
-from penspin_style.sim.shift import Shift
+from penspin_style.sim.perturb import Shift
 from penspin_style.sim.sim import Sim
 
 

@@ -19,7 +19,7 @@ about the world, the task says what it wishes: it never steps.
 """
 
 import importlib
-import importlib.util
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ from penspin_style.sim.sim import Sim, check_rows
 
 ENTRY_POINTS = "penspin_style.tasks"
 """Group of the entry points by which other packages register tasks."""
+_OURS = "tasks"  # found by name: the library imports no task
 
 
 @dataclass
@@ -298,7 +299,7 @@ def installed_tasks() -> dict[str, EntryPoint]:
 
 
 def load_task(name: str) -> type[Task[Any]]:
-    """Return the task class of `tasks/NAME.py`, of an entry point, or of a dotted module.
+    """Return the task class of a task of ours, of an entry point, or of a dotted module.
 
     The module is imported, so that it runs: a name that comes from a file must have been compared
     with the registered ones before; `compose.find_task` does.
@@ -307,9 +308,13 @@ def load_task(name: str) -> type[Task[Any]]:
         ValueError: no such module, one that cannot be imported (names file and line), or one that
             binds no Task to `TASK`.
     """
-    path = name if "." in name else f"tasks.{name}"
-    if "." not in name and importlib.util.find_spec(path) is None and name in installed_tasks():
-        path = installed_tasks()[name].module
+    path = name
+    if "." not in name:
+        ours = importlib.import_module(_OURS).task_modules()
+        installed = {key: entry.module for key, entry in installed_tasks().items()}
+        path = {**installed, **ours}.get(name, "")
+        if not path:
+            raise ValueError(f"there is no task {name!r}")
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -317,13 +322,21 @@ def load_task(name: str) -> type[Task[Any]]:
             raise ValueError(f"there is no task {name!r} (no module {path})") from error
         raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
     except Exception as error:
-        if path.startswith("tasks."):
+        if path.startswith(f"{_OURS}."):
             raise  # a mistake of ours
         raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
     found = getattr(module, "TASK", None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{path} binds no Task subclass to TASK")
     return found
+
+
+def task_name(task: type[Task[Any]]) -> str:
+    """Return what configurations and cards call a task: it is found again by that."""
+    module = task.__module__
+    if module.startswith(f"{_OURS}."):
+        return sys.modules[module].NAME
+    return module
 
 
 def _where(error: Exception) -> str:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from penspin_style.env.cameras import Pictures
 from penspin_style.env.checks import count_substeps
-from penspin_style.env.pictures import Pictures
 from penspin_style.env.task import Task
+from penspin_style.sim.perturb import Shift, Shifter
 from penspin_style.sim.randomize import Randomizer, per_env_fields
-from penspin_style.sim.shift import Shift, Shifter
 from penspin_style.sim.sim import make_sim
 
 

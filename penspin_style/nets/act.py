@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from penspin_style.features import Input, PolicyCard
+from penspin_style.nets.attention import keep
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.student import StudentPolicy
-from penspin_style.nets.transformer import keep
 
 ENDS = ("pen_ends", "obj_ends")
 """Features (2, 3) whose two rows mean the same in either order."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penspin_style import storage
-from penspin_style.tensors import check_finite, read_tensors
+from penspin_style.system.tensors import check_finite, read_tensors
 
 MEAN = (0.4914, 0.4822, 0.4465)
 """Of red, green and blue over CIFAR-10's training images; subtracted from pixels in [0, 1]."""

@@ -18,10 +18,10 @@ from penspin_style.features import PolicyCard
 from penspin_style.nets.gaussian import MIN_STD, Gaussian, deviation, raw_deviation
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.oracle import OraclePolicy
 from penspin_style.nets.student import StudentPolicy
+from penspin_style.nets.teacher import OraclePolicy
 from penspin_style.nets.temporal import TemporalPolicy
-from penspin_style.tensors import check_finite, read_tensors
+from penspin_style.system.tensors import check_finite, read_tensors
 
 
 class GaussianPolicy(nn.Module):

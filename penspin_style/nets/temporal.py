@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from penspin_style.features import Feature, Input
+from penspin_style.nets.attention import TemporalEncoder
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.points import PointEncoder
-from penspin_style.nets.transformer import TemporalEncoder
 
 TERMS = ("proprio", "fingertips", "pen_ends", "tactile", "pen_points")
 _SETS = ("pen_ends", "pen_points")  # of exchangeable points

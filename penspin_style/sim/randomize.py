@@ -42,7 +42,7 @@ from penspin_style import rotation
 from penspin_style.sim.sim import STATE_FIELDS, Sim
 
 if TYPE_CHECKING:  # which reads rows of this table itself
-    from penspin_style.sim.shift import Shift, Shifter
+    from penspin_style.sim.perturb import Shift, Shifter
 
 OPERATIONS = ("abs", "scale", "add", "turn")
 DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")

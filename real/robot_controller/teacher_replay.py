@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script, from wherever, also where nothing is installed
     sys.path.insert(0, str(ROOT))
 
-from penspin_style import interrupt  # noqa: E402
-from penspin_style.terminal import one_line  # noqa: E402
-from real.arguments import add_arguments, natural, positive  # noqa: E402
+from penspin_style.system import interrupt  # noqa: E402
+from penspin_style.system.terminal import one_line  # noqa: E402
+from real.cli.arguments import add_arguments, natural, positive  # noqa: E402
 
 HAND = "allegro_ros"
 OUT = "real_data_collection"
@@ -30,9 +30,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Replay as the words say; return the exit code: 0 done, 2 the words, 3 the hand."""
     args = _parser().parse_args(words)
     try:
-        from penspin_style.data.episode import EpisodeError, RecorderError
+        from penspin_style.data.episodes.episode import EpisodeError, RecorderError
+        from real.drivers.ros import RosError
         from real.robot import RobotError
-        from real.ros import RosError
     except ImportError as error:
         return _failed(2, f"{error}; pip install penspin_style")
     try:
@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from real.control import judge_of, open_robot, report, show
-    from real.replay import Plan, find, load, repeat
-    from real.verdict import check_watched
+    from real.control.session import judge_of, open_robot, report, show
+    from real.control.success import check_watched
+    from real.replay.replay import Plan, find, load, repeat
 
     check_watched(is_asking=args.ask)
     folder = pathlib.Path(args.replay_data_dir)

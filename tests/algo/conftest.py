@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.algo import formula
+from tests.support import formula
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from penspin_style.algo.choose import make_algorithm
 from penspin_style.algo.distill import Distill
+from penspin_style.algo.registry import make_algorithm
 from penspin_style.config import DistillConfig, TrainConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.features import Feature, Input
-from tests.algo.formula import (
+from tests.support.formula import (
     BOTH,
     CPU,
     NACTION,

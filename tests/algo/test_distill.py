@@ -9,19 +9,8 @@ import torch
 from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import DivergedError
-from penspin_style.checkpoint import Checkpoints
-from tests.algo.formula import (
-    SIZE,
-    N,
-    T,
-    close,
-    collected,
-    learn,
-    make,
-    root,
-    taught,
-    weights,
-)
+from penspin_style.train.checkpoint import Checkpoints
+from tests.support.formula import SIZE, N, T, close, collected, learn, make, root, taught, weights
 
 # Labels and actions.
 

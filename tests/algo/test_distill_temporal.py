@@ -7,13 +7,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from penspin_style.algo.choose import make_algorithm
 from penspin_style.algo.distill import Distill
+from penspin_style.algo.registry import make_algorithm
 from penspin_style.config import DistillConfig, TemporalConfig, TrainConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.features import Feature, Input
 from penspin_style.nets.temporal import TemporalPolicy
-from tests.algo.formula import CPU, NACTION, TEACHER, N, T, close, seeded, taught, weights
+from tests.support.formula import CPU, NACTION, TEACHER, N, T, close, seeded, taught, weights
 
 TERMS = {
     "proprio": Feature("proprio", (8,), "rad", history=5),

@@ -14,10 +14,10 @@ from penspin_style.algo.algorithm import MAX_SKIPPED, DivergedError, masked_mean
 from penspin_style.algo.ppo import _NAMES, PPO, explained_variance
 from penspin_style.config import PPOConfig
 from penspin_style.env.env import Env
-from penspin_style.evaluate import evaluate
 from penspin_style.features import Feature, Input
 from penspin_style.nets.policy import Gaussian
-from tests.env.toy import Cart, Config
+from penspin_style.train.evaluate import evaluate
+from tests.support.toy import Cart, Config
 
 T, N, SIZE, CRITIC_SIZE, NACTION = 7, 6, 3, 4, 2
 TEACHER = Input("teacher", (Feature("x", (SIZE,)),))

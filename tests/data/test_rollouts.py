@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from penspin_style import storage
 from penspin_style.data.rollouts import LABEL, Rollouts, RolloutWriter, shuffled
 from penspin_style.features import Feature, Input
-from tests.damage import cut, lose
+from tests.support.damage import cut, lose
 
 INPUTS = (
     Input("student", (Feature("x", (2,), "m", history=2), Feature("on", ()))),

@@ -8,7 +8,7 @@ import torch
 from penspin_style.env.env import Env
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.sim.sim import Fault
-from tests.env.toy import Cart, Config
+from tests.support.toy import Cart, Config
 
 HUGE = (3e38, -2e6, math.inf, math.nan)
 

@@ -17,7 +17,7 @@ from penspin_style.config import PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm, load_task
 from penspin_style.sim.sim import Fault
-from tests.env.toy import Cart, Config, substep
+from tests.support.toy import Cart, Config, substep
 
 with warnings.catch_warnings():  # torchrl's own use of what it deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -506,7 +506,7 @@ def waits(env, algorithm):
 
 
 @pytest.mark.parametrize(
-    "name", ["tests.env.toy", "tests.env.measured", "panda_lift_cube", "panda_pick_cube"]
+    "name", ["tests.support.toy", "tests.support.measured", "panda_lift_cube", "panda_pick_cube"]
 )
 def test_a_rollout_never_waits_for_the_accelerator(name):
     kind = load_task(name)

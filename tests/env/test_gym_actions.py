@@ -11,7 +11,7 @@ from tensordict import TensorDict
 import tasks  # registers the ids
 from penspin_style.env.env import Env
 from penspin_style.sim.sim import Fault
-from tasks.panda_lift_cube import TASK, Config
+from tasks.panda.lift_cube import TASK, Config
 
 ID = tasks.gymnasium_id("panda_lift_cube")
 NUM, NACTION = 3, 4

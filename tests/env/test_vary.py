@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penspin_style.env.env import Env
-from tests.env.toy import FORCE, Cart, Config, substep
+from tests.support.toy import FORCE, Cart, Config, substep
 
 WALL = 0.7  # m, where its face stands
 WIDE = 0.5  # m, half width of the wide carts

@@ -23,7 +23,7 @@ from penspin_style.nets.encoder import (
     same_padding,
     save_encoder,
 )
-from tests.damage import DAMAGES, check_refused, flip
+from tests.support.damage import DAMAGES, check_refused, flip
 
 SIZES = [(32, 32), (64, 64), (128, 128), (33, 47), (30, 31), (84, 84), (1, 1), (5, 100)]
 

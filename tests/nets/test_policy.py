@@ -20,7 +20,7 @@ from penspin_style.nets.policy import (
     save_policy,
 )
 from penspin_style.storage import DamagedError
-from tests.damage import DAMAGES, check_refused
+from tests.support.damage import DAMAGES, check_refused
 
 SIZE, NACTION = 5, 3
 

@@ -11,10 +11,10 @@ from penspin_style.config import TemporalConfig
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
-from penspin_style.nets import transformer
+from penspin_style.nets import attention
+from penspin_style.nets.attention import TemporalEncoder, keep
 from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.nets.temporal import TemporalPolicy
-from penspin_style.nets.transformer import TemporalEncoder, keep
 
 NACTION, N = 16, 7
 PUBLISHED = {
@@ -149,7 +149,7 @@ def encoder_of(channels=8, *, layers=2, dropout=0.0, hidden=12):
 @pytest.mark.parametrize("channels", [8, 3])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_transformer_and_its_gradient_are_torchs(channels, layers, monkeypatch):
-    monkeypatch.setattr(transformer, "_ROWS", 5)  # several parts, the last one smaller
+    monkeypatch.setattr(attention, "_ROWS", 5)  # several parts, the last one smaller
     encoder = encoder_of(channels, layers=layers)
     twin = torch_twin(encoder)
     frames = torch.randn(4, 6, channels, generator=seeded(1))
@@ -174,13 +174,13 @@ def test_the_transformer_and_its_gradient_are_torchs(channels, layers, monkeypat
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_gradient_of_the_wide_layer_is_that_of_what_it_computes(dropout, monkeypatch):
-    monkeypatch.setattr(transformer, "_ROWS", 4)
+    monkeypatch.setattr(attention, "_ROWS", 4)
     rng = seeded()
     shapes = (10, 3), (7, 3), (7,), (3, 7), (3,)
     values = [torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_() for s in shapes]
 
     def same_draws(*tensors):
-        return transformer._Wide.apply(*tensors, dropout, seeded(5))
+        return attention._Wide.apply(*tensors, dropout, seeded(5))
 
     assert torch.autograd.gradcheck(same_draws, values)
 
@@ -194,7 +194,7 @@ def test_dropout_keeps_its_share_and_is_made_up_for():
         torch.randn(s, generator=rng) for s in ((6, 8), (64, 8), (64,), (8, 64), (8,))
     )
     plain = F.linear(torch.relu(F.linear(x, rise, bias)), fall, shift)
-    draws = [transformer._Wide.apply(x, rise, bias, fall, shift, 0.3, rng) for _ in range(3000)]
+    draws = [attention._Wide.apply(x, rise, bias, fall, shift, 0.3, rng) for _ in range(3000)]
     mean, deviation = torch.stack(draws).mean(dim=0), torch.stack(draws).std(dim=0)
     assert deviation.min() > 1.0
     assert ((mean - plain).abs() < 5.0 * deviation / 3000**0.5).all()

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from penspin_style.data.dataset import windows
+from penspin_style.deploy.history import Observer
 from penspin_style.features import Feature, Input
 from penspin_style.nets.act import ACT
 from penspin_style.nets.policy import save_policy
 from penspin_style.nets.student import StudentPolicy
 from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act, main, parser
-from real.chunks import Broker, Ensemble
-from real.observer import Observer
-from real.session import hello
-from real.windows import windows
-from tests.real.episodes import columns, record, taught, vector_card
+from real.serving.action_chunking import Broker, Ensemble
+from real.serving.protocol import hello
 from tests.real.test_finetune import seeing, student
+from tests.support.episodes import columns, record, taught, vector_card
 
 SMALL = {
     **{"num_queries": 5, "hidden_dim": 16, "dim_feedforward": 32, "enc_layers": 1},

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from penspin_style.data.episode import Episode, episodes
+from penspin_style.data.episodes.episode import Episode, episodes
 from penspin_style.deploy.bundle import Bundle
 
 ROOT = pathlib.Path(__file__).parents[2]

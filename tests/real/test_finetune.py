@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from penspin_style import storage
+from penspin_style.data.dataset import join, windows
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
-from penspin_style.evaluate import acting
 from penspin_style.nets.policy import GaussianPolicy, load_policy, save_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
-from penspin_style.source import open_source
+from penspin_style.train.evaluate import acting
+from penspin_style.train.load_policy import open_source
 from real.finetune import FinetuneConfig, Finetuner, check_mode, main, parser, split
-from real.windows import join, windows
-from tests.real.episodes import columns, picture_card, record, taught, vector_card
+from tests.support.episodes import columns, picture_card, record, taught, vector_card
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {

@@ -10,8 +10,8 @@ from penspin_style.render.gl_renderer import GLRenderer, NoOpenGLError, choose_p
 from penspin_style.render.renderer import View, make_renderer
 from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
-from tasks.panda_lift_cube import PandaLiftCube
-from tasks.robots import panda
+from tasks.panda.lift_cube import PandaLiftCube
+from tasks.robots.panda import model as panda
 
 SIZE = 64
 LOOKS = list(rays.LOOKS.values())

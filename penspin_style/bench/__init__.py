@@ -1,0 +1,1 @@
+"""Measure speed against the bare engine."""

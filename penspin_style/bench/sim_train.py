@@ -1,0 +1,295 @@
+"""Honest ratios: our code against the bare engine, on the same model, alternating, in one run.
+
+Machines drift; a ratio of two measurements that took turns does not. Each figure is the median over
+rounds, with the smallest and largest beside it.
+"""
+
+import copy
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import mujoco
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from penspin_style.algo.algorithm import rollout, torch_threads
+from penspin_style.algo.ppo import PPO
+from penspin_style.config import TrainConfig
+from penspin_style.deploy.bundle import Bundle
+from penspin_style.env.env import Env
+from penspin_style.env.task import Task
+from penspin_style.sim.batch_sim import BatchSim, controls
+from penspin_style.sim.sim import Sim
+from penspin_style.train.run import resolve_device
+
+
+def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
+    """Return env steps/s of the full environment over the bare engine's.
+
+    `ratio` is against the engine calls that leave the same fields current (position and velocity
+    stages at the new state), `bare_ratio` against the substeps alone. All three go through the same
+    states under random actions, see `Tape`.
+    """
+    env = make_env(cfg, task)
+    shape = (steps, cfg.num_envs, len(env.task.actions))
+    actions = torch.rand(shape, generator=env.rng) * 2.0 - 1.0
+    start = env.state_dict()
+    root = [env.current()]
+
+    def restore() -> None:
+        env.load_state_dict(start)
+        root[0] = env.current()
+
+    def full(i: int) -> None:
+        root[0].set("action", actions[i])
+        root[0] = env.step_and_maybe_reset(root[0])[1]
+
+    tape = Tape(env, full, steps)
+    speeds = alternate(
+        {"env": full, "staged": tape.staged, "bare": tape.bare},
+        rounds,
+        steps,
+        prepare=restore,
+        ready={"staged": tape.ready, "bare": tape.ready},
+    )
+    return report(cfg, speeds, {"ratio": ("env", "staged"), "bare_ratio": ("env", "bare")})
+
+
+def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
+    """Return PPO samples/s, roll-out and update together, over the bare engine's env steps/s.
+
+    Both start from the same states; the engine goes the way that the first policy's actions led.
+    steps: control steps of each measurement; rounded up to whole iterations.
+    """
+    env = make_env(cfg, task)
+    device = torch.device("cpu")
+    algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
+    root = [env.current()]
+    buffer: list[TensorDict | None] = [None]
+    start, untrained = env.state_dict(), copy.deepcopy(algo.state_dict())
+
+    def restore() -> None:
+        env.load_state_dict(start)
+        algo.load_state_dict(untrained)
+        root[0] = env.current()
+
+    def iterate(i: int) -> None:
+        if i % algo.horizon == 0:
+            buffer[0], root[0] = rollout(env, algo, root[0], buffer[0])
+            with torch_threads(cfg.learn_threads):
+                algo.process(buffer[0])
+                algo.update()
+
+    def act(i: int) -> None:
+        root[0] = env.step_and_maybe_reset(algo.act(root[0]))[1]
+
+    whole = -(-steps // algo.horizon) * algo.horizon
+    tape = Tape(env, act, whole)
+    contenders = {"train": iterate, "staged": tape.staged}
+    ready = {"staged": tape.ready}
+    speeds = alternate(contenders, rounds, whole, prepare=restore, ready=ready)
+    return report(cfg, speeds, {"ratio": ("train", "staged")})
+
+
+class _Write(NamedTuple):
+    """Rows of an engine's array that an environment wrote."""
+
+    name: str
+    ids: np.ndarray
+    values: np.ndarray
+
+
+class _Frame(NamedTuple):
+    """What an engine is given in a control step."""
+
+    writes: list[_Write]
+    inputs: dict[str, torch.Tensor]
+
+
+class Tape:
+    """What an environment does to its engine, for the engine alone to go the same way again.
+
+    With the same controls alone the engine would soon be elsewhere: what falls in the environment
+    is picked up again, what falls in the engine lies still and is cheaper, or dearer, to compute.
+    So the tape holds all that is written between two calls, restarts and parameters too, and the
+    inputs of each substep: every state of the replay is the environment's own, bit for bit.
+    """
+
+    def __init__(self, env: Env, walk: Callable[[int], object], steps: int) -> None:
+        """Record walk(0) to walk(steps - 1), each a control step of the environment.
+
+        Raises:
+            ValueError: its engine is not `mujoco.batch`.
+        """
+        if not isinstance(env.sim, BatchSim):
+            raise ValueError(
+                "this benchmark compares with mujoco.batch: use sim.engine=mujoco device=cpu"
+            )
+        self.sim, self.batch, self.n_substeps = env.sim, env.sim.batch, env.n_substeps
+        self._live = {name: env.sim.params[name].numpy() for name in dir(env.sim.params)}
+        self._live["state"] = self.batch.state
+        self._left = self._snapshot()
+        self._frames: list[_Frame] = []
+        self._control: tuple[np.ndarray, int] | None = None
+        env.world.sim = cast(Sim, self)
+        try:
+            for i in range(steps):
+                walk(i)
+        finally:
+            env.world.sim = self.sim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sim, name)
+
+    def step(self, nstep: int, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Note what was written since the last step, and the inputs; step the simulation."""
+        writes = []
+        for name, value in self._live.items():
+            changed = (value != self._left[name]).reshape(len(value), -1).any(axis=1)
+            if changed.any():
+                ids = np.flatnonzero(changed)
+                writes.append(_Write(name, ids, value[ids].copy()))
+        self._frames.append(_Frame(writes, {k: v.clone() for k, v in inputs.items()}))
+        self.sim.step(nstep, inputs)
+        self._left = self._snapshot()
+
+    def ready(self, i: int) -> None:
+        """Write what the environment had written before it called the engine in step i."""
+        writes, inputs = self._frames[i]
+        for name, ids, values in writes:
+            self._live[name][ids] = values
+            if name in mujoco.MjModel._setconst_inputs:
+                self.batch.set_const(ids)
+        self._control = None
+        if inputs:
+            control, spec = controls(inputs)
+            self._control = np.ascontiguousarray(control), spec
+
+    def bare(self, i: int) -> None:
+        """Compute the substeps of a step that is ready."""
+        if self._control is None:
+            self.batch.step(None, self.n_substeps)
+        else:
+            self.batch.rollout(self.n_substeps, *self._control, record=())
+
+    def staged(self, i: int) -> None:
+        """Compute the substeps of a step that is ready, then position and velocity stages."""
+        stage = int(mujoco.mjtStage.mjSTAGE_VEL)
+        if self._control is None:
+            self.batch.step(None, self.n_substeps, stage)
+        else:
+            self.bare(i)
+            self.batch.forward(None, stage)
+
+    def _snapshot(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self._live.items()}
+
+
+def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
+    """Return the time that one action takes, batch 1 on one thread, in ms: median, p99, longest.
+
+    What is timed is all that a robot waits for: checks of the observation, graph, check of the
+    action.
+    """
+    bundle = Bundle.load(path)
+    rng = np.random.default_rng(0)
+    observations = [
+        {
+            i.name: rng.integers(0, 256, shape, np.uint8)
+            if dtype == "uint8"
+            else rng.random(shape, np.float32)
+            for i in bundle.card.inputs
+            for dtype, shape in [i.tensor]
+        }
+        for _ in range(32)
+    ]
+    times = []
+    for i in range(calls + 100):
+        began = time.perf_counter()
+        bundle(observations[i % len(observations)])
+        times.append(1e3 * (time.perf_counter() - began))
+    taken = np.array(times[100:])  # the first ones warm up
+    p50, p99 = np.percentile(taken, (50, 99))
+    return {
+        "calls": calls,
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "max_ms": round(float(taken.max()), 3),
+    }
+
+
+def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
+    """Return an environment to measure in; its restarts spread evenly over time."""
+    return Env(
+        task(cfg.task),
+        cfg.num_envs,
+        resolve_device(cfg.device),
+        seed=cfg.seed,
+        engine=cfg.sim.engine,
+        nthread=cfg.sim.nthread,
+        stagger=True,
+    )
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    steps: int,
+    *,
+    prepare: Callable[[], None],
+    finish: Callable[[], None] = lambda: None,
+    ready: Mapping[str, Callable[[int], object]] | None = None,
+) -> dict[str, list[float]]:
+    """Return calls per second of each contender in each round; they take turns.
+
+    contenders: called with 0 .. steps - 1 in each round.
+    prepare: brings about the start that all have in common; its time does not count.
+    finish: returns when all that was called is done; its time counts.
+    ready: contender -> what is called before each of its calls; its time does not count.
+    """
+    ready = ready or {}
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name, call in contenders.items():
+            prepare()
+            before = ready.get(name)
+            began, waited = time.perf_counter(), 0.0
+            for i in range(steps):
+                if before:
+                    paused = time.perf_counter()
+                    before(i)
+                    waited += time.perf_counter() - paused
+                call(i)
+            finish()
+            if round_:  # the first round compiles, captures and warms caches up
+                speeds[name].append(steps / (time.perf_counter() - began - waited))
+    return speeds
+
+
+def report(
+    cfg: TrainConfig,
+    speeds: Mapping[str, list[float]],
+    ratios: Mapping[str, tuple[str, str]],
+    *,
+    per_env: int = 1,
+    unit: str = "",
+) -> dict[str, Any]:
+    """Return medians over rounds, with the smallest and largest beside them.
+
+    speeds: what `alternate` returned. ratios: name -> (ours, the base), both among the speeds.
+    per_env: how many things a call does for each environment, whose rate is `<name>_<unit>per_s`.
+    """
+    out: dict[str, Any] = {"num_envs": cfg.num_envs, "cores": os.cpu_count()}
+    for name, (ours, base) in ratios.items():
+        pairs = [a / b for a, b in zip(speeds[ours], speeds[base], strict=True)]
+        out[name] = round(statistics.median(pairs), 3)
+        out[f"{name}_spread"] = [round(min(pairs), 3), round(max(pairs), 3)]
+    for name, values in speeds.items():
+        rates = [v * cfg.num_envs * per_env for v in values]
+        out[f"{name}_{unit}per_s"] = [round(f(rates)) for f in (min, statistics.median, max)]
+    return out

@@ -1,0 +1,1 @@
+"""Pre-train image encoders."""

@@ -1,0 +1,1 @@
+"""Files, terminals and signals, for every room."""

@@ -1,0 +1,1 @@
+"""Train: a run's folder, its loop, checkpoints, evaluation and configuration."""

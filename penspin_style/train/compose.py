@@ -1,0 +1,418 @@
+"""From words on the command line to a checked configuration, through Hydra.
+
+Whatever is wrong with the words comes out as one `UsageError` line that names the offender, what is
+legal and the nearest match.
+"""
+
+import contextlib
+import difflib
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from penspin_style.config import ALGORITHMS, TrainConfig
+from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
+from penspin_style.system.plain_yaml import parse_mapping, read_mapping
+
+FOLDER = (pathlib.Path(__file__).parents[1] / "cfg").resolve()
+CHOICES = ("ablation", "recipe", "student")
+"""Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
+_MANY = 20
+"""Legal words beyond which a message does not list them all."""
+_PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
+"""Strings that need no quotation marks."""
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+"""What a file may call a key: no more of Hydra's grammar."""
+_NO_WORDS = ("null", "true", "false", "nan", "inf")
+_ODD_REASONS = {
+    "is not a ListConfig, list or tuple": "a list is written [a,b]",
+    "is not Optional": "the value must not be null",
+}
+
+
+class UsageError(ValueError):
+    """The user's words cannot be meant; exit code 2."""
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the closest legal word, or all of them."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    if len(names) > _MANY:
+        return f"; penspin train --print-config shows all {len(names)}"
+    return f"; there are {', '.join(names)}"
+
+
+def check_installed() -> None:
+    """Refuse to go on without what a wheel or a checkout holds.
+
+    Raises:
+        UsageError: names the folder that is missing.
+    """
+    if not FOLDER.is_dir():
+        raise UsageError(f"{FOLDER} is missing: this installation is not whole, install it again")
+
+
+def compose_train(
+    words: Sequence[str], saved: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> tuple[TrainConfig, type[Task[Any]], str]:
+    """Return (the checked configuration, the task class, the resolved YAML) of override words.
+
+    saved: overrides that come before these from a file, see `saved_words`. They name a registered
+        task; another module is imported only if `words` have the same `task=`, or it is `trusted`.
+
+    Raises:
+        UsageError: unknown task, choice, key or value; a choice that is not for the task; an
+            installation that is not whole.
+    """
+    check_installed()
+    typed = _parse(words)
+    overrides = [*_parse(saved), *typed]
+    name = _chosen("task", overrides)
+    name = _default_task() if name is None else name
+    task = find_task(name, is_typed=_chosen("task", typed) is not None or name in trusted)
+    algo = _chosen("algo", overrides)
+    if algo is not None and algo not in ALGORITHMS:
+        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, ALGORITHMS)}")
+    _register(name, task)
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        try:
+            defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
+            _check_choices(overrides, name, defaults)
+            _check_keys(overrides, defaults)
+            cfg = compose("train", [*saved, *(_as_typed(o, defaults) for o in typed)])
+            _check_numbers(cfg)
+            checked = OmegaConf.to_object(cfg)
+            # what ${...} stands for here is kept, not the question: it is read elsewhere
+            text = OmegaConf.to_yaml(cfg, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(_one_line(error)) from error
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    assert isinstance(checked, TrainConfig)
+    return checked, task, f"task_name: {task_name(task)}\n{text}"
+
+
+def typed_tasks(words: Sequence[str]) -> list[str]:
+    """Return the tasks that words of the command line name."""
+    return [word.removeprefix("task=") for word in words if word.startswith("task=")]
+
+
+def _chosen(group: str, overrides: list[Override]) -> str | None:
+    """Return what the words choose of a group, None if nothing."""
+    named = [str(o.value()) for o in overrides if o.key_or_group == group]
+    if len(set(named)) > 1:
+        raise UsageError(f"{group}={named[1]}: the {group} is {named[0]} already")
+    return named[0] if named else None
+
+
+def find_task(name: str, *, is_typed: bool = True) -> type[Task[Any]]:
+    """Return a task class by name.
+
+    is_typed: whether the user names it. Then a dotted module is imported, also from the current
+        folder; a file can only name tasks that are registered.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"task={name} is not the name of a task{nearest(name, task_names())}")
+    if not is_typed:
+        check_registered(name)
+    try:
+        with _current_folder_searched() if is_typed and "." in name else contextlib.nullcontext():
+            return load_task(name)
+    except ValueError as error:
+        near = nearest(name, task_names()) if str(error).startswith("there is no") else ""
+        raise UsageError(f"{error}{near}") from error
+
+
+def check_registered(name: object) -> None:
+    """Check a task that a file names: importing any other module would run code of its choice.
+
+    Raises:
+        UsageError: it is neither one of ours nor an installed package's.
+    """
+    modules = {entry.module for entry in installed_tasks().values()}
+    if not isinstance(name, str) or (name not in modules and name not in task_names()):
+        remedy = nearest(str(name), task_names())
+        if isinstance(name, str) and "." in name:
+            remedy = (
+                f"; if you trust that module, say task={name} yourself, or install its package "
+                f"with an entry point of {ENTRY_POINTS}"
+            )
+        raise UsageError(f"a file names the task {name!r}, which is not registered{remedy}")
+
+
+@contextlib.contextmanager
+def _current_folder_searched() -> Iterator[None]:
+    """Let an import find what lies in the current folder, after everything that is installed."""
+    here = os.getcwd()
+    if {"", here} & {*sys.path}:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def find_robot(name: str) -> Any:
+    """Return the module `tasks/robots/NAME/model.py`, with a robot's joints and kinematics.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    import importlib
+
+    folder = pathlib.Path(importlib.import_module("tasks").__file__ or "").parent / "robots"
+    known = {file.parent.name for file in folder.glob("*/model.py")}
+    if name not in known:
+        raise UsageError(f"there is no robot {name!r}{nearest(name, known)}")
+    return importlib.import_module(f"tasks.robots.{name}.model")
+
+
+def task_names() -> list[str]:
+    """Return the registered tasks: of the `tasks` package, by listing its folder, and installed."""
+    import importlib
+
+    return [*importlib.import_module("tasks").task_names(), *installed_tasks()]
+
+
+def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
+    """Return override words that reproduce a run's saved task and algorithm configuration.
+
+    Only what `task`, `algo` and `sim` set counts, as plain values: nothing in the file chooses
+    other files to compose it from (Hydra's `defaults`), a class (`_target_`), or looks anything up
+    (`${...}`).
+
+    config: the file; text: what it holds, if it has been read.
+
+    Raises:
+        UsageError: the file is missing or not a run's configuration.
+    """
+    try:
+        saved = read_mapping(config) if text is None else parse_mapping(text)
+    except ValueError as error:
+        raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
+    if not isinstance(saved.get("task_name"), str):
+        raise UsageError(f"{config} names no task: it is not the configuration of a run")
+    groups = {group: saved.get(group) or {} for group in ("task", "algo", "sim")}
+    if odd := [group for group, value in groups.items() if not isinstance(value, dict)]:
+        raise UsageError(f"{config}: {odd[0]} must be a mapping")
+    leaves = [leaf for group, value in groups.items() for leaf in _leaves(value, group)]
+    for key, value in (("task_name", saved["task_name"]), *leaves):
+        if not _KEY.fullmatch(key):
+            raise UsageError(f"{config}: {key!r} is not the name of a key")
+        if "${" in str(value):
+            raise UsageError(f"{config}: {key} is {value!r}: write the value, not where it stands")
+    words = [f"task={_literal(saved['task_name'])}"]
+    words += [f"algo={_literal(groups['algo'].get('name', 'ppo'))}"]
+    return words + [f"{key}={_literal(value)}" for key, value in leaves]
+
+
+def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
+    """Return in which keys two configurations differ: key -> (value in the first, in the second).
+
+    Values are written as after KEY=, or "absent".
+    """
+    before, now = (dict(_leaves(parse_mapping(text))) for text in (saved, resolved))
+
+    def written(values: dict[str, Any], key: str) -> str:
+        return _literal(values[key]) if key in values else "absent"
+
+    return {
+        key: (written(before, key), written(now, key))
+        for key in {**before, **now}
+        if key not in before or key not in now or before[key] != now[key]
+    }
+
+
+def _literal(value: Any) -> str:
+    """Return the value as it is written after KEY=."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join(_literal(v) for v in value) + "]"
+    if isinstance(value, str) and (value in _NO_WORDS or not _PLAIN.fullmatch(value)):
+        # in Hydra's quotation marks a backslash means itself, except before one of them
+        return "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"
+    return str(value)
+
+
+def _default_task() -> str:
+    raw: Any = OmegaConf.load(FOLDER / "train.yaml")
+    return next(
+        str(d["task"]) for d in raw["defaults"] if isinstance(d, DictConfig) and "task" in d
+    )
+
+
+def _register(name: str, task: type[Task[Any]]) -> None:
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    for algo, schema in ALGORITHMS.items():
+        store.store(group="algo", name=algo, node=schema)
+    store.store(group="task_schema", name=name, node=task.Config)
+    if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
+        store.store(group="task", name=name, node=task.Config)
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        word = _unparsable(words)
+        raise UsageError(f"{word!r} is not an override; write KEY=VALUE{_quoted(word)}") from error
+    for override in overrides:
+        word = str(override.input_line)
+        if override.is_add() or override.is_delete() or override.is_force_add():
+            raise UsageError(f"{word!r}: keys can be set, not added or deleted; write KEY=VALUE")
+        if override.is_sweep_override():
+            raise UsageError(f"{word!r}: one value per run; lists are written [a,b]{_quoted(word)}")
+    return overrides
+
+
+def _quoted(word: str) -> str:
+    """Return how a word is written so that every character of its value counts, empty if none is.
+
+    The double quotation marks are the shell's, which takes the inner ones away otherwise.
+    """
+    key, _, value = word.partition("=")
+    if not _KEY.fullmatch(key) or not value or value.startswith("="):
+        return ""
+    shown = re.sub(r'(["$`\\])', r"\\\1", _literal(value))
+    return f'; a text of such characters is quoted: "{key}={shown}"'
+
+
+def _as_typed(override: Override, defaults: DictConfig) -> str:
+    """Return the word of an override, where a text is wanted with the very text that was typed.
+
+    Hydra reads 1e45678 as infinity and 1.10 as 1.1 before anybody knows that it is a name.
+    """
+    word, value = str(override.input_line), override.value()
+    node: Any = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False)
+    if isinstance(node, str) and isinstance(value, bool | int | float):
+        return f"{override.key_or_group}={_literal(word.partition('=')[2].strip())}"
+    return word
+
+
+def _unparsable(words: Sequence[str]) -> str:
+    """Return the first word that Hydra's grammar refuses."""
+    for word in words:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            return word
+    return " ".join(words)
+
+
+def _check_choices(overrides: list[Override], task: str, defaults: DictConfig) -> None:
+    """Refuse named changes that are unknown, or that set what the task does not have.
+
+    Raises:
+        UsageError: names the tasks that they are for.
+    """
+    for group in CHOICES:
+        name = _chosen(group, overrides)
+        if name is None:
+            continue
+        known = {file.stem for file in (FOLDER / group).glob("*.yaml")}
+        if name not in known:
+            raise UsageError(f"{group}={name}: there is no such {group}{nearest(name, known)}")
+        changes = _keys(compose(f"{group}/{name}"))
+        if missing := sorted(changes - _keys(defaults)):
+            others = [
+                t for t in task_names() if t != task and _takes(t, f"{group}={name}", changes)
+            ]
+            raise UsageError(
+                f"{group}={name} sets {missing[0]}, which task={task} does not have; it is for "
+                f"{' or '.join(f'task={t}' for t in others)}"
+            )
+
+
+def _takes(task: str, choice: str, changes: set[str]) -> bool:
+    """Return whether a task has the keys that a choice sets, and accepts their values."""
+    try:
+        _register(task, find_task(task))
+    except UsageError:  # another package's, which cannot be imported
+        return False
+    if not changes <= _keys(compose("train", [f"task={task}"])):
+        return False
+    try:
+        OmegaConf.to_object(compose("train", [f"task={task}", choice]))
+    except ValueError:
+        return False
+    return True
+
+
+def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
+    legal = {"task", "algo", *CHOICES} | _keys(defaults)
+    nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
+    for override in overrides:
+        key = override.key_or_group
+        if key in nodes - {"task", "algo"}:
+            raise UsageError(
+                f"{key} is a group; set one of its keys, for example {key}.{_child(key, legal)}"
+            )
+        if key not in legal:
+            raise UsageError(f"unknown key {key!r}{nearest(key, legal)}")
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    """Refuse what passes as a number but cannot be meant as one: NaN, infinity, more than 64 bits.
+
+    A comparison with NaN is false, so range checks further on would let it through.
+    """
+    for key, value in _leaves(cfg):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{key} must be finite, got {number}")
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UsageError(f"{key} must be below 2**63, got {number}")
+
+
+def _child(group: str, legal: set[str]) -> str:
+    return min(path.removeprefix(f"{group}.") for path in legal if path.startswith(f"{group}."))
+
+
+def _keys(node: DictConfig) -> set[str]:
+    return {path for path, _ in _leaves(node)}
+
+
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted path, value) of every value below a node; lists are values."""
+    raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(raw, dict) or not raw:
+        return [(prefix, raw)] if prefix else []
+    out: list[tuple[str, Any]] = []
+    for key, value in raw.items():
+        out += _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _one_line(error: Exception) -> str:
+    """Return the reason in one line: Hydra wraps what OmegaConf found, which says more."""
+    reason = error.__cause__ or error
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("raised while composing config:")]
+    text = lines[0] if lines else type(error).__name__
+    key = next((v for k, _, v in (line.partition(": ") for line in lines) if k == "full_key"), "")
+    for odd, plain in _ODD_REASONS.items():
+        if odd in text:
+            text = plain
+    return f"{key}: {text}" if key and key not in text else text

@@ -1,0 +1,468 @@
+"""A training run: its folder, its checkpoints, and the one training loop.
+
+outputs/<task>/<name>/
+    config.yaml      the resolved configuration
+    git.txt git.diff versions.json
+    changes.jsonl    what resumes changed; see run_folder.py
+    metrics.csv      and tensorboard/ or other trackers
+    checkpoints/     the last few and the best; see checkpoint.py
+    policy/          the best policy: weights, card with its score, the configuration
+    videos/          an evaluation episode as mp4 and as a strip
+    faults/          bounded dumps of simulations that went wrong
+"""
+
+import fcntl
+import pathlib
+import time
+from typing import Any
+
+import torch
+
+from penspin_style import storage
+from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
+from penspin_style.algo.registry import make_algorithm
+from penspin_style.config import DistillConfig, TrainConfig
+from penspin_style.env.env import Env
+from penspin_style.env.task import Task, task_name
+from penspin_style.features import PolicyCard
+from penspin_style.nets.policy import save_policy
+from penspin_style.system import interrupt
+from penspin_style.train import folder as run_folder
+from penspin_style.train.checkpoint import Checkpoints
+from penspin_style.train.evaluate import Evaluation, acting, evaluate
+from penspin_style.train.faults import FaultWatch, FaultyRunError
+from penspin_style.train.folder import versions
+from penspin_style.train.logging import CSVLog, Progress, Trackers
+
+EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
+MAX_FAILED_SAVES = 3
+_SAVING = "saving after this iteration; a second signal ends at once"
+
+
+class BusyError(ValueError):
+    """Another process trains in the same folder."""
+
+
+class _GaveUpError(Exception):
+    """An evaluation was left because a signal has come."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; `auto` is the first GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch finds no GPU here; use device=cpu")
+    return torch.device(name)
+
+
+class Run:
+    """One run in one folder."""
+
+    def __init__(self, cfg: TrainConfig, task: type[Task[Any]], resolved: str) -> None:
+        self.cfg = cfg
+        self.task = task
+        self.task_name = task_name(task)
+        self.resolved = resolved
+        self.folder = pathlib.Path(cfg.out) / self.task_name / cfg.name
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
+        self._check_use()
+        self.device = resolve_device(cfg.device)
+        self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+        self.algo: Algorithm = make_algorithm(
+            cfg,
+            self.env.inputs,
+            self.env.groups.reads,
+            len(self.env.task.actions),
+            device=self.device,
+            seed=cfg.seed,
+        )
+        self._claim()
+        self.iteration = 0
+        self.samples = 0  # environment steps so far, summed over environments
+        self.score: float | None = None  # of the last evaluation, what task.score names
+        self.success_rate: float | None = None  # of the same, the one that the task asks for
+        self.final: Evaluation | None = None  # of the policy that is published
+        self.scored = -1  # the iteration whose weights have the score
+        self.rate_halved = False
+        self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
+        self.faults = FaultWatch(self.env, self.folder / "faults")
+        self._failed_saves = 0
+        self._stop = interrupt.Stop()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked this process to end."""
+        return self._stop.is_set()
+
+    # The loop.
+
+    def fit(self, *, quiet: bool = False) -> int:
+        """Train to the end or to a signal, once; give the folder free. Return the exit code.
+
+        A run that is finished already is left as it is.
+        """
+        title, score = f"{self.task_name}/{self.cfg.name}", self.task.score
+        shown = Progress(title, self.cfg.total_samples, score=score, quiet=quiet)
+        with self._lock, shown as progress, interrupt.asking(_SAVING) as self._stop:
+            if self.cfg.resume and not self._restore(progress):
+                return EXIT_OK
+            loggers = self.cfg.loggers
+            with Trackers(loggers, self.folder, self.cfg.name, progress.say) as trackers:
+                self._begin(progress)
+                self._train(trackers, progress)
+                saved = self._save(progress)
+            if self.interrupted:
+                return self._interrupted(progress, saved=saved)
+            return self._finish(progress, saved=saved)
+
+    def _restore(self, progress: Progress) -> bool:
+        """Load the newest checkpoint; return whether anything is left to do. Nothing is written.
+
+        Raises:
+            ValueError: nothing is, and yet something else than before is wanted.
+        """
+        folder, state, messages = self.checkpoints.newest()
+        for message in messages:
+            progress.say(message)
+        self._load_own(folder, state)
+        if not self._is_finished():
+            progress.say(f"resuming from iteration {self.iteration} ({folder})")
+            return True
+        if changed := run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes):
+            raise ValueError(
+                f"{self.folder} is finished, nothing would be trained with the changed "
+                f"{', '.join(changed)}; a larger total_samples goes on, name=OTHER starts another"
+            )
+        progress.say(
+            f"{self.folder} is finished, at iteration {self.iteration}; nothing is done, a larger "
+            "total_samples would go on"
+        )
+        return False
+
+    def _begin(self, progress: Progress) -> None:
+        if not self.cfg.resume:
+            run_folder.describe(self.folder, self.resolved)
+            self._save(progress)
+            return
+        changed = run_folder.note_changes(self.folder, self.resolved, self.iteration)
+        for key, (before, now) in changed.items():
+            progress.say(f"changed from here on: {key}={now}, was {before}")
+        run_folder.describe(self.folder, self.resolved)
+        self._truncate_log(progress)
+        self._make_up_for_evaluation(progress)
+
+    def _train(self, trackers: Trackers, progress: Progress) -> None:
+        buffer, root = None, self.env.current()
+        while self.samples < self.cfg.total_samples and not self.interrupted:
+            if self._has_succeeded():
+                progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
+                break
+            began = time.perf_counter()
+            try:
+                if self.algo.collects:
+                    buffer, root = rollout(self.env, self.algo, root, buffer)
+                collected = time.perf_counter()
+                with torch_threads(self.cfg.learn_threads):
+                    self.algo.process(buffer)
+                    row = self.algo.update()
+            except DivergedError as error:
+                self._roll_back(str(error), progress)
+                root = self.env.current()
+                continue
+            fresh = self.algo.horizon * self.cfg.num_envs
+            self.iteration, self.samples = self.iteration + 1, self.samples + fresh
+            updated = time.perf_counter()
+            row |= {"time/rollout": collected - began, "time/update": updated - collected}
+            row["time/samples_per_s"] = fresh / (updated - began)
+            self._close_iteration(row, trackers, progress)
+
+    def _close_iteration(
+        self, row: dict[str, float], trackers: Trackers, progress: Progress
+    ) -> None:
+        """Evaluate, log and save what an iteration has led to."""
+        row |= self.env.metrics() | self.faults.check(self.iteration, progress.say)
+        began = time.perf_counter()
+        row |= self._maybe_evaluate()
+        row["time/eval"] = time.perf_counter() - began
+        row = {"iteration": self.iteration, "samples": self.samples, **row}
+        self._log(row, progress)
+        # what was evaluated is kept too, or the best would be lost between two checkpoints
+        if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
+            self._save(progress)
+        trackers.log(row, self.samples)  # last: they may take long, and break
+
+    def _interrupted(self, progress: Progress, *, saved: bool) -> int:
+        kept = "saved" if saved else "could not save"
+        progress.say(
+            f"signal {self._stop.number}: {kept} iteration {self.iteration}; resume=true continues"
+        )
+        return EXIT_INTERRUPTED if saved else EXIT_DATA
+
+    def _log(self, row: dict[str, float], progress: Progress) -> None:
+        if self.csv:
+            try:
+                self.csv.write(row)
+            except OSError as error:
+                progress.say(f"warning: no row in {self.csv.path} ({error})")
+        progress.show(row)
+
+    def _truncate_log(self, progress: Progress) -> None:
+        """Drop the rows of iterations that are to come, again."""
+        if self.csv is None:
+            return
+        try:
+            if message := self.csv.truncate(self.iteration):
+                progress.say(message)
+        except OSError as error:
+            progress.say(f"warning: later rows remain in {self.csv.path} ({error})")
+
+    # Evaluation.
+
+    def _maybe_evaluate(self) -> dict[str, float]:
+        """Evaluate when it is time; return what the log is told."""
+        if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
+            return {}
+        try:
+            result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+        except _GaveUpError:
+            return {}
+        self.score, self.scored = result.score(self.task.score), self.iteration
+        self.success_rate = result.success(self.task.score)
+        row = {
+            "eval/success_once": result.success_rate,
+            "eval/success_at_end": result.success_at_end,
+            "eval/return": result.return_,
+            "eval/episode_len": result.episode_len,
+        }
+        return row | {f"eval/{k}": m.mean for k, m in result.measures.items() if m.mean is not None}
+
+    def _make_up_for_evaluation(self, progress: Progress) -> None:
+        """Evaluate what a signal kept from being evaluated, so that the run is as if it had not."""
+        if not self.iteration or self.scored == self.iteration:
+            return
+        if not (found := self._maybe_evaluate()):
+            return
+        if self.csv and (row := self.csv.last()):
+            try:
+                self.csv.truncate(self.iteration - 1)
+                self.csv.write({**row, **found})
+            except OSError as error:
+                progress.say(f"warning: no evaluation in {self.csv.path} ({error})")
+        self._save(progress, again=True)
+
+    def evaluate(self, episodes: int, seed: int) -> Evaluation:
+        """Evaluate the policy as it is, deterministic, on fresh environments.
+
+        Raises:
+            _GaveUpError: a signal has come; it would take longer than one may wait.
+        """
+        self._give_up_if_asked()
+        env = self._make_env(episodes, seed)
+        return evaluate(env, acting(self.algo.policy), seed=seed, on_step=self._give_up_if_asked)
+
+    def _give_up_if_asked(self) -> None:
+        if self.interrupted:
+            raise _GaveUpError
+
+    # The end.
+
+    def _has_succeeded(self) -> bool:
+        """Return whether the weights as they are have reached `stop_at_success`."""
+        stop, rate = self.cfg.stop_at_success, self.success_rate
+        return stop is not None and self.scored == self.iteration and (rate or 0.0) >= stop
+
+    def _is_finished(self) -> bool:
+        """Return whether all is trained, and the policy of it is there."""
+        if self.samples < self.cfg.total_samples and not self._has_succeeded():
+            return False
+        try:
+            card = PolicyCard.from_json((self.folder / "policy" / "card.json").read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return card.run.endswith(f"/samples{self.samples}")
+
+    def _finish(self, progress: Progress, *, saved: bool) -> int:
+        """Evaluate the best policy and publish it; return the exit code.
+
+        Raises:
+            FaultyRunError: it cannot be written.
+        """
+        best = self.checkpoints.best()
+        try:
+            if best is not None:
+                self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
+        except storage.DamagedError as error:
+            progress.say(f"warning: {error}; the policy is the last one instead of the best")
+        try:
+            result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
+        except _GaveUpError:
+            return self._interrupted(progress, saved=saved)
+        target = self.folder / "policy"
+        try:
+            fresh = self.folder / f"{storage.STAGE}policy"
+            save_policy(self.algo.policy, self._card(result), fresh, self.resolved)
+            storage.replace(fresh, target)
+        except OSError as error:
+            raise FaultyRunError(
+                f"all is trained, but {target} could not be written ({error}); resume=true "
+                "evaluates and writes it again"
+            ) from error
+        own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
+        progress.say(f"{result.success_text(self.task.score)}{own}; policy in {target}")
+        self.final = result
+        return EXIT_OK
+
+    def _card(self, result: Evaluation) -> PolicyCard:
+        policy: Any = self.algo.policy
+        return self.env.card(
+            task=self.task_name,
+            run=f"{self.task_name}/{self.cfg.name}/seed{self.cfg.seed}/samples{self.samples}",
+            network=policy.describe(),
+            score=result.as_dict(),
+            versions=versions(),
+            in_keys=policy.in_keys,
+        )
+
+    # State.
+
+    def _roll_back(self, reason: str, progress: Progress) -> None:
+        if self.rate_halved:
+            raise FaultyRunError(f"{reason}, again after the learning rate was halved")
+        folder, state, messages = self.checkpoints.newest()
+        for message in messages:
+            progress.say(message)
+        self._load(state)
+        self.rate_halved = True
+        optimizer: torch.optim.Optimizer = self.algo.optimizer  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+        progress.say(f"{reason}: rolled back to {folder.name} with half the learning rate")
+        self._truncate_log(progress)
+
+    def _save(self, progress: Progress, *, again: bool = False) -> bool:
+        """Write a checkpoint; return whether it is there.
+
+        again: also where there is one of this iteration.
+
+        Raises:
+            FaultyRunError: too many failed in a row, or the weights are not worth keeping.
+        """
+        state = {
+            "algo": self.algo.state_dict(),
+            "env": self.env.state_dict(),
+            "run": {
+                "iteration": self.iteration,
+                "samples": self.samples,
+                "score": self.score,
+                "success_rate": self.success_rate,
+                "scored": self.scored,
+                "rate_halved": self.rate_halved,
+                "faulty": list(self.faults.recent),
+            },
+        }
+        score = self.score if self.scored == self.iteration else None
+        try:
+            self.checkpoints.save(self.iteration, state, score, again=again)
+        except ValueError as error:
+            raise FaultyRunError(
+                f"{error} after iteration {self.iteration}; resume=true continues from the "
+                "checkpoint before"
+            ) from error
+        except OSError as error:
+            self._failed_saves += 1
+            progress.say(f"warning: checkpoint not saved ({error}); earlier ones are untouched")
+            if self._failed_saves >= MAX_FAILED_SAVES:
+                raise FaultyRunError(
+                    f"{MAX_FAILED_SAVES} checkpoints in a row failed: {error}"
+                ) from error
+            return False
+        self._failed_saves = 0
+        return True
+
+    def _load_own(self, folder: pathlib.Path, state: dict[str, Any]) -> None:
+        """Load a checkpoint of this run.
+
+        Raises:
+            ValueError: it is of another configuration; names what differs.
+        """
+        try:
+            self._load(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            found = run_folder.changes(self.folder, self.resolved)
+            changed = ", ".join(f"{k}={v[0]}" for k, v in found.items()) or str(error)
+            raise ValueError(
+                f"{folder} does not fit this configuration; it was trained with {changed}"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.algo.load_state_dict(state["algo"])
+        self.env.load_state_dict(
+            # generators keep their state on the CPU whatever they draw on
+            {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
+        )
+        self.iteration = state["run"]["iteration"]
+        each = self.algo.horizon * self.cfg.num_envs
+        # before runs counted them, all iterations had the same number
+        self.samples = state["run"].get("samples", self.iteration * each)
+        self.score = state["run"]["score"]
+        # before tasks named their score, it was the success rate
+        self.success_rate = state["run"].get("success_rate", self.score)
+        self.scored = state["run"]["scored"]
+        self.rate_halved = state["run"]["rate_halved"]
+        self.faults.recent.clear()
+        self.faults.recent.extend(state["run"]["faulty"])
+
+    def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
+        sim, algo = self.cfg.sim, self.cfg.algo
+        distills = isinstance(algo, DistillConfig)
+        return Env(
+            self.task(self.cfg.task),
+            num_envs,
+            self.device,
+            seed=seed,
+            engine=sim.engine,
+            nthread=sim.nthread,
+            nconmax=sim.nconmax,
+            njmax=sim.njmax,
+            stagger=training and self.cfg.stagger,
+            final_pictures=not distills,  # labels are of what was seen before the step
+            holdout=algo.holdout if training and distills else 0.0,
+        )
+
+    def _check_use(self) -> None:
+        """Refuse to write over a run, and to continue one that is not there."""
+        found = bool(self.checkpoints.published())
+        if found and not self.cfg.resume:
+            raise ValueError(
+                f"{self.folder} holds a run already: resume=true continues it, "
+                "name=OTHER starts another"
+            )
+        if self.cfg.resume and not found:
+            raise ValueError(
+                f"resume=true, but {self.folder} holds no checkpoint: leave resume out to start"
+            )
+        if found:
+            run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes)
+
+    def _claim(self) -> None:
+        """Make the folder, lock it until `fit` ends, remove what a kill left there."""
+        try:
+            storage.make_folder(self.folder)
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"out={self.cfg.out}: cannot write there ({error})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise BusyError(
+                f"another process trains in {self.folder}; choose another name"
+            ) from error
+        self._check_use()  # it may have begun and ended meanwhile
+        storage.remove_stages(self.folder)
+        storage.remove_stages(self.checkpoints.folder)

@@ -1,0 +1,1 @@
+"""See what a policy does: videos, strips, windows."""

@@ -1,0 +1,141 @@
+"""The words of the verbs that drive a robot. Light: what they run is imported when it runs."""
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from real.drivers import DRIVERS
+
+if TYPE_CHECKING:
+    from real.control.success import Rule
+
+
+def add_rollout(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb `rollout`; return its parser."""
+    summary = "Run a policy on a robot or its twin, in closed loop; measure and record."
+    sub = verbs.add_parser("rollout", help=summary, description=summary)
+    add_arguments(sub)
+    who = sub.add_mutually_exclusive_group(required=True)
+    who.add_argument("--server", metavar="URL", help="of `penspin serve`, as ws://127.0.0.1:8000")
+    who.add_argument("--policy", metavar="POLICY.onnx", help="run it in this process")
+    sub.add_argument("--api-key-file", metavar="FILE", help="a file with the server's key")
+    sub.add_argument(
+        "--patience", type=_seconds, default=10.0, help="seconds to wait for a server; default 10"
+    )
+    sub.add_argument("--episodes", type=positive, default=1)
+    return sub
+
+
+def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Add the verb `replay`; return the parsers of `make` and `run`."""
+    summary = "Repeat a teacher's simulated trajectories on a robot, open loop."
+    kinds = verbs.add_parser("replay", help=summary, description=summary).add_subparsers(
+        dest="kind", required=True, metavar="make|run"
+    )
+    summary = "Roll out a teacher in simulation and keep what is worth repeating."
+    sub = kinds.add_parser("make", help=summary, description=summary)
+    sub.add_argument("teacher", help="a run folder, a policy folder or an .onnx file")
+    sub.add_argument("out", metavar="DIR", help="folder for the trajectories")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the twin's task")
+    sub.add_argument("--robot", required=True, metavar="TWIN", help="for which twin, or its YAML")
+    sub.add_argument("--episodes", type=positive, default=45, help="to keep; default 45")
+    sub.add_argument(
+        "--success", type=rule, default="success", metavar="RULE", help="as of `penspin rollout`"
+    )
+    sub.add_argument(
+        "--best", metavar="MEASURE", help="keep the best by a measure instead of successes"
+    )
+    sub.add_argument("--share", type=_share, default=0.1, help="with --best: of all that are tried")
+    sub.add_argument("--most", type=positive, default=5000, help="episodes to try for successes")
+    sub.add_argument(
+        "--speed", type=_share, default=1.0, help="share of the teacher's actions that is taken"
+    )
+    sub.add_argument("--smooth", type=positive, default=1, help="steps to average targets over")
+    sub.add_argument("--smooth-channels", nargs="+", default=[], metavar="NAME", help="not all")
+    sub.add_argument("--num-envs", type=positive, default=64, help="worlds at once")
+    sub.add_argument("--seed", type=natural, default=4_000_003)
+    sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    make = sub
+
+    summary = "Repeat trajectories on a robot or its twin; judge and record."
+    sub = kinds.add_parser("run", help=summary, description=summary)
+    sub.add_argument("trajectories", metavar="DIR", help="folder that `replay make` filled")
+    add_arguments(sub)
+    sub.add_argument("--repeats", type=positive, default=1, help="passes over all trajectories")
+    sub.add_argument("--episodes", type=positive, help="kept episodes after which it is enough")
+    return make, sub
+
+
+def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> None:
+    """Add what every verb that drives a robot understands.
+
+    robot: the default; None where it must be said.
+    """
+    sub.add_argument(
+        "--robot",
+        metavar="NAME",
+        default=robot,
+        required=robot is None,
+        help=f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS",
+    )
+    sub.add_argument("--out", metavar="DIR", help="folder to record episodes in")
+    sub.add_argument(
+        "--success",
+        metavar="RULE",
+        type=rule,
+        help="what a success is: MEASURE, MEASURE>=NUMBER or MEASURE<=NUMBER of the robot's own, "
+        "as turns>=0.5; default: a twin's `success`",
+    )
+    sub.add_argument("--ask", action="store_true", help="ask on the terminal after each episode")
+    sub.add_argument("--successes", action="store_true", help="keep only successful episodes")
+    sub.add_argument("--seconds", type=_seconds, help="longest episode; default: the task's, or 20")
+    sub.add_argument("--seed", type=natural, default=0, help="of a twin's first episode")
+    when = sub.add_mutually_exclusive_group()
+    when.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
+    when.add_argument("--fast", action="store_true", help="run a twin as fast as it goes")
+    sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def rule(text: str) -> "Rule":
+    """Read a rule of success."""
+    from real.control.success import Rule
+
+    try:
+        return Rule.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """Read a seed."""
+    if not text.isdecimal() or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 2**62 - 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 3600")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
+    return value

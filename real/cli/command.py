@@ -1,0 +1,151 @@
+"""The verbs of robots on the command line of `penspin`, found through the package's entry points.
+
+Each verb is one function below that adds its parser; what it runs is imported when it runs, so that
+`penspin --help` answers at once and a robot's computer needs no torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from penspin_style.system.terminal import one_line
+from real.cli import arguments
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add every verb of this room.
+
+    verbs: what `ArgumentParser.add_subparsers` returned. Each parser sets `run`, a function of the
+        parsed words that returns an exit code.
+    """
+    for add in _VERBS:
+        add(verbs)
+
+
+def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Return a verb's function that says in one line what a robot, its link or a disk cannot do.
+
+    Exit code 3 for that, also where a file is damaged; 2 where the policy is for another robot, or
+    a package is missing; what the words cannot mean is the command line's own business.
+    """
+
+    def running(args: argparse.Namespace) -> int:
+        try:
+            from penspin_style.data.episodes.episode import EpisodeError, RecorderError
+            from penspin_style.storage import DamagedError
+            from real.control.match import MismatchError
+            from real.robot import RobotError
+        except ImportError as error:
+            print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
+            return 2
+        try:
+            return run(args)
+        except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
+            print(f"penspin: {one_line(error)}", file=sys.stderr)
+            return 2 if isinstance(error, MismatchError) else 3
+
+    return running
+
+
+def _add_serve(verbs: Any) -> None:
+    summary = "Serve a policy to robots, over OpenPI's websocket protocol."
+    serve = verbs.add_parser("serve", help=summary, description=summary)
+    serve.add_argument("policy", metavar="POLICY.onnx")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback")
+    serve.add_argument("--port", type=_port, default=8000, help="default 8000; 0 for a free one")
+    key = serve.add_mutually_exclusive_group()
+    key.add_argument("--api-key-file", metavar="FILE", help="a file with the key clients must give")
+    key.add_argument(
+        "--api-key", metavar="KEY", help="the key itself; whoever lists processes sees it"
+    )
+    serve.add_argument(
+        "--insecure", action="store_true", help="serve other computers without a key"
+    )
+    serve.add_argument("--tls-cert", metavar="PEM", help="certificate: encrypt connections")
+    serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
+    serve.add_argument("--max-connections", type=_count, default=64, metavar="N")
+    serve.add_argument(
+        "--max-frame",
+        type=_count,
+        metavar="MIB",
+        help="largest request; default what the policy's observation needs, 64 KiB at least",
+    )
+    serve.add_argument(
+        "--memory", type=_count, default=1024, metavar="MIB", help="of the process; default 1024"
+    )
+    serve.add_argument("--json", action="store_true", help="say where it serves as a JSON object")
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            from real.serving import serve as verb
+        except ImportError as error:
+            print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
+            return 2
+        return verb.run(args)
+
+    serve.set_defaults(run=run)
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 65535")
+    return int(text)
+
+
+def _add_rollout(verbs: Any) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from real.control import session
+
+        return session.rollout(args)
+
+    arguments.add_rollout(verbs).set_defaults(run=exit_code(run))
+
+
+def _add_replay(verbs: Any) -> None:
+    def make(args: argparse.Namespace) -> int:
+        from real.replay import replay
+
+        return replay.make(args)
+
+    def run(args: argparse.Namespace) -> int:
+        from real.replay import replay
+
+        return replay.run(args)
+
+    for parser, what in zip(arguments.add_replay(verbs), (make, run), strict=True):
+        parser.set_defaults(run=exit_code(what))
+
+
+def _add_twin(verbs: Any) -> None:
+    summary = "List the twins of robots, or judge a policy on one."
+    twin = verbs.add_parser("twin", help=summary, description=summary)
+    twin.add_argument("name", nargs="?", metavar="TWIN", help="its name, or a YAML file")
+    twin.add_argument("policy", nargs="?", metavar="POLICY.onnx")
+    twin.add_argument("--episodes", type=_count, default=100)
+    twin.add_argument("--seed", type=_natural, default=2_000_003)
+    twin.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+    def run(args: argparse.Namespace) -> int:
+        from real.twin import evaluate as judge
+
+        return judge.run(args)
+
+    twin.set_defaults(run=exit_code(run))
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 2**63 - 1")
+    return int(text)
+
+
+_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay, _add_twin)
+"""One function for each verb: it adds the verb's parser to the sub-parsers."""

@@ -1,0 +1,1 @@
+"""The control loop and what keeps it safe."""

@@ -1,0 +1,343 @@
+"""The verb `rollout`, and what every verb that drives a robot needs: names, arguments, a session.
+
+A robot is a twin (`penspin twins` lists them, or a YAML file of one's own) or a driver. Heavy
+modules are imported where they are used: a hand's computer has neither torch nor MuJoCo.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from penspin_style.system import interrupt
+from real.control.success import SUCCESS, check_watched, wilson
+from real.drivers import DRIVERS
+from real.robot import Robot, RobotError
+
+if TYPE_CHECKING:
+    from real.control.loop import Judge, Outcome
+    from real.control.safety import SafeRobot, Watchdog
+    from real.serving.remote_policy import Policy
+
+STOPS = 5
+"""Episodes in a row that the robot may be stopped in before we give up."""
+LEAVING = 10.0
+"""Seconds that a robot may take to stop and disconnect; a second signal does not cut that short."""
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A robot by its name, not yet connected."""
+
+    robot: Robot
+    name: str
+    task: str
+    source: str
+    """`twin` or `real`, as episodes say it."""
+    realtime: bool
+    steps: int
+    """Control steps after which an episode ends, unless told otherwise."""
+    joints: tuple[str, ...] | None = None
+    """Which joints it can be started with; None for all, also those of objects."""
+
+    def seed(self, seed: int) -> None:
+        """Make the next episode depend on the seed alone; a robot of metal cannot."""
+        if self.source == "twin":
+            self.robot.seed(seed)  # type: ignore[attr-defined]
+
+    @property
+    def has_measures(self) -> bool:
+        """Whether it judges its episodes itself."""
+        return hasattr(self.robot, "measures")
+
+
+def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
+    """Return a robot by its name.
+
+    realtime: whether a twin's time passes by itself.
+    task: what a robot of metal is used for, as its episodes say it.
+
+    Raises:
+        ValueError: there is none of that name.
+        RobotError: its driver is not installed.
+    """
+    kind, _, where = name.partition(":")
+    if kind in DRIVERS:
+        robot, joints = _driver(kind, where)
+        steps = round(_SECONDS / robot.control_dt)
+        return Opened(robot, kind, task, "real", True, steps, joints)
+    try:
+        from real.twin.config import load_twin, twin_names
+        from real.twin.robot import SimRobot
+    except ImportError as error:
+        raise RobotError(
+            f"{name!r} is none of the drivers {', '.join(DRIVERS)}, and twins need {error.name}"
+        ) from error
+    if not name.endswith(".yaml") and name not in twin_names():
+        there = ", ".join((*twin_names(), *DRIVERS))
+        raise ValueError(f"there is no robot {name!r}; there are {there}, or a twin's YAML file")
+    config = load_twin(name, realtime=realtime)
+    twin = SimRobot(config)
+    name = pathlib.Path(name).stem
+    return Opened(twin, name, config.task, "twin", realtime, twin.fleet.cfg.episode_length)
+
+
+def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
+    """Return a robot of metal, and which joints it can be started with."""
+    if kind == "franka":
+        from real.drivers.franka import ARM, FrankaConfig, FrankaRobot
+
+        if not where:
+            raise ValueError("the arm's address is missing: say franka:ADDRESS")
+        return FrankaRobot(FrankaConfig(where)), ARM
+    from real.drivers.allegro_ros import TOPICS, AllegroConfig, AllegroRos
+    from tasks.robots.allegro.description import JOINTS
+
+    topics = TOPICS[{"allegro_ros": "penspin"}.get(kind, kind)]
+    return AllegroRos(AllegroConfig(topics=topics)), tuple(JOINTS)
+
+
+@contextlib.contextmanager
+def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
+    """Yield the robot behind its limits and, where time passes by itself, its watchdog.
+
+    However the block is left, also by a signal (see `penspin_style.system.interrupt`), the robot is
+    disconnected, which leaves it safe.
+
+    Raises:
+        RobotError: it cannot be connected; or, in the end, it is not confirmed that it has stopped.
+    """
+    from real.control.loop import watch
+    from real.control.safety import SafeRobot
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupt.raising(LEAVING))
+        safe = SafeRobot(opened.robot)
+        stack.callback(_leave_safe, safe)
+        safe.connect()
+        gc.collect()
+        gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
+        yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
+
+
+def _leave_safe(robot: "SafeRobot") -> None:
+    """Disconnect a robot, in a thread of its own: further signals do not interrupt that.
+
+    Raises:
+        RobotError: it does not stop, or takes too long to.
+    """
+    failed: list[Exception] = []
+    done = threading.Event()
+
+    def leave() -> None:
+        try:
+            robot.disconnect()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=leave, name="disconnect", daemon=True).start()
+    interrupted: BaseException | None = None
+    until = time.monotonic() + LEAVING
+    while True:
+        try:
+            while not done.is_set() and time.monotonic() < until:
+                done.wait(0.1)
+            break
+        except (KeyboardInterrupt, SystemExit) as signalled:
+            interrupted = signalled
+    if not done.is_set():
+        raise RobotError(
+            f"the robot has not disconnected within {LEAVING:g} s, it may still move: use its "
+            "emergency stop"
+        )
+    if error := failed[0] if failed else interrupted:
+        raise error
+
+
+def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":
+    """Return how the words want episodes judged.
+
+    Raises:
+        ValueError: successes are to be kept, but nothing says what one is.
+    """
+    from real.control.loop import Judge
+
+    stated = args.success or (SUCCESS if opened.has_measures else None)
+    if args.successes and stated is None and not args.ask:
+        raise ValueError(
+            f"--successes: {opened.name} does not judge itself; say --ask to judge by hand"
+        )
+    return Judge(stated, by_hand=args.ask, only_successes=args.successes)
+
+
+class Patience:
+    """Notices a robot that is stopped in every episode."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def check(self, outcome: "Outcome") -> None:
+        """Count an episode.
+
+        Raises:
+            RobotError: it was one too many.
+        """
+        self.in_a_row = self.in_a_row + 1 if outcome.stopped else 0
+        if self.in_a_row == STOPS:
+            raise RobotError(f"the robot was stopped {STOPS} times in a row: {outcome.stopped}")
+
+
+def place_by_hand(opened: Opened, what: str) -> Callable[[], object] | None:
+    """Return what waits until somebody has put the object in place; None where a twin does it."""
+    if opened.source == "twin" or not sys.stdin.isatty():
+        return None
+
+    def wait() -> None:
+        print(f"{what}; then press Enter ", end="", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+
+    return wait
+
+
+def say(number: int, outcome: "Outcome", *, quiet: bool) -> None:
+    """Print a line about an episode."""
+    if quiet:
+        return
+    word = {True: "success", False: "failure", None: "not judged"}[outcome.success]
+    parts = [f"episode {number}: {word}, {outcome.steps} steps"]
+    parts += [f"stopped: {outcome.stopped}"] if outcome.stopped else []
+    parts += [f"{k} {v}" for k, v in outcome.counts.items() if v]
+    parts += [outcome.path.name] if outcome.path else []
+    print("; ".join(parts), flush=True)
+
+
+def report(outcomes: "Sequence[Outcome]", **facts: Any) -> dict[str, Any]:
+    """Return what a session came to, as JSON values."""
+    from real.rate import Latency
+
+    judged = [o.success for o in outcomes if o.success is not None and not o.stopped]
+    latency = Latency()
+    for outcome in outcomes:
+        latency.extend(outcome.latency)
+    low, high = wilson(sum(judged), len(judged))
+    return {
+        **facts,
+        "episodes": len(outcomes),
+        "stopped": sum(bool(o.stopped) for o in outcomes),
+        "judged": len(judged),
+        "successes": sum(judged),
+        "success_rate": sum(judged) / len(judged) if judged else None,
+        "interval": [low, high] if judged else None,
+        "files": [str(o.path) for o in outcomes if o.path],
+        "late_ticks": sum(o.counts["late_ticks"] for o in outcomes),
+        "latency": latency.facts(),
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a report for people."""
+    from real.rate import table
+
+    if found["judged"]:
+        low, high = found["interval"]
+        print(
+            f"{found['successes']} of {found['judged']} episodes were a success: "
+            f"{found['success_rate']:.1%} ({low:.1%} to {high:.1%})"
+        )
+    if found["stopped"]:
+        print(f"{found['stopped']} episodes ended because the robot was stopped")
+    print(table(found["latency"]))
+    print(f"{found['late_ticks']} control steps were late")
+
+
+def rollout(args: argparse.Namespace) -> int:
+    """Do what the words of `penspin rollout` say; return the exit code."""
+    from penspin_style.data.episodes.episode import Recorder
+    from real.control.loop import Closed, Loop, header
+    from real.control.match import check_policy
+
+    check_watched(is_asking=args.ask)
+    realtime = args.realtime or (args.server is not None and not args.fast)
+    with contextlib.ExitStack() as stack:
+        policy = _policy(args)
+        stack.callback(policy.close)
+        opened = open_robot(args.robot, realtime=realtime, task=policy.card.task)
+        judge = judge_of(args, opened)
+        check_policy(policy.card, opened.robot)
+        safe, watchdog = stack.enter_context(connected(opened))
+        head = header(
+            safe,
+            task=opened.task,
+            source=opened.source,
+            name=opened.name,
+            card=policy.card,
+            facts={"policy": policy.card.run, "server": args.server or "none"},
+        )
+        recorder = None if args.out is None else Recorder(pathlib.Path(args.out), head)
+        loop = Loop(
+            safe,
+            Closed(policy),
+            judge,
+            recorder=recorder,
+            watchdog=watchdog,
+            realtime=opened.realtime,
+            ready=place_by_hand(opened, "put the object in place"),
+        )
+        outcomes = _run(loop.run, opened, args)
+    found = report(outcomes, robot=opened.name, policy=policy.card.run)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+    return 0
+
+
+def _run(
+    run: "Callable[..., Outcome]", opened: Opened, args: argparse.Namespace
+) -> "list[Outcome]":
+    """Run so many episodes that were not stopped.
+
+    Raises:
+        RobotError: the robot is stopped again and again.
+    """
+    outcomes: list[Outcome] = []
+    complete, patience = 0, Patience()
+    steps = opened.steps
+    if args.seconds is not None:
+        steps = max(1, round(args.seconds / opened.robot.control_dt))
+    while complete < args.episodes:
+        seed = args.seed + complete
+        opened.seed(seed)
+        outcome = run(steps, facts={"seed": seed} if opened.source == "twin" else {})
+        outcomes.append(outcome)
+        say(len(outcomes), outcome, quiet=args.json)
+        complete += not outcome.stopped
+        patience.check(outcome)
+    return outcomes
+
+
+def _policy(args: argparse.Namespace) -> "Policy":
+    if args.policy is not None:
+        from penspin_style.deploy.bundle import Bundle
+        from real.serving.remote_policy import Local
+
+        return Local(Bundle.load(args.policy))
+    from real.serving.client import ClientError, PolicyClient
+    from real.serving.remote_policy import Remote
+
+    key = None
+    if args.api_key_file is not None:
+        key = pathlib.Path(args.api_key_file).read_text().strip()
+    try:
+        return Remote(PolicyClient(args.server, key, wait=args.patience), patience=args.patience)
+    except ClientError as error:
+        raise RobotError(f"{error}; start one with penspin serve POLICY.onnx") from error

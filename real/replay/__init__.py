@@ -1,0 +1,1 @@
+"""Trajectories of a teacher, made and repeated."""

@@ -1,0 +1,266 @@
+"""Bring a box to a target with a Franka Panda: MuJoCo Playground's `PandaPickCube`.
+
+A box of 4 x 4 x 6 cm stands at a random place on the floor; a ghost in the air shows where it is
+wanted. The action moves the position targets of the arm's seven joints and of the gripper. The 66
+numbers of the observation, the reward and the initial draws are the published ones.
+
+**Success**: the box's centre is within `target_distance` (5 cm) of the target's; its rotation does
+not matter. Playground defines none for this task; 5 cm is what its Cartesian variant uses.
+
+The episode terminates when the box is more than 1 m from the origin along any axis, or its centre
+is below the floor; the time limit truncates it.
+
+`PickCube` is what this task shares with `panda_pick_cube_orientation`.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import mujoco
+import torch
+from torch import Tensor
+
+from penspin_style.env.rewards import near
+from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.features import ActionChannel, Joint
+from penspin_style.sim.randomize import Randomize
+from penspin_style.sim.sim import Sim
+from tasks.robots.panda import model as panda
+
+HALF = (0.02, 0.02, 0.03)  # m
+MASS = 0.096  # kg
+START = (0.7, 0.0, HALF[2])  # m, middle of the places where the box starts
+SPREAD = 0.2  # m, half width of the draws of x and y, of the box and of the target
+LIFT = (0.2, 0.4)  # m, of the target above START
+WORLD = 1.0  # m
+HOME = torch.tensor([0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, panda.FINGER_OPEN])
+HAND = ("left_finger_pad", "right_finger_pad", "hand_capsule")  # the geoms that meet the floor
+
+
+@dataclass
+class PickConfig(TaskConfig):
+    """Numbers of both tasks."""
+
+    control_dt: float = 0.02
+    episode_length: int = 150
+    reward: dict[str, float] = field(
+        default_factory=lambda: {
+            "gripper_box": 4.0,
+            "box_target": 8.0,
+            "no_floor_collision": 0.25,
+            "robot_target_qpos": 0.3,
+        }
+    )
+    observation: dict[str, dict[str, ObsTerm]] = field(
+        default_factory=lambda: {"teacher": {name: ObsTerm() for name in PickCube.units}}
+    )
+    action_scale: float = 0.04
+    """Change of a joint's target for an action of 1: rad, and m for the gripper."""
+    reached_distance: float = 0.012
+    """Metres from gripper to box, to be undercut once per episode before `box_target` pays."""
+    target_distance: float = 0.05
+    """Metres from box to target that count as success."""
+    dynamics_noise: bool = False
+    """Vary the box's mass and friction and the arm's damping, which Playground does not."""
+    skin: bool = False
+    """Draw the Menagerie's meshes instead of our primitives, where they are installed."""
+
+
+P = TypeVar("P", bound=PickConfig)
+
+
+class PickCube(Task[P]):
+    """Everything but the target's rotation and what success asks of it."""
+
+    units: ClassVar[dict[str, str]] = {
+        "qpos": "1",
+        "qvel": "1",
+        "gripper_pos": "m",
+        "gripper_mat": "1",
+        "box_mat": "1",
+        "gripper_to_box": "m",
+        "box_to_target": "m",
+        "box_to_target_mat": "1",
+        "ctrl_error": "1",
+    }
+
+    @abstractmethod
+    def target_quat(self, num_envs: int, rng: torch.Generator) -> Tensor:
+        """Draw rotations of the target, (num_envs, 4)."""
+
+    def spec(self) -> mujoco.MjSpec:
+        """Return floor, robot, box, the ghost, and sensors of contact between hand and floor."""
+        spec = panda.scene(gravcomp=False, skin=self.cfg.skin)
+        panda.add_box(spec, HALF, MASS, (0.2, 0.65, 0.3, 1.0))
+        target = spec.worldbody.add_body(name="target", mocap=True, pos=START)
+        target.add_geom(
+            name="target",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=HALF,
+            mass=0,
+            rgba=[0.2, 0.65, 0.3, 0.3],
+            contype=0,
+            conaffinity=0,
+        )
+        for geom in HAND:
+            _add_contact_sensor(spec, geom, "floor")
+        return spec
+
+    @property
+    def actions(self) -> tuple[ActionChannel, ...]:
+        """Return the changes of the eight position targets."""
+        scale = self.cfg.action_scale
+        return tuple(
+            ActionChannel(joint.name, joint.unit, scale, joint.low, joint.high, "delta")
+            for joint in self.joints
+        )
+
+    @property
+    def joints(self) -> tuple[Joint, ...]:
+        """Return the arm's seven joints and one finger."""
+        return panda.joints(self.spec().compile(), HOME)
+
+    def randomize(self) -> list[Randomize]:
+        """Vary the box's mass and friction and the arm's damping, if `dynamics_noise` says so."""
+        if not self.cfg.dynamics_noise:
+            return []
+        return [
+            Randomize("body_mass", names="box", operation="scale", low=0.5, high=2.0),
+            Randomize("geom_friction", names="box", column=0, operation="abs", low=0.7, high=1.2),
+            Randomize("dof_damping", names="joint[1-7]", operation="scale", low=0.9, high=1.1),
+        ]
+
+    def start(self, sim: Sim) -> None:
+        """Look up ids; remember whether the gripper has reached the box."""
+        model = sim.model
+        self.tcp = model.site(panda.TCP).id
+        self.box = model.body("box").id
+        self.target = model.body("target").id
+        self.mocap = int(model.body_mocapid[self.target])
+        self.box_qpos = int(model.jnt_qposadr[model.joint("box").id])
+        touch = [int(model.sensor_adr[model.sensor(f"{geom}_floor").id]) for geom in HAND]
+        self.touch = torch.tensor(touch, device=sim.device)
+        limits = torch.as_tensor(model.actuator_ctrlrange, dtype=torch.float32)
+        self.low, self.high = limits.to(sim.device).unbind(1)
+        self.home = HOME.to(sim.device)
+        self.start_pos = torch.tensor(START, device=sim.device)
+        self.memory = {"reached": torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)}
+
+    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Put the arm at home, the box on the floor and the target above it, both anywhere."""
+        n, device = sim.num_envs, sim.device
+        draw = torch.rand(n, 5, generator=rng, device=device)
+        start = self.start_pos
+        qpos = sim.data.qpos.clone()
+        qpos[:, : len(HOME)] = self.home
+        qpos[:, len(HOME)] = panda.FINGER_OPEN
+        at = self.box_qpos
+        qpos[:, at : at + 2] = start[:2] + SPREAD * (2.0 * draw[:, :2] - 1.0)
+        qpos[:, at + 2] = start[2]
+        target = torch.empty(n, 3, device=device)
+        target[:, :2] = start[:2] + SPREAD * (2.0 * draw[:, 2:4] - 1.0)
+        target[:, 2] = start[2] + LIFT[0] + (LIFT[1] - LIFT[0]) * draw[:, 4]
+        _write(sim.data.qpos, qpos, mask)
+        _write(sim.data.ctrl, self.home.expand(n, -1), mask)
+        _write(sim.data.mocap_pos[:, self.mocap], target, mask)
+        _write(sim.data.mocap_quat[:, self.mocap], self.target_quat(n, rng), mask)
+        self.memory["reached"].masked_fill_(mask, False)
+
+    def apply_action(self, sim: Sim, action: Tensor) -> None:
+        """Add to the last targets, not to the measured joints."""
+        ctrl = sim.data.ctrl
+        ctrl.copy_((ctrl + self.cfg.action_scale * action).clamp(self.low, self.high))
+
+    def observe(self, sim: Sim) -> dict[str, Tensor]:
+        """Return the terms of `units`; of each rotation matrix two rows, as published."""
+        data = sim.data
+        gripper, box, target = self._positions(sim)
+        box_mat = data.xmat[:, self.box]
+        return {
+            "qpos": data.qpos,
+            "qvel": data.qvel,
+            "gripper_pos": gripper,
+            "gripper_mat": data.site_xmat[:, self.tcp, 1:],
+            "box_mat": box_mat[:, 1:],
+            "gripper_to_box": box - gripper,
+            "box_to_target": target - box,
+            "box_to_target_mat": data.xmat[:, self.target, :2] - box_mat[:, :2],
+            "ctrl_error": data.ctrl - data.qpos[:, : len(HOME)],
+        }
+
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return the four published terms; `box_target` pays once the box has been reached."""
+        gripper, box, target = self._positions(sim)
+        to_box = (box - gripper).norm(dim=1)
+        reached = self.memory["reached"]
+        reached |= to_box < self.cfg.reached_distance
+        # the distance of two rotation matrices by their first two rows
+        turn = (sim.data.xmat[:, self.target, :2] - sim.data.xmat[:, self.box, :2]).flatten(1)
+        to_target = 0.9 * (target - box).norm(dim=1) + 0.1 * turn.norm(dim=1)
+        arm = slice(0, len(panda.ARM))
+        from_home = (sim.data.qpos[:, arm] - self.home[arm]).norm(dim=1)
+        touches = (sim.data.sensordata[:, self.touch] > 0).any(dim=1)
+        return {
+            "gripper_box": near(to_box, 5.0),
+            "box_target": near(to_target, 5.0) * reached,
+            "no_floor_collision": 1.0 - touches.float(),
+            "robot_target_qpos": near(from_home, 1.0),
+        }
+
+    def terminated(self, sim: Sim) -> Tensor:
+        """Return whether the box has left the world, or its centre is below the floor."""
+        box = sim.data.xpos[:, self.box]
+        return (box.abs() > WORLD).any(dim=1) | (box[:, 2] < 0.0)
+
+    def is_at_target(self, sim: Sim) -> Tensor:
+        """Return whether the box's centre is within `target_distance` of the target's."""
+        _, box, target = self._positions(sim)
+        return (target - box).norm(dim=1) < self.cfg.target_distance
+
+    def _positions(self, sim: Sim) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gripper, box and target in the world, (num_envs, 3) m each."""
+        xpos = sim.data.xpos
+        return sim.data.site_xpos[:, self.tcp], xpos[:, self.box], xpos[:, self.target]
+
+
+def _add_contact_sensor(spec: mujoco.MjSpec, geom: str, other: str) -> None:
+    """Add the sensor `GEOM_OTHER`, a positive number while the two geoms touch."""
+    spec.add_sensor(
+        name=f"{geom}_{other}",
+        type=mujoco.mjtSensor.mjSENS_CONTACT,
+        objtype=mujoco.mjtObj.mjOBJ_GEOM,
+        objname=geom,
+        reftype=mujoco.mjtObj.mjOBJ_GEOM,
+        refname=other,
+        # what to report (whether a contact was found), how to choose among many, how many
+        intprm=[1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND), 0, 1],
+    )
+
+
+def _write(field: Tensor, value: Tensor, mask: Tensor) -> None:
+    """Write value (num_envs, n) into a live field where the mask says."""
+    field.copy_(torch.where(mask[:, None], value.to(field.dtype), field))
+
+
+@dataclass
+class Config(PickConfig):
+    """Numbers of the task."""
+
+
+class PandaPickCube(PickCube[Config]):
+    """See the module's docstring."""
+
+    Config = Config
+
+    def target_quat(self, num_envs: int, rng: torch.Generator) -> Tensor:
+        """Return no rotation: the target stands upright, as the box does."""
+        return torch.eye(1, 4, device=rng.device).expand(num_envs, 4)
+
+    def success(self, sim: Sim) -> Tensor:
+        """Return whether the box's centre is within `target_distance` of the target's."""
+        return self.is_at_target(sim)
+
+
+NAME = "panda_pick_cube"
+TASK = PandaPickCube

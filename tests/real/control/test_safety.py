@@ -1,0 +1,836 @@
+"""The limits between a policy and a robot, by hand and under attack; the watchdog's times."""
+
+import contextlib
+import pathlib
+import sys
+import threading
+import time
+from collections import Counter
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from penspin_style.deploy.actions import Decoder
+from penspin_style.features import ActionChannel
+from real.control.safety import Guard, Limits, SafeRobot, Watchdog
+from real.robot import Observation, RobotError, StoppedError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "scripts"))
+from attack_guard import attack
+
+DT = 0.1
+CHANNELS = (
+    ActionChannel("x", "m", 0.1, -1.0, 1.0, "delta"),
+    ActionChannel("y", "m", 0.1, -1.0, 1.0, "delta"),
+)
+
+
+def guard(at=(0.0, 0.0), **limits):
+    """One whose channels may move 0.1 m in a step, unless told otherwise."""
+    out = Guard(Limits.of(CHANNELS, DT, **{"velocity": 1.0, **limits}), DT)
+    out.begin(np.array(at))
+    return out
+
+
+def path(guard, wanted, steps):
+    """Targets sent for a constant wish, channel x."""
+    return [guard.check(np.array([wanted, 0.0]))[0] for _ in range(steps)]
+
+
+class Fake:
+    """A robot that notes what it is told; its clock goes on by a control step per command."""
+
+    features: ClassVar = {}
+    channels = CHANNELS
+    control_dt = DT
+
+    def __init__(self, at=(0.0, 0.0)):
+        self.at = np.array(at)
+        self.log, self.now = [], 0.0
+        self.measured = None
+        self.moves = lambda target: target
+        self.broken = False
+
+    @property
+    def target(self):
+        return self.at
+
+    def clock(self):
+        return self.now
+
+    def connect(self):
+        self.log.append("connect")
+
+    def disconnect(self):
+        self.log.append("disconnect")
+
+    def reset(self, start=None):
+        self.log.append(("reset", start))
+
+    def observe(self):
+        return Observation({}, self.now, self.measured)
+
+    def command(self, target):
+        self.now += DT
+        self.at = self.moves(target.copy())
+        self.log.append(self.at)
+        return self.at
+
+    def hold(self):
+        if self.broken:
+            raise RobotError("the cable is out")
+        self.log.append("hold")
+
+    def stop(self):
+        if self.broken:
+            raise RobotError("the cable is out")
+        self.log.append("stop")
+
+
+def safe(fake=None, **limits):
+    fake = fake or Fake()
+    robot = SafeRobot(fake, Limits.of(CHANNELS, DT, **limits))
+    robot.reset()
+    return robot, fake
+
+
+# Limits, by hand.
+
+
+def test_a_step_is_as_long_as_the_velocity_allows_and_ends_at_the_position_limit():
+    assert path(guard((0.75, 0.0), acceleration=1e9), 5.0, 4) == pytest.approx(
+        [0.85, 0.95, 1.0, 1.0]
+    )
+    assert path(guard((0.75, 0.0), acceleration=1e9), -5.0, 2) == pytest.approx([0.65, 0.55])
+
+
+def test_a_step_grows_and_shrinks_by_no_more_than_the_acceleration_allows():
+    # 4 m/s^2: 0.04 m more or less in each step, up to 0.1 m
+    it = guard(acceleration=4.0)
+    assert path(it, 5.0, 4) == pytest.approx([0.04, 0.12, 0.22, 0.32])
+    assert path(it, -5.0, 4) == pytest.approx([0.38, 0.40, 0.38, 0.32])
+
+
+def test_the_guard_brakes_before_the_position_limit():
+    # 2 m/s^2: 0.02 m. From 0.1 m per step braking takes 0.08 + 0.06 + 0.04 + 0.02 = 0.2 m
+    it = guard(acceleration=2.0)
+    steps = np.diff([0.0, *path(it, 5.0, 40)])
+    assert steps.max() == pytest.approx(0.1)
+    assert it.last[0] == pytest.approx(1.0, abs=1e-6) and it.last[0] <= 1.0
+    assert np.abs(np.diff([0.0, *steps])).max() <= 0.02
+    # and not sooner than it must: the sum until the limit is reached is the shortest that can be
+    assert np.count_nonzero(steps > 1e-6) <= 4 + 6 + 5 + 1
+
+
+def test_what_is_within_the_limits_passes_bit_for_bit_and_counts_nothing():
+    rng, it = np.random.default_rng(0), guard(velocity=None)
+    decoder = Decoder(CHANNELS)
+    for _ in range(500):
+        target = decoder.decode(rng.choice([-1.0, -0.3, 0.0, 1.0], 2), it.last)
+        # the default limits are those of the card's own actions
+        assert np.array_equal(it.check(target), target)
+    assert it.interventions == Counter()
+
+
+def test_default_limits_leave_every_action_of_a_policy_alone():
+    hand = [ActionChannel("j", "rad", 1 / 24, -0.27924, 1.727825, "delta")]
+    it, decoder = Guard(Limits.of(hand, 0.05), 0.05), Decoder(hand)
+    it.begin(np.array([0.5]))
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        target = decoder.decode(rng.choice([-1.0, 1.0], 1), it.last)
+        assert np.array_equal(it.check(target), target)
+    assert not it.interventions
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ([np.nan, 0.0], "nonfinite"),
+        ([0.0, np.inf], "nonfinite"),
+        ([0.0], "shape"),
+        ([[0.0, 0.0]], "shape"),
+        (None, "shape"),
+        ("ab", "shape"),
+        ([None, None], "shape"),
+        (np.zeros(2, bool), "shape"),
+        (np.zeros(2, complex), "shape"),
+        ([10**400, 0], "shape"),
+        (np.array([np.longdouble("1e4000"), 0]), "nonfinite"),
+        (torch.zeros(2, requires_grad=True), "shape"),
+    ],
+)
+def test_what_is_no_target_brakes_and_holds_and_is_never_forwarded(bad, why):
+    it = guard(acceleration=4.0)
+    path(it, 5.0, 3)
+    # 0.1 m per step, then 0.06 and 0.02, then back to where it was when the target failed
+    sent = [it.check(bad)[0] for _ in range(2)]
+    assert sent == pytest.approx([0.28, 0.30])
+    assert it.interventions[why] == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [(1.5, "position"), (0.9, "velocity"), (0.05, "acceleration")],
+)
+def test_interventions_are_counted_by_their_reason(wanted, why):
+    it = guard(acceleration=4.0)
+    it.check(np.array([wanted, 0.0]))
+    assert it.interventions[why] == 1
+
+
+def test_a_robot_that_stands_outside_its_limits_is_refused_unless_a_step_leads_inside():
+    with pytest.raises(RobotError, match="outside its limits"):
+        guard((1.2, 0.0))
+    it = guard((1.05, 0.0))
+    assert it.check(np.array([1.05, 0.0]))[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"velocity": 0.0}, "velocity must be positive"),
+        ({"acceleration": -1.0}, "acceleration must be positive"),
+        ({"velocity": np.nan}, "velocity must be"),
+        ({"patience": 0.0}, "patience must be positive"),
+        ({"tolerance": 0.0}, "tolerance must be positive"),
+        ({"velocity": 1e-16}, "lost in rounding"),
+    ],
+)
+def test_limits_that_no_robot_can_honour_are_refused(change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        guard(**change)
+
+
+def test_infinite_velocity_and_acceleration_leave_the_position_limit():
+    it = guard(velocity=np.inf, acceleration=np.inf)
+    assert path(it, 0.9, 1) == [0.9]
+    assert path(it, -7.0, 2) == [pytest.approx(-1.0), -1.0]
+
+
+# Limits, attacked.
+
+
+@pytest.mark.parametrize("acceleration", [None, 1.7, 0.2], ids=["default", "gentle", "gentlest"])
+def test_no_attack_leads_outside(acceleration):
+    found = attack(7000, acceleration=acceleration)
+    assert found["outside"] == {"position": 0, "velocity": 0, "acceleration": 0, "not finite": 0}
+    assert {"position", "velocity", "acceleration", "nonfinite", "shape"} <= {
+        *found["interventions"]
+    }
+
+
+def test_the_attack_finds_a_guard_that_has_a_hole(monkeypatch):
+    whole, rng = Guard.limited, np.random.default_rng(0)
+
+    def leaky(self, wanted, *, count=True):
+        sent = whole(self, wanted, count=count)
+        return sent + rng.choice([-1e-7, 1e-7], len(sent))  # a ten-millionth of a radian
+
+    monkeypatch.setattr(Guard, "limited", leaky)
+    outside = attack(2000, acceleration=1.7)["outside"]
+    assert min(outside["position"], outside["velocity"], outside["acceleration"]) > 0
+
+
+def test_limits_hold_across_holds_and_resets():
+    rng = np.random.default_rng(1)
+    robot, fake = safe(velocity=1.0, acceleration=1.0)
+    limits = robot.limits
+    for _ in range(300):
+        kind = rng.integers(8)
+        if kind == 0:
+            fake.now += 0.95 * DT
+            robot.hold()
+        elif kind == 1:
+            fake.at = rng.uniform(-1.0, 1.0, 2)
+            robot.reset()
+        else:
+            robot.command(rng.uniform(-3.0, 3.0, 2))
+    checked, past = 0, []
+    for entry in fake.log:
+        if isinstance(entry, tuple):
+            past = []  # the robot went elsewhere by itself
+        elif isinstance(entry, str):
+            past = past[-1:] * 2  # it held
+        else:
+            past = [*past, entry][-3:]
+            assert (np.abs(entry) <= 1.0).all()
+            if len(past) > 1:
+                assert (np.abs(past[-1] - past[-2]) <= limits.velocity * DT).all()
+            if len(past) > 2:
+                change = (past[-1] - past[-2]) - (past[-2] - past[-3])
+                assert (np.abs(change) <= limits.acceleration * DT**2).all()
+                checked += 1
+    assert checked > 100
+
+
+# The robot behind the guard.
+
+
+def test_a_command_returns_what_the_robot_really_sent_and_the_limits_count_from_there():
+    robot, fake = safe(velocity=1.0, acceleration=1e9)
+    fake.moves = lambda target: np.round(target, 1) - 0.02
+    assert robot.command(np.array([0.5, 0.0])).tolist() == pytest.approx([0.08, -0.02])
+    assert robot.target.tolist() == pytest.approx([0.08, -0.02])
+    fake.moves = lambda target: target
+    assert robot.command(np.array([0.5, 0.0]))[0] == pytest.approx(0.18)
+
+
+def test_a_driver_that_sends_no_numbers_is_stopped():
+    robot, fake = safe()
+    fake.moves = lambda target: target * np.nan
+    with pytest.raises(StoppedError, match="its driver says"):
+        robot.command(np.zeros(2))
+    assert fake.log[-1] == "stop"
+
+
+def test_a_stopped_robot_takes_commands_again_after_a_reset():
+    robot, fake = safe()
+    robot.stop()
+    with pytest.raises(StoppedError, match=r"told to stop; reset\(\) it"):
+        robot.command(np.zeros(2))
+    robot.hold()
+    assert fake.log[-1] == "stop"
+    robot.reset({"x": np.ones(1)})
+    assert fake.log[-1] == ("reset", {"x": np.ones(1)})
+    assert robot.command(np.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_nothing_is_sent_before_the_first_reset():
+    robot = SafeRobot(Fake())
+    with pytest.raises(StoppedError, match="has not been reset"):
+        robot.command(np.zeros(2))
+
+
+def test_only_invalid_targets_for_too_long_stop_the_robot():
+    robot, fake = safe(patience=0.35)
+    for _ in range(3):
+        robot.command(np.full(2, np.nan))
+    robot.command(np.zeros(2))
+    sent = [robot.command(np.full(2, np.nan)).tolist() for _ in range(4)]
+    assert sent == [[0.0, 0.0]] * 4
+    with pytest.raises(StoppedError, match=r"no valid target for 0\.35 s"):
+        robot.command(np.full(2, np.nan))
+    assert fake.log[-1] == "stop"
+
+
+def test_a_joint_that_does_not_follow_holds_the_robot_then_stops_it_by_name():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.measured = np.zeros(2)  # y is stuck
+    sent = []
+    with pytest.raises(StoppedError, match=r"y has been more than 0\.25 from its target"):
+        for step in range(40):
+            robot.observe()
+            sent.append(robot.command(np.array([0.0, 0.1 * (step + 1)]))[1])
+    # farther than 0.25 m after 0.3 s; held 0.36 s later, so after 0.7 s; stopped after 1.1 s
+    assert sent[:7] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert sent[7:] == [sent[6]] * 4
+    assert robot.interventions["self_check"] == 4
+    assert fake.log[-1] == "stop"
+
+
+def test_a_joint_that_follows_again_releases_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.15)
+    fake.measured = np.full(2, np.nan)  # an encoder that says nothing is not believed either
+    for _ in range(2):
+        robot.observe()
+        robot.command(np.array([0.1, 0.0]))
+    robot.observe()
+    assert robot.command(np.array([0.2, 0.0]))[0] == 0.1
+    fake.measured = np.array([0.1, 0.0])
+    robot.observe()
+    assert robot.command(np.array([0.2, 0.0]))[0] == 0.2
+
+
+def test_commands_that_come_too_fast_do_not_speed_the_robot_up():
+    robot, fake = safe(velocity=1.0, acceleration=1e9)
+    fake.command = lambda target: (fake.log.append(target), target.copy())[1]  # takes no time
+    for _ in range(1000):
+        fake.now += DT / 10
+        robot.command(np.array([1.0, 0.0]) * 9)
+    travelled = sum(isinstance(entry, np.ndarray) for entry in fake.log)
+    # 100 control steps, five in a hundred more, and two at once at the beginning
+    assert 100 <= travelled <= 107
+    assert robot.interventions["pace"] == 1000 - travelled
+
+
+def test_a_pause_is_a_rest():
+    robot, fake = safe(velocity=1.0, acceleration=4.0)
+    for _ in range(4):
+        robot.command(np.array([9.0, 0.0]))
+    fake.now += 1.0
+    assert robot.command(fake.at)[0] == fake.log[-2][0]  # nothing left to brake
+
+
+def test_a_hold_brakes_step_by_step_as_the_acceleration_allows():
+    robot, fake = safe(velocity=1.0, acceleration=4.0)
+    for _ in range(3):
+        robot.command(np.array([9.0, 0.0]))
+    fake.log.clear()
+    for _ in range(4):
+        robot.hold()
+        robot.hold()  # as often as one likes
+    moves = [entry[0] for entry in fake.log if isinstance(entry, np.ndarray)]
+    assert moves == pytest.approx([0.28, 0.30])
+    assert fake.log[2:] == ["hold"] * (len(fake.log) - 2)
+
+
+# What a driver says.
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        np.array([1.01, 0.0]),  # outside the limits
+        np.array([0.0, -7.0]),
+        np.array([0.25, 0.0]),  # farther than a step from what was asked, 0.1
+        np.zeros(3),
+        np.array([np.inf, 0.0]),
+        None,
+        "sent",
+        [[0.1, 0.0], [0.1, 0.0]],
+    ],
+)
+def test_a_driver_that_says_it_sent_what_cannot_be_is_stopped(said):
+    robot, fake = safe(velocity=1.0, acceleration=1e9)
+    fake.command = lambda target: said
+    with pytest.raises(StoppedError, match=r"its driver says that it sent .* was to be sent"):
+        robot.command(np.array([0.1, 0.0]))
+    assert fake.log[-1] == "stop" and "its driver says" in robot.reason
+    with pytest.raises(StoppedError):
+        robot.command(np.zeros(2))
+
+
+def test_a_driver_may_round_to_single_precision_at_a_limit():
+    robot, fake = safe(Fake((0.95, 0.0)))
+    robot.guard.limits.high.setflags(write=False)
+    fake.moves = lambda target: np.nextafter(target.astype(np.float32), np.float32(2)).astype(float)
+    robot.command(np.array([1.0, 0.0]))
+    assert robot.command(np.array([1.0, 0.0]))[0] > 1.0 and not robot.reason
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        lambda now: now + 3600.0,
+        lambda now: now - 3600.0,
+        lambda now: 1e6 - now,  # backwards
+        lambda now: 0.0,
+        lambda now: float("nan"),
+        lambda now: float("inf"),
+    ],
+    ids=["ahead", "behind", "backwards", "frozen", "nan", "infinite"],
+)
+def test_no_time_stamp_switches_the_comparison_with_the_measured_joints_off(stamp):
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.observe = lambda: Observation({}, stamp(fake.now), np.zeros(2))  # y is stuck
+    with pytest.raises(StoppedError, match=r"y has been more than 0\.25 from its target"):
+        for step in range(40):
+            robot.observe()
+            robot.command(np.array([0.0, 0.1 * (step + 1)]))
+    # farther than 0.25 m after 0.3 s; then twice 0.36 s, up to the next step
+    assert fake.now <= 0.3 + 0.8 + 1e-9 and fake.log[-1] == "stop"
+
+
+def test_measurements_of_another_shape_are_not_compared_but_stop_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.observe = lambda: Observation({}, fake.now, np.zeros((2, 1)))
+    with pytest.raises(StoppedError, match="more than"):
+        for _ in range(20):
+            robot.observe()
+            robot.command(np.zeros(2))
+    assert fake.now == pytest.approx(0.8)
+
+
+def test_measurements_that_are_repeated_for_too_long_stop_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    frozen = []
+    fake.observe = lambda: Observation({}, frozen[0] if frozen else fake.now, fake.at.copy())
+    for _ in range(20):  # a frame that is lost now and then is no fault
+        frozen[:] = [] if len(fake.log) % 3 else [fake.now - DT]
+        robot.observe()
+        robot.command(np.zeros(2))
+    frozen[:] = [fake.now]
+    with pytest.raises(StoppedError, match=r"it has measured nothing new for 0\.8"):
+        for _ in range(20):
+            robot.observe()
+            robot.command(np.zeros(2))
+    assert robot.interventions["self_check"] > 0
+
+
+# Calls that hang.
+
+
+class Hanging(Fake):
+    """One whose calls can be made to hang; time passes by itself."""
+
+    clock = staticmethod(time.monotonic)
+    control_dt = 0.04
+
+    def __init__(self):
+        super().__init__()
+        self.hangs, self.began, self.release = "", threading.Event(), threading.Event()
+        self.fails, self.stop_hangs = 0, 0
+
+    def enter(self, call):
+        if self.hangs == call:
+            self.hangs = ""
+            self.began.set()
+            assert self.release.wait(10.0)
+
+    def reset(self, start=None):
+        self.enter("reset")
+        super().reset(start)
+
+    def observe(self):
+        self.enter("observe")
+        return super().observe()
+
+    def command(self, target):
+        self.enter("command")
+        return super().command(target)
+
+    def hold(self):
+        self.enter("hold")
+        super().hold()
+
+    def stop(self):
+        if self.stop_hangs:
+            self.stop_hangs -= 1
+            assert self.release.wait(10.0)
+        if self.fails:
+            self.fails -= 1
+            self.log.append("stop failed")
+            raise RobotError("the cable is out")
+        super().stop()
+
+
+def told(fake):
+    """What it was told beside targets and resets."""
+    return [entry for entry in fake.log if isinstance(entry, str)]
+
+
+def hanging(fake, use, call):
+    """Let a call hang in a thread; return that, and a list that gets what it raises."""
+    said = []
+
+    def run():
+        try:
+            use()
+        except Exception as error:
+            said.append(error)
+
+    fake.hangs = call
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert fake.began.wait(5.0)
+    return thread, said
+
+
+def reactions(dog, fed, count):
+    """Wait for so many events; return what came, and how many s after the last fresh action."""
+    until = time.monotonic() + 10.0
+    while len(dog.events) < count:
+        assert time.monotonic() < until, dog.events
+        time.sleep(0.002)
+    return [what for _, what in dog.events], [at - fed for at, _ in dog.events]
+
+
+@pytest.mark.parametrize("call", ["observe", "command"])
+def test_a_call_that_hangs_delays_neither_hold_nor_stop_and_is_not_followed(call):
+    robot, fake = safe(Hanging())
+    robot.command(np.zeros(2))
+    with Watchdog(robot, hold=0.1, stop=0.3) as dog:
+        dog.feed()
+        fed = time.monotonic()
+        uses = {"observe": robot.observe, "command": lambda: robot.command(np.full(2, 0.1))}
+        thread, said = hanging(fake, uses[call], call)
+        what, when = reactions(dog, fed, 2)
+        assert what == ["hold", "stop"] and thread.is_alive()
+        assert when[0] < 0.2 and when[1] < 0.4  # 0.1 and 0.3 where the machine is free
+        fake.release.set()
+        thread.join()
+    if call == "command":  # it has been sent after the stop, so that goes out again
+        assert told(fake)[-2:] == ["stop", "stop"] and fake.log[-1] == "stop"
+        assert isinstance(said[0], StoppedError) and not robot.stopping
+    with pytest.raises(StoppedError, match=r"no fresh action for 0\.3 s"):
+        robot.command(np.zeros(2))
+
+
+def test_a_command_that_fails_after_a_stop_is_followed_by_another_stop():
+    robot, fake = safe(Hanging())
+
+    def command(target):
+        fake.enter("command")
+        raise RobotError("who knows whether that was sent")
+
+    fake.command = command
+    thread, said = hanging(fake, lambda: robot.command(np.zeros(2)), "command")
+    robot.stop("enough")
+    fake.release.set()
+    thread.join()
+    assert told(fake) == ["stop", "stop"]
+    assert isinstance(said[0], StoppedError) and "enough" in str(said[0])
+
+
+def test_a_robot_that_hangs_is_disconnected_without_waiting_for_it():
+    robot, fake = safe(Hanging())
+    thread, _ = hanging(fake, robot.observe, "observe")
+    robot.disconnect()
+    assert thread.is_alive() and fake.log[-1] == "disconnect"
+    fake.release.set()
+    thread.join()
+
+
+def test_a_stop_during_a_reset_is_not_forgotten():
+    robot, fake = safe(Hanging())
+    thread, said = hanging(fake, robot.reset, "reset")
+    robot.stop("somebody has entered the cell")
+    fake.release.set()
+    thread.join()
+    assert isinstance(said[0], StoppedError)
+    assert fake.log[-1] == "stop" and robot.reason == "somebody has entered the cell"
+
+
+def test_a_hold_that_hangs_does_not_delay_the_stop():
+    robot, fake = safe(Hanging())
+    dog = Watchdog(robot, hold=0.1, stop=0.3)
+    dog.start()
+    fake.hangs = "hold"
+    dog.feed()
+    fed = time.monotonic()
+    what, when = reactions(dog, fed, 1)
+    assert what == ["stop"] and when[0] < 0.4
+    fake.release.set()
+    dog.close()
+
+
+def test_a_brake_that_hangs_does_not_delay_the_stop():
+    robot = SafeRobot(fake := Hanging(), Limits.of(CHANNELS, 0.04, acceleration=5.0))
+    robot.reset()
+    for _ in range(3):
+        robot.command(np.full(2, 0.9))
+        time.sleep(0.04)
+    assert not robot.guard.can_rest
+    with Watchdog(robot, hold=0.1, stop=0.3) as dog:
+        fake.hangs = "command"
+        dog.feed()
+        fed = time.monotonic()
+        what, when = reactions(dog, fed, 1)
+        assert what == ["stop"] and when[0] < 0.4
+        fake.release.set()
+
+
+# Stops that fail.
+
+
+def test_a_stop_that_failed_is_sent_again_until_it_is_confirmed(caplog):
+    robot, fake = safe(Hanging())
+    fake.fails = 2
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    fed = time.monotonic()
+    what, when = reactions(dog, fed, 4)
+    assert what == ["hold", "stop failed", "stop failed", "stop"]
+    assert when[3] < 0.2 + 0.1 + 0.2 + 0.3
+    assert fake.log[-3:] == ["stop failed", "stop failed", "stop"] and not robot.stopping
+    assert [r.levelname for r in caplog.records] == ["CRITICAL"] * 2
+    with pytest.raises(RobotError, match=r"make the robot safe: the cable is out$"):
+        dog.feed()
+    dog.close()
+
+
+def test_a_robot_that_does_not_stop_is_told_again_and_again_and_everybody_hears_of_it():
+    robot, fake = safe(Hanging())
+    fake.fails = 1000
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 4)
+    with pytest.raises(RobotError, match=r"the cable is out; it MAY STILL MOVE"):
+        dog.feed()
+    dog.rest()  # does not put it off
+    told = len(fake.log)
+    reactions(dog, time.monotonic(), 6)
+    assert len(fake.log) > told and robot.stopping
+    with pytest.raises(StoppedError):
+        robot.command(np.zeros(2))
+    with pytest.raises(RobotError, match="the cable is out"):
+        robot.reset()  # nothing moves again before it has stopped
+    with pytest.raises(RobotError, match="MAY STILL MOVE"):
+        dog.close()
+    fake.fails = 0
+    robot.reset()
+    assert fake.log[-2:] == ["stop", ("reset", None)]
+    robot.command(np.zeros(2))
+
+
+def test_a_stop_that_hangs_is_tried_from_another_thread(monkeypatch, caplog):
+    monkeypatch.setattr("real.control.watchdog._SLOW", 0.05)
+    monkeypatch.setattr("real.control.watchdog._HANGS", 0.05)
+    robot, fake = safe(Hanging())
+    fake.stop_hangs = 2
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    what, _ = reactions(dog, time.monotonic(), 4)
+    assert what == ["hold", "stop hangs", "stop hangs", "stop"]
+    assert "2 stops have not returned" in caplog.text
+    with pytest.raises(RobotError, match=r"2 stops have not returned for 0\.\d s$"):
+        dog.feed()
+    robot.reset()
+    dog.feed()
+    fake.release.set()  # those two come back, and say nothing of what is now
+    time.sleep(0.05)
+    assert dog.events[-1][1] != "stop" or len(dog.events) == 4
+    reactions(dog, time.monotonic(), 6)
+    assert [w for _, w in dog.events[-2:]] == ["hold", "stop"]
+    dog.close()
+
+
+def test_a_stop_that_only_hangs_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("real.control.watchdog._SLOW", 0.02)
+    monkeypatch.setattr("real.control.watchdog._HANGS", 0.02)
+    monkeypatch.setattr("real.control.watchdog._SETTLE", 0.1)
+    robot, fake = safe(Hanging())
+    fake.stop_hangs = 1000
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 5)
+    time.sleep(0.1)
+    assert fake.stop_hangs >= 996  # four hang; no more are begun
+    with pytest.raises(RobotError, match=r"stops have not returned .*MAY STILL MOVE"):
+        dog.close()
+    assert robot.stopping
+    fake.release.set()
+
+
+def test_a_loop_whose_own_stop_failed_leaves_it_to_the_watchdog():
+    robot, fake = safe(Hanging())
+    fake.fails = 1
+    dog = Watchdog(robot, hold=0.1, stop=5.0)
+    dog.start()
+    dog.feed()
+    with pytest.raises(RobotError, match="the cable is out"):
+        robot.stop("it went astray")
+    dog.rest()
+    reactions(dog, time.monotonic(), 1)
+    assert dog.events[-1][1] == "stop" and not robot.stopping
+    assert robot.reason == "it went astray"
+    dog.close()
+
+
+def test_a_late_action_does_not_take_a_stop_back():
+    robot, fake = safe(Hanging())
+    fake.fails = 3
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 2)
+    for _ in range(200):
+        with contextlib.suppress(RobotError):
+            dog.feed()
+        time.sleep(0.005)
+    assert [w for _, w in dog.events].count("stop failed") == 3
+    assert "stop" in [w for _, w in dog.events]
+    with contextlib.suppress(RobotError):
+        dog.close()
+
+
+# The watchdog.
+
+
+def test_a_watchdog_that_does_not_run_is_not_fed():
+    dog = Watchdog(Fake(), hold=0.2)
+    with pytest.raises(RobotError, match=r"the watchdog does not run: start\(\) it"):
+        dog.feed()
+    dog.start()
+    dog.feed()
+    dog.close()
+    with pytest.raises(RobotError, match="does not run"):
+        dog.feed()
+
+
+def test_a_fault_in_the_watchdog_itself_stops_the_robot(monkeypatch):
+    robot, fake = safe(Hanging())
+    dog = Watchdog(robot, hold=0.1, stop=5.0)
+    dog.start()
+    monkeypatch.setattr(dog, "_due", lambda: 1 / 0)
+    dog.feed()
+    reactions(dog, time.monotonic(), 2)
+    assert {what for _, what in dog.events} == {"watchdog failed", "stop"}
+    assert told(fake) == ["stop"]
+    with pytest.raises(RobotError, match="make the robot safe: division by zero"):
+        dog.close()
+
+
+def test_a_watchdog_that_gets_no_thread_calls_the_robot_itself(monkeypatch):
+    robot, fake = safe(Hanging())
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Watchdog(robot, hold=0.1, stop=0.2) as dog:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        dog.feed()
+        what, _ = reactions(dog, time.monotonic(), 2)
+        monkeypatch.undo()
+    assert what == ["hold", "stop"] and fake.log[-1] == "stop"
+
+
+def test_a_robot_that_gets_no_fresh_action_holds_then_stops():
+    fake = Fake()
+    with Watchdog(fake, hold=0.2, stop=0.6) as dog:
+        time.sleep(0.3)
+        assert fake.log == []  # not before the first action
+        fed = time.monotonic()
+        dog.feed()
+        while len(dog.events) < 2 and time.monotonic() < fed + 10:
+            time.sleep(0.01)
+    (held, first), (stopped, second) = dog.events
+    assert (first, second) == ("hold", "stop")
+    assert 0.16 <= held - fed < 0.4 < 0.56 <= stopped - fed < 5
+    assert {*fake.log[:-1]} == {"hold"} and fake.log[-1] == "stop"
+
+
+def test_fresh_actions_keep_the_watchdog_quiet_and_a_rest_puts_it_to_sleep():
+    fake = Fake()
+    with Watchdog(fake, hold=0.5, stop=1.0) as dog:
+        for _ in range(12):
+            dog.feed()
+            time.sleep(0.05)
+        dog.rest()
+        time.sleep(0.7)
+    assert fake.log == [] and dog.events == []
+
+
+def test_a_watchdog_names_why_it_stopped_a_safe_robot():
+    robot, _ = safe()
+    with Watchdog(robot, hold=0.15, stop=0.2) as dog:
+        dog.feed()
+        time.sleep(0.5)
+    with pytest.raises(StoppedError, match=r"no fresh action for 0\.2 s"):
+        robot.command(np.zeros(2))
+
+
+def test_a_watchdog_that_cannot_stop_the_robot_says_so():
+    fake = Fake()
+    fake.broken = True
+    dog = Watchdog(fake, hold=0.15, stop=0.2)
+    dog.start()
+    dog.feed()
+    time.sleep(0.5)
+    with pytest.raises(RobotError, match="could not make the robot safe: the cable is out"):
+        dog.close()
+    assert not dog._thread.is_alive()
+
+
+def test_a_watchdog_that_would_bark_in_every_control_step_is_refused():
+    with pytest.raises(ValueError, match="clearly longer than a control step"):
+        Watchdog(Fake(), hold=0.1)
+    with pytest.raises(ValueError, match="below stop"):
+        Watchdog(Fake(), hold=0.5, stop=0.5)

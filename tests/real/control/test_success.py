@@ -1,0 +1,68 @@
+"""Rules of success, and answers of whoever watches."""
+
+import math
+
+import pytest
+
+from real.control.success import SUCCESS, Rule, Verdict, ask, check_watched, wilson
+from real.robot import RobotError
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("success", SUCCESS),
+        ("turns>=0.5", Rule("turns", 0.5)),
+        (" time_to_fall >= 1e1 ", Rule("time_to_fall", 10.0)),
+        ("reach<=-2", Rule("reach", -2.0, at_least=False)),
+    ],
+)
+def test_a_rule_is_a_measure_and_a_threshold(text, rule):
+    assert Rule.parse(text) == rule
+    assert Rule.parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    "text", ["", "turns>0.5", "turns>=", "turns>=many", "turns>=nan", "turns>=inf", "2>=1", "a b"]
+)
+def test_what_is_no_rule_is_refused(text):
+    with pytest.raises(ValueError, match="no rule of success; write MEASURE"):
+        Rule.parse(text)
+
+
+def test_a_rule_holds_from_its_threshold_on():
+    least, most = Rule("turns", 0.5), Rule("turns", 0.5, at_least=False)
+    assert [least.holds({"turns": x}) for x in (0.49, 0.5, 0.51, math.nan)] == [0, 1, 1, 0]
+    assert [most.holds({"turns": x}) for x in (0.49, 0.5, 0.51, math.nan)] == [1, 1, 0, 0]
+    assert SUCCESS.holds({"success": True}) and not SUCCESS.holds({"success": False})
+
+
+def test_a_measure_that_the_robot_lacks_is_named_with_those_it_has():
+    with pytest.raises(RobotError, match="does not measure 'turn', it measures fell, turns"):
+        Rule("turn", 1.0).holds({"turns": 1.0, "fell": False})
+    with pytest.raises(RobotError, match="measures nothing: judge by hand with --ask"):
+        SUCCESS.holds({})
+
+
+def test_the_question_is_repeated_until_it_is_answered(capsys):
+    lines = iter(["what?\n", "\n", "Yes\n"])
+    assert ask("did it spin?", lambda: next(lines)) is Verdict.SUCCESS
+    assert capsys.readouterr().err.count("did it spin? [y]es, [n]o, [d]iscard") == 3
+    assert ask("?", lambda: "n\n") is Verdict.FAILURE
+    assert ask("?", lambda: "d\n") is Verdict.DISCARD
+
+
+def test_nobody_to_ask_is_an_error():
+    with pytest.raises(RobotError, match="nobody answers"):
+        ask("?", lambda: "")
+    check_watched(is_asking=False)
+    with pytest.raises(RobotError, match="needs a terminal"):  # pytest's input is none
+        check_watched(is_asking=True)
+
+
+def test_intervals_are_those_of_the_evaluation():
+    from penspin_style.train import evaluate as evaluate
+
+    for k, n in ((0, 10), (3, 10), (200, 200), (57, 200)):
+        assert wilson(k, n) == pytest.approx(evaluate.wilson(k / n, n), abs=1e-12)
+    assert wilson(0, 0) == (0.0, 1.0)
