@@ -145,7 +145,7 @@ class Finetuner:
         train = join([trajectories[i] for i in self.train_ids])
         if cfg.from_scratch and self.policy.normalizer is not None:
             (vector,) = (i.name for i in card.inputs if not i.is_picture)
-            self.policy.normalizer.update(_tensor(train.inputs[vector], self.device))
+            self.policy.normalizer.update(torch.from_numpy(train.inputs[vector]).to(self.device))
         self.train = self._rows(train, cfg.views)
         val = [trajectories[i] for i in self.val_ids]
         self.val = self._rows(join(val), 1) if val else None
@@ -486,10 +486,6 @@ def _pupil(policy: nn.Module, card: PolicyCard, cfg: FinetuneConfig, rng: torch.
         state = {**pupil.policy.state_dict(), **kept}
     pupil.policy.load_state_dict(state)
     return pupil
-
-
-def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(value).to(device)
 
 
 def _require(legal: bool, key: str, value: Any, wanted: str) -> None:
