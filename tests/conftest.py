@@ -1,7 +1,11 @@
 """What tests of several rooms share."""
 
+import signal
+
 import pytest
 import torch
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, also where nohup starts the tests
 
 
 @pytest.fixture(scope="module")
