@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
+import io
 import json
 import pathlib
 import sys
@@ -150,7 +152,7 @@ class Finetuner:
         train = join([trajectories[i] for i in self.train_ids])
         if cfg.from_scratch and self.policy.normalizer is not None:
             (vector,) = (i.name for i in card.inputs if not i.is_picture)
-            self.policy.normalizer.update(_tensor(train.inputs[vector], self.device))
+            self.policy.normalizer.update(torch.from_numpy(train.inputs[vector]).to(self.device))
         self.train = self._rows(train, cfg.views)
         val = [trajectories[i] for i in self.val_ids]
         self.val = self._rows(join(val), 1) if val else None
@@ -275,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{out} holds a run already; --name=OTHER starts another")
     data = load(pathlib.Path(args.real_dataset_folder), card, failures=args.all, hand=HAND)
     tuner = Finetuner(policy, card, data.rows, cfg, device)
-    say = _nothing if args.quiet else _say
+    say = functools.partial(print, file=sys.stderr if not args.quiet else io.StringIO(), flush=True)
     say(
         f"{len(data.rows)} trajectories, {data.left_out} failures left out: "
         f"{len(tuner.train_ids)} to learn from ({len(tuner.train)} rows), {len(tuner.val_ids)} to "
@@ -460,14 +462,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _nothing(text: str) -> None:
-    pass
-
-
 # Parts.
 
 
@@ -491,10 +485,6 @@ def _pupil(policy: nn.Module, card: PolicyCard, cfg: FinetuneConfig, rng: torch.
         state = {**pupil.policy.state_dict(), **kept}
     pupil.policy.load_state_dict(state)
     return pupil
-
-
-def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(value).to(device)
 
 
 def _require(legal: bool, key: str, value: Any, wanted: str) -> None:

@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the children would ignore it, too
     draw, fails = random.Random(args.seed), 0
     print(
         "| what | signal | number | saved or stopped | median | most |\n| - | - | - | - | - | - |"

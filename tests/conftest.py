@@ -1,10 +1,14 @@
 """What tests of several rooms share."""
 
+import signal
+
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
 
 # isort: split
 import pytest
 import torch
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, also where nohup starts the tests
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 """Spin a pen with the Allegro hand: PenSpin's `AllegroHandHora` on MuJoCo (arXiv 2407.18902).
 
-The hand lies on its back, the pen on its fingertips. An action of 16 numbers moves the joints'
-targets; the targets are followed by a PD controller of 200 Hz with noise of its own, while the
-policy acts at 20 Hz. The teacher knows where the pen is, how it is made and where it touches; see
-`pen_spin_student` for what a robot knows.
+The hand lies on its back, the pen on its fingertips. An action moves the targets of 16 joints, at
+20 Hz; a PD controller of 200 Hz with noise of its own follows them. The teacher knows where the pen
+is, how it is made and where it touches; see `pen_spin_student` for what a robot knows.
 
 **Success**: the pen has turned by half a turn about +z since the episode began. `turns` are counted
 from where the pen's axis points, not from the angular velocity that is rewarded.

@@ -180,6 +180,7 @@ def test_metrics_are_means_over_the_episodes_that_ended():
         "env/return": pytest.approx((sum(near) + sum(effort)) / 3, abs=1e-5),
         "env/episode_len": pytest.approx(sum(length) / 3),
         "env/success_once": pytest.approx(1 / 3),
+        "env/success_at_end": sum(abs(x) < 0.1 for x, _ in states) / 3,
         "reward/near": pytest.approx(sum(near) / 3, abs=1e-5),
         "reward/effort": pytest.approx(sum(effort) / 3, abs=1e-6),
     }

@@ -239,7 +239,7 @@ def test_a_named_change_comes_back_from_the_saved_configuration(tmp_path, task, 
     default = compose_train([f"task={task}"])[2]
     assert bool(differences(text, default)) is (name != "proprio")  # that one is the default
     again = compose_train(saved_words(path))
-    assert differences(text, again[2]) == []
+    assert differences(text, again[2]) == {}
     assert again[0] == compose_train([f"task={task}", f"{group}={name}"])[0]
 
 
@@ -274,7 +274,7 @@ def test_a_saved_configuration_reproduces_task_and_algorithm(tmp_path, name):
     before, after = OmegaConf.create(text), OmegaConf.create(again)
     for key in ("task_name", "task", "algo", "sim"):
         assert before[key] == after[key]
-    assert differences(text, again) == []
+    assert differences(text, again) == {}
 
 
 CHANGED = (
@@ -289,7 +289,7 @@ CHANGED = (
 def test_what_was_changed_comes_back_too(tmp_path):
     path, text = saved(tmp_path, VISION, *CHANGED)
     cfg, _, again = compose_train(saved_words(path))
-    assert differences(text, again) == []
+    assert differences(text, again) == {}
     default = compose_train([VISION])[2]
     assert len(differences(text, default)) == len(CHANGED) - 1  # nconmax is null anyway
     assert (cfg.algo.memory, cfg.task.cameras["wrist"].width) == (77, 48)

@@ -86,7 +86,7 @@ def test_the_doctor_survives_whatever_it_looks_at(capfd, monkeypatch, name):
 
 TASK = """
 import torch
-from tests.env.toy import Cart, Config
+from tests.support.toy import Cart, Config
 
 def deeper(x):
     return x[0] / 0

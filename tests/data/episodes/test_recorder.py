@@ -109,8 +109,8 @@ def test_a_disk_error_at_any_call_is_raised_and_leaves_no_half_episode(
 def test_what_the_kernel_refuses_to_write_is_raised_too(tmp_path):
     code = """
 import resource, sys, pathlib
-from penspin_style.data.episode import Recorder, RecorderError
-from tests.data.recording import header, rows
+from penspin_style.data.episodes.episode import Recorder, RecorderError
+from tests.support.recording import header, rows
 recorder = Recorder(pathlib.Path(sys.argv[1]), header())
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
@@ -139,8 +139,8 @@ def run(code, *args):
 def test_an_interpreter_that_ends_in_the_middle_of_an_episode_ends_well(tmp_path):
     code = """
 import sys, pathlib
-from penspin_style.data.episode import Recorder
-from tests.data.recording import header, rows
+from penspin_style.data.episodes.episode import Recorder
+from tests.support.recording import header, rows
 recorder = Recorder(pathlib.Path(sys.argv[1]), header())
 for row in rows(30):
     recorder.append(row)

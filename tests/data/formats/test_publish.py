@@ -49,7 +49,7 @@ def child(code, *args, **kwargs):
     start = """
         import os, pathlib, resource, signal, sys
         from penspin_style.data import lerobot
-        from penspin_style.data.episode import Episode, episodes
+        from penspin_style.data.episodes.episode import Episode, episodes
         found = [Episode.open(path) for path in episodes(sys.argv[1])]
     """
     text = textwrap.dedent(start) + textwrap.dedent(code)

@@ -14,6 +14,7 @@ import pytest
 from penspin_style.data.episodes.episode import Episode, Recorder, episodes
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.bundle import Bundle
+from penspin_style.system import interrupt
 from real.control.loop import ANSWERED, Closed, Judge, Loop, header, watch
 from real.control.safety import SafeRobot
 from real.control.session import connected, open_robot
@@ -303,14 +304,16 @@ def test_what_cannot_be_run_is_said_in_one_line(twin_file, capsys, words, code, 
     check_refusal(got, *capsys.readouterr(), code, complaint)
 
 
-def test_a_process_that_is_told_to_end_leaves_the_robot_safe(twin_file):
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_process_that_is_told_to_end_leaves_the_robot_safe(twin_file, number):
     opened = open_robot(twin_file)
-    with pytest.raises(SystemExit) as ended, connected(opened) as (safe, _):
+    before = signal.getsignal(number)
+    with pytest.raises(interrupt.Interrupted) as ended, connected(opened) as (safe, _):
         safe.reset()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(1.0)
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert safe.reason and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert ended.value.number == number
+    assert safe.reason and signal.getsignal(number) is before
     with pytest.raises(RobotError, match="not connected"):
         opened.robot.observe()
 

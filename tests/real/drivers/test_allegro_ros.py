@@ -114,7 +114,7 @@ from real import allegro_ros, ros
 ros.ROOTS = ()
 sys.path = [p for p in sys.path if "ros" not in p]
 try:
-    from real.allegro_ros import AllegroRos
+    from real.drivers.allegro_ros import AllegroRos
     AllegroRos().connect()
 except ros.RosError as error:
     print(error)

@@ -631,7 +631,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
-from real.client import PolicyClient
+from real.serving.client import PolicyClient
 with PolicyClient(sys.argv[1]) as c:
     reply = c.infer({"joint_pos": np.float32([0.5, -0.5]), "delay": np.float32(0)})
     print(c.card.task, reply["actions"].tolist())
