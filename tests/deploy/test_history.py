@@ -25,7 +25,7 @@ def recorded(env, steps, scale):
     for _ in range(2):
         td, rows = env.reset(), []
         for _ in range(steps):
-            terms = {name: value.clone() for name, value in env._terms(pictures=True).items()}
+            terms = {name: value.clone() for name, value in env.world.observe().items()}
             rows.append((terms, {name: td[name].clone() for name in env.groups.reads("student")}))
             action = scale * (2.0 * torch.rand(env.action_spec.shape, generator=rng) - 1.0)
             td = env.step(td.set("action", action))["next"]

@@ -48,7 +48,7 @@ def child(code, *args, **kwargs):
     """Run code that finds episodes in argv[1] and writes to argv[2]."""
     start = """
         import os, pathlib, resource, signal, sys
-        from penspin_style.data import lerobot
+        from penspin_style.data.formats import lerobot
         from penspin_style.data.episodes.episode import Episode, episodes
         found = [Episode.open(path) for path in episodes(sys.argv[1])]
     """
