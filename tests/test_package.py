@@ -95,7 +95,8 @@ def environment(built, tmp_path_factory):
     ours = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
     (packages / "ours.pth").write_text("\n".join(sorted(ours)) + "\n")
     words = ("--python", str(venv / "bin" / "python"), "install", "-q", "--no-deps", "--no-index")
-    done = subprocess.run([*PIP, *words, str(built[0])], capture_output=True, text=True)
+    words += ("--ignore-installed", str(built[0]))  # as the sources of an editable install seem
+    done = subprocess.run([*PIP, *words], cwd=home, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return venv
 
