@@ -34,7 +34,7 @@ train task=panda_lift_cube_vision name=v {SMALL}
 eval outputs/pen_spin/t --episodes 2
 play outputs/panda_lift_cube_vision/v --video video.mp4 --episodes 1 --size 64
 export outputs/pen_spin_student/s --samples 20 --out s.onnx
-record outputs/panda_lift_cube_vision/v rows --episodes 6 --num-envs 6
+record outputs/panda_lift_cube_vision/v rows --episodes 4 --num-envs 2
 pretrain rows --out encoder --epochs 1
 bench sim num_envs=4 --rounds 1 --steps 2
 bench train num_envs=4 --rounds 1 --steps 2
@@ -95,7 +95,8 @@ def environment(built, tmp_path_factory):
     ours = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
     (packages / "ours.pth").write_text("\n".join(sorted(ours)) + "\n")
     words = ("--python", str(venv / "bin" / "python"), "install", "-q", "--no-deps", "--no-index")
-    done = subprocess.run([*PIP, *words, str(built[0])], capture_output=True, text=True)
+    words += ("--ignore-installed", str(built[0]))  # as the sources of an editable install seem
+    done = subprocess.run([*PIP, *words], cwd=home, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return venv
 
