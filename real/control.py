@@ -116,11 +116,16 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupt.raising(STOP_SECONDS))
         safe = SafeRobot(opened.robot)
-        stack.callback(safe.disconnect)
+        stack.callback(_disconnect, safe)
         safe.connect()
         gc.collect()
         gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
         yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
+
+
+def _disconnect(robot: "SafeRobot") -> None:
+    with interrupt.holding():
+        robot.disconnect()
 
 
 def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":
