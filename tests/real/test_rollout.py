@@ -351,7 +351,7 @@ def test_a_signal_at_a_bad_moment_leaves_no_lock_behind_and_the_robot_safe(twin_
     with pytest.raises(interrupt.Interrupted), connected(opened) as (safe, watchdog):
         watchdog._wake.__class__ = Struck
         Loop(safe, Still(), Judge(), watchdog=watchdog, realtime=True).run(50)
-    assert safe.reason == "it is disconnected" and not watchdog._thread.is_alive()
+    assert safe.reason == "its control loop failed" and not watchdog._thread.is_alive()
 
 
 def attack_link():
