@@ -1,6 +1,6 @@
 """Send SIGHUP, SIGTERM and SIGINT to trainings and roll-outs; measure how long each takes to end.
 
-    python scripts/measure_signals.py POLICY.onnx [--count 20] [--out DIR]
+    python scripts/measure_signals.py POLICY.onnx [--count 20] [--only rollout]
 
 A training must exit with 4 and its newest checkpoint be the iteration that it names. A roll-out, on
 a twin in real time, must leave the robot stopped. Signals come at random moments. Prints one table.
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("policy", help="an .onnx file of the twin `panda`")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("training", "rollout"), help="default: both")
     args = parser.parse_args()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the children would ignore it, too
     draw, fails = random.Random(args.seed), 0
@@ -49,6 +50,8 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         for what in (training, rollout):
+            if args.only not in (None, what.__name__):
+                continue
             for number in interrupt.SIGNALS:
                 found = [what(pathlib.Path(folder), number, args, draw) for _ in range(args.count)]
                 good = sum(ok for ok, _ in found)

@@ -4,7 +4,8 @@ SIGINT is Ctrl-C; SIGTERM comes from schedulers, `kill` and a shutdown; SIGHUP f
 is gone, as when an ssh connection is lost. All three mean the same:
 
 - the first asks. A loop that looks at `Stop.number` ends by itself and saves (`asking`); anything
-  else is left by `Interrupted`, so that what must be left safe is (`raising`);
+  else is left by `Interrupted`, so that what must be left safe is (`raising`), at points of its
+  own choice where that matters (`holding`);
 - a second SIGINT or SIGTERM ends the process at once, within `grace` seconds not yet;
 - SIGHUP is never the second: a lost terminal sends it several times, from the kernel, the shell and
   the session's end. Under nohup, which ignores it, it stays ignored.
@@ -20,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,8 +66,19 @@ class Stop:
 
 
 class _Raise(Stop):
+    held = 0  # blocks of `holding` that we are in
+    pending = False
+
     def _first(self) -> None:
-        raise Interrupted(self.number)
+        self.pending = True
+        if not self.held:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what was held back."""
+        if self.pending:
+            self.pending = False
+            raise Interrupted(self.number)
 
 
 @contextlib.contextmanager
@@ -93,6 +105,26 @@ def raising(grace: float = 0.0) -> Iterator[None]:
         yield
     finally:
         outer.grace = before
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[Callable[[], None]]:
+    """Let a signal of `raising` raise only where the block calls what it is given, or at its end.
+
+    For code that shares locks with threads: an exception between two instructions may leave a
+    `threading.Condition` locked for good, and a watchdog with it.
+    """
+    stop = signal.getsignal(signal.SIGTERM)
+    if not isinstance(stop, _Raise) or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    stop.held += 1
+    try:
+        yield stop.check
+    finally:
+        stop.held -= 1
+        if not stop.held:
+            stop.check()
 
 
 @contextlib.contextmanager

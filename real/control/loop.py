@@ -20,6 +20,7 @@ from penspin_style.data.episodes.episode import TIME, Channel, Header, Recorder,
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.history import Observer
 from penspin_style.features import PolicyCard
+from penspin_style.system import interrupt
 from real.control.match import check_policy
 from real.control.safety import SafeRobot, Watchdog
 from real.control.success import Rule, Verdict, ask
@@ -216,21 +217,27 @@ class Loop:
             self.robot.reset(start)
             self.judge.check(self._measures())
             self.ready()
-            done, stopped, latency = self._control(steps)
+            with interrupt.holding() as check:
+                done, stopped, latency = self._control(steps, check)
             measures = self._measures()
             verdict = self.judge(measures, stopped)
         except BaseException:
             if self.recorder is not None:
-                self.recorder.abort()
+                with interrupt.holding():
+                    self.recorder.abort()
             raise
         late = {"late_ticks": self.pace.late, "left_out": self.pace.left_out}
         counts = {**late, **self.source.counts(), **self.robot.interventions}
         success = None if verdict is None else verdict.value
         outcome = Outcome(done, success, measures, stopped, latency, counts, None)
-        return dataclasses.replace(outcome, path=self._keep(outcome, verdict, facts or {}))
+        with interrupt.holding():
+            return dataclasses.replace(outcome, path=self._keep(outcome, verdict, facts or {}))
 
-    def _control(self, steps: int) -> tuple[int, str, Latency]:
-        """Return how many steps were made, why it was stopped, and how long everything took."""
+    def _control(self, steps: int, check: Callable[[], None]) -> tuple[int, str, Latency]:
+        """Return how many steps were made, why it was stopped, and how long everything took.
+
+        check: raises if a signal has come.
+        """
         done, stopped, latency = 0, "", Latency()
         self.robot.interventions.clear()
         self.pace.start()
@@ -238,6 +245,7 @@ class Loop:
             self.watchdog.feed()  # the first action has as long as every other
         try:
             while done < steps:
+                check()
                 self._step(done, latency)
                 done += 1
                 self.pace.wait()

@@ -11,7 +11,6 @@ import json
 import pathlib
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,7 +128,7 @@ def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
 
 
 def _leave_safe(robot: "SafeRobot") -> None:
-    """Disconnect a robot, in a thread of its own: further signals do not interrupt that.
+    """Disconnect a robot, in a thread of its own, for at most so long; no signal interrupts that.
 
     Raises:
         RobotError: it does not stop, or takes too long to.
@@ -144,23 +143,15 @@ def _leave_safe(robot: "SafeRobot") -> None:
             failed.append(error)
         done.set()
 
-    threading.Thread(target=leave, name="disconnect", daemon=True).start()
-    interrupted: BaseException | None = None
-    until = time.monotonic() + LEAVING
-    while True:
-        try:
-            while not done.is_set() and time.monotonic() < until:
-                done.wait(0.1)
-            break
-        except (KeyboardInterrupt, SystemExit) as signalled:
-            interrupted = signalled
-    if not done.is_set():
-        raise RobotError(
-            f"the robot has not disconnected within {LEAVING:g} s, it may still move: use its "
-            "emergency stop"
-        )
-    if error := failed[0] if failed else interrupted:
-        raise error
+    with interrupt.holding():
+        threading.Thread(target=leave, name="disconnect", daemon=True).start()
+        if not done.wait(LEAVING):
+            raise RobotError(
+                f"the robot has not disconnected within {LEAVING:g} s, it may still move: use its "
+                "emergency stop"
+            )
+        if failed:
+            raise failed[0]
 
 
 def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":

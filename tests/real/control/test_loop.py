@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import threading
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from penspin_style.data.episodes.episode import Episode, Recorder, episodes
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.system import interrupt
-from real.control.loop import ANSWERED, Closed, Judge, Loop, header, watch
+from real.control.loop import ANSWERED, Closed, Judge, Loop, Wish, header, watch
 from real.control.safety import SafeRobot
 from real.control.session import connected, open_robot
 from real.control.success import SUCCESS, Rule
@@ -316,6 +317,41 @@ def test_a_process_that_is_told_to_end_leaves_the_robot_safe(twin_file, number):
     assert safe.reason and signal.getsignal(number) is before
     with pytest.raises(RobotError, match="not connected"):
         opened.robot.observe()
+
+
+class Struck(threading.Condition):
+    """Between two instructions, just locked, a signal comes: when the main thread enters."""
+
+    def __enter__(self):
+        got = super().__enter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGHUP)
+        return got
+
+
+class Still:
+    """Wants what the robot follows already."""
+
+    def check(self, robot):
+        pass
+
+    def begin(self):
+        pass
+
+    def next(self, observation, last, deadline):
+        return Wish(last)
+
+    def counts(self):
+        return {}
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_at_a_bad_moment_leaves_no_lock_behind_and_the_robot_safe(twin_file):
+    opened = open_robot(twin_file, realtime=True)
+    with pytest.raises(interrupt.Interrupted), connected(opened) as (safe, watchdog):
+        watchdog._wake.__class__ = Struck
+        Loop(safe, Still(), Judge(), watchdog=watchdog, realtime=True).run(50)
+    assert safe.reason == "its control loop failed" and not watchdog._thread.is_alive()
 
 
 def attack_link():
