@@ -160,7 +160,7 @@ def commands(parser: argparse.ArgumentParser) -> str:
     for level, sub in _walk(parser, 2):
         lines += [f"{'#' * level} {sub.prog}", "", sub.description or "", ""]
         usage = " ".join(sub.format_usage().removeprefix("usage: ").split())
-        lines += ["```text", *textwrap.wrap(usage, 88, break_on_hyphens=False), "```", ""]
+        lines += ["```text", *textwrap.wrap(usage, 80, break_on_hyphens=False), "```", ""]
         rows = [_row(a) for a in sub._actions if not isinstance(a, _LEFT_OUT)]
         if rows:
             lines += ["| argument | default | |", "| --- | --- | --- |", *rows, ""]
