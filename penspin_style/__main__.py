@@ -8,15 +8,18 @@ interrupted and saved.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
-from penspin_style import data_verbs
+from penspin_style import data_verbs, interrupt, task_error
+from penspin_style.terminal import one_line
 
 _ENTRY_POINTS = "penspin_style.verbs"
+_INTERRUPTED = 4  # exit code of `penspin_style.run`, which needs torch
 
 _OVERRIDES = """
 Overrides are KEY=VALUE words of the configuration, as task=panda_lift_cube algo.gamma=0.97
@@ -60,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=_positive, default=500)
     evaluate.add_argument("--seed", type=_natural, default=2_000_003)
     evaluate.add_argument(
-        "--blank", nargs="+", metavar="PICTURE", help="show it black instead, as front_rgb"
+        "--blank",
+        nargs="+",
+        type=_name,
+        metavar="PICTURE",
+        help="show it black instead, as front_rgb",
     )
     evaluate.add_argument("--plot", metavar="OUT.png", help="draw how long episodes last")
 
@@ -166,24 +173,60 @@ def _natural(text: str) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = _parser().parse_args(words)
+    args = _parse(words)
     try:
-        if hasattr(args, "run"):
-            return _run(args)
-        from penspin_style import verbs
+        with interrupt.raising():
+            code = _call(args)
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):
+            print("penspin: interrupted", file=sys.stderr)
+        code = 128 + getattr(error, "number", signal.SIGINT)
+    finally:
+        interrupt.flush()
+    if words is None and code in (_INTERRUPTED, *(128 + s for s in interrupt.SIGNALS)):
+        interrupt.leave_soon(code)
+    return code
 
-        return verbs.run(args)
-    except KeyboardInterrupt:
-        print("penspin: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+
+def _call(args: argparse.Namespace) -> int:
+    if hasattr(args, "run"):
+        return _run(args)
+    from penspin_style import verbs
+
+    return verbs.run(args)
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; overrides may stand before, between and after flags."""
+    parser = _parser()
+    args, left = parser.parse_known_args(words)
+    if hasattr(args, "overrides") and all(_is_override(word) for word in left):
+        args.overrides += left
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def _name(text: str) -> str:
+    """Read a name of several; an override after it would pass for another one."""
+    if _is_override(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE before this flag")
+    return text
 
 
 def _run(args: argparse.Namespace) -> int:
     """Run another package's verb; turn what users can mend into one line and an exit code."""
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        text = task_error.describe(error)
+        if text is None and not isinstance(error, ValueError | OSError):
+            raise
+        print(f"penspin: {text or one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -7,14 +7,15 @@ import re
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penspin_style import __version__, storage
+from penspin_style.tensors import check_finite, read_tensors
 
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
+_LEARNED = "algo/"
 
 
 class NoCheckpointError(ValueError):
@@ -28,33 +29,39 @@ class Checkpoints:
         self.folder = folder
         self.keep_last = keep_last
 
-    def save(self, iteration: int, state: dict[str, Any], score: float | None) -> pathlib.Path:
+    def save(
+        self, iteration: int, state: dict[str, Any], score: float | None, *, again: bool = False
+    ) -> pathlib.Path:
         """Write state under its iteration; then drop what is neither recent nor best.
 
         score: what `Task.score` names, of exactly these weights, larger is better; None if not
             evaluated.
+        again: whether to write it in the place of a whole one of the same iteration.
 
         Raises:
             ValueError: a weight is not finite; such a state is not worth keeping.
-        TypeError: the state holds something else than tensors and plain values.
+            TypeError: the state holds something else than tensors and plain values.
             OSError: nothing was published.
         """
         tensors: dict[str, Tensor] = {}
         values = _flatten(state, "", tensors)
         for name, tensor in tensors.items():
-            if name.startswith("algo/") and not torch.isfinite(tensor.double()).all():
+            if name.startswith(_LEARNED) and not torch.isfinite(tensor.double()).all():
                 raise ValueError(f"{name} is not finite")
         target = self.folder / f"{iteration:08d}"
-        if target.exists():
+        if target.exists() and not again:
             try:
                 self.load(target)
                 return target  # a resumed run passes its own checkpoint again: the same content
             except storage.DamagedError:
                 storage.remove(target)
         facts = {"iteration": iteration, "score": score, "version": __version__}
-        with storage.publish(target, facts) as stage:
+        fresh = self.folder / f"{storage.STAGE}{target.name}" if target.exists() else target
+        with storage.publish(fresh, facts) as stage:
             (stage / _TENSORS).write_bytes(save_tensors(tensors))
             (stage / _VALUES).write_text(json.dumps(values))
+        if fresh != target:
+            storage.replace(fresh, target)
         self._rotate()
         return target
 
@@ -64,13 +71,21 @@ class Checkpoints:
         Raises:
             storage.DamagedError: names the damaged file.
         """
-        manifest = storage.verify(folder)
+        manifest, contents = storage.read_verified(folder, limit=storage.MAX_FILE)
         if manifest["iteration"] != int(folder.name):
             raise storage.DamagedError(
                 f"{folder / storage.MANIFEST} is of iteration {manifest['iteration']}"
             )
-        tensors = load_tensors((folder / _TENSORS).read_bytes())
-        return _unflatten(json.loads((folder / _VALUES).read_text()), tensors)
+        tensors = read_tensors(contents[_TENSORS], folder / _TENSORS)
+        check_finite(
+            {k: v for k, v in tensors.items() if k.startswith(_LEARNED)}, folder / _TENSORS
+        )
+        try:
+            return _unflatten(json.loads(contents[_VALUES]), tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise storage.DamagedError(
+                f"{folder / _VALUES} is not a checkpoint's: {error!r}"
+            ) from error
 
     def newest(self) -> tuple[pathlib.Path, dict[str, Any], list[str]]:
         """Return (folder, state, messages about newer ones that are damaged and were passed over).

@@ -4,11 +4,14 @@ Whatever is wrong with the words comes out as one `UsageError` line that names t
 legal and the nearest match.
 """
 
+import contextlib
 import difflib
 import math
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,18 +21,20 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from penspin_style.config import ALGORITHMS, TrainConfig
-from penspin_style.env.task import Task, load_task
+from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task
+from penspin_style.plain_yaml import parse_mapping, read_mapping
 
-FOLDER = pathlib.Path(__file__).resolve().parent.parent / "cfg"
+FOLDER = (pathlib.Path(__file__).parent / "cfg").resolve()
 CHOICES = ("ablation", "recipe", "student")
 """Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
 _MANY = 20
 """Legal words beyond which a message does not list them all."""
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
 """Strings that need no quotation marks."""
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+"""What a file may call a key: no more of Hydra's grammar."""
 _NO_WORDS = ("null", "true", "false", "nan", "inf")
 _ODD_REASONS = {
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
@@ -52,18 +57,34 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     return f"; there are {', '.join(names)}"
 
 
-def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], str]:
-    """Return (the checked configuration, the task class, the resolved YAML) of override words.
+def check_installed() -> None:
+    """Refuse to go on without what a wheel or a checkout holds.
 
     Raises:
-        UsageError: unknown task, choice, key or value; a choice that is not for the task.
+        UsageError: names the folder that is missing.
     """
     if not FOLDER.is_dir():
-        raise UsageError(f"{FOLDER} is missing: install with pip install -e from a checkout")
-    overrides = _parse(words)
+        raise UsageError(f"{FOLDER} is missing: this installation is not whole, install it again")
+
+
+def compose_train(
+    words: Sequence[str], saved: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> tuple[TrainConfig, type[Task[Any]], str]:
+    """Return (the checked configuration, the task class, the resolved YAML) of override words.
+
+    saved: overrides that come before these from a file, see `saved_words`. They name a registered
+        task; another module is imported only if `words` have the same `task=`, or it is `trusted`.
+
+    Raises:
+        UsageError: unknown task, choice, key or value; a choice that is not for the task; an
+            installation that is not whole.
+    """
+    check_installed()
+    typed = _parse(words)
+    overrides = [*_parse(saved), *typed]
     name = _chosen("task", overrides)
     name = _default_task() if name is None else name
-    task = find_task(name)
+    task = find_task(name, is_typed=_chosen("task", typed) is not None or name in trusted)
     algo = _chosen("algo", overrides)
     if algo is not None and algo not in ALGORITHMS:
         raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, ALGORITHMS)}")
@@ -73,15 +94,27 @@ def compose_train(words: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], s
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
             _check_choices(overrides, name, defaults)
             _check_keys(overrides, defaults)
-            cfg = compose("train", list(words))
+            cfg = compose("train", [*saved, *(_as_typed(o, defaults) for o in typed)])
             _check_numbers(cfg)
             checked = OmegaConf.to_object(cfg)
+            # what ${...} stands for here is kept, not the question: it is read elsewhere
+            text = OmegaConf.to_yaml(cfg, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_one_line(error)) from error
         except ValueError as error:
             raise UsageError(str(error)) from error
     assert isinstance(checked, TrainConfig)
-    return checked, task, f"task_name: {name}\n" + OmegaConf.to_yaml(cfg)
+    return checked, task, f"task_name: {task_name(task)}\n{text}"
+
+
+def task_name(task: type[Task[Any]]) -> str:
+    """Return what configurations and cards call a task: it is found again by that."""
+    return task.__module__.removeprefix("tasks.")
+
+
+def typed_tasks(words: Sequence[str]) -> list[str]:
+    """Return the tasks that words of the command line name."""
+    return [word.removeprefix("task=") for word in words if word.startswith("task=")]
 
 
 def _chosen(group: str, overrides: list[Override]) -> str | None:
@@ -92,18 +125,56 @@ def _chosen(group: str, overrides: list[Override]) -> str | None:
     return named[0] if named else None
 
 
-def find_task(name: str) -> type[Task[Any]]:
+def find_task(name: str, *, is_typed: bool = True) -> type[Task[Any]]:
     """Return a task class by name.
+
+    is_typed: whether the user names it. Then a dotted module is imported, also from the current
+        folder; a file can only name tasks that are registered.
 
     Raises:
         UsageError: unknown; names the nearest.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"task={name} is not the name of a task{nearest(name, task_names())}")
+    if not is_typed:
+        check_registered(name)
     try:
-        return load_task(name)
+        with _current_folder_searched() if is_typed and "." in name else contextlib.nullcontext():
+            return load_task(name)
     except ValueError as error:
-        raise UsageError(f"{error}{nearest(name, task_names())}") from error
+        near = nearest(name, task_names()) if str(error).startswith("there is no") else ""
+        raise UsageError(f"{error}{near}") from error
+
+
+def check_registered(name: object) -> None:
+    """Check a task that a file names: importing any other module would run code of its choice.
+
+    Raises:
+        UsageError: it is neither one of ours nor an installed package's.
+    """
+    modules = {entry.module for entry in installed_tasks().values()}
+    if not isinstance(name, str) or (name not in modules and name not in task_names()):
+        remedy = nearest(str(name), task_names())
+        if isinstance(name, str) and "." in name:
+            remedy = (
+                f"; if you trust that module, say task={name} yourself, or install its package "
+                f"with an entry point of {ENTRY_POINTS}"
+            )
+        raise UsageError(f"a file names the task {name!r}, which is not registered{remedy}")
+
+
+@contextlib.contextmanager
+def _current_folder_searched() -> Iterator[None]:
+    """Let an import find what lies in the current folder, after everything that is installed."""
+    here = os.getcwd()
+    if {"", here} & {*sys.path}:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def find_robot(name: str) -> Any:
@@ -122,34 +193,59 @@ def find_robot(name: str) -> Any:
 
 
 def task_names() -> list[str]:
-    """Return the tasks of the `tasks` package, by listing its folder."""
+    """Return the registered tasks: of the `tasks` package, by listing its folder, and installed."""
     import importlib
 
-    return importlib.import_module("tasks").task_names()
+    return [*importlib.import_module("tasks").task_names(), *installed_tasks()]
 
 
-def saved_words(config: pathlib.Path) -> list[str]:
+def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
     """Return override words that reproduce a run's saved task and algorithm configuration.
+
+    Only what `task`, `algo` and `sim` set counts, as plain values: nothing in the file chooses
+    other files to compose it from (Hydra's `defaults`), a class (`_target_`), or looks anything up
+    (`${...}`).
+
+    config: the file; text: what it holds, if it has been read.
 
     Raises:
         UsageError: the file is missing or not a run's configuration.
     """
     try:
-        saved = OmegaConf.load(config)
-    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        saved = read_mapping(config) if text is None else parse_mapping(text)
+    except ValueError as error:
         raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
-    if not isinstance(saved, DictConfig) or "task_name" not in saved:
+    if not isinstance(saved.get("task_name"), str):
         raise UsageError(f"{config} names no task: it is not the configuration of a run")
-    words = [f"task={saved.task_name}", f"algo={saved.get('algo', {}).get('name', 'ppo')}"]
-    for group in ("task", "algo", "sim"):
-        words += [f"{k}={_literal(v)}" for k, v in _leaves(saved.get(group, {}), group)]
-    return words
+    groups = {group: saved.get(group) or {} for group in ("task", "algo", "sim")}
+    if odd := [group for group, value in groups.items() if not isinstance(value, dict)]:
+        raise UsageError(f"{config}: {odd[0]} must be a mapping")
+    leaves = [leaf for group, value in groups.items() for leaf in _leaves(value, group)]
+    for key, value in (("task_name", saved["task_name"]), *leaves):
+        if not _KEY.fullmatch(key):
+            raise UsageError(f"{config}: {key!r} is not the name of a key")
+        if "${" in str(value):
+            raise UsageError(f"{config}: {key} is {value!r}: write the value, not where it stands")
+    words = [f"task={_literal(saved['task_name'])}"]
+    words += [f"algo={_literal(groups['algo'].get('name', 'ppo'))}"]
+    return words + [f"{key}={_literal(value)}" for key, value in leaves]
 
 
-def differences(saved: str, resolved: str) -> list[str]:
-    """Return KEY=VALUE of what a saved configuration has otherwise than the resolved one."""
-    before, now = (dict(_leaves(OmegaConf.create(text))) for text in (saved, resolved))
-    return [f"{k}={_literal(v)}" for k, v in before.items() if k != "resume" and now.get(k) != v]
+def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
+    """Return in which keys two configurations differ: key -> (value in the first, in the second).
+
+    Values are written as after KEY=, or "absent".
+    """
+    before, now = (dict(_leaves(parse_mapping(text))) for text in (saved, resolved))
+
+    def written(values: dict[str, Any], key: str) -> str:
+        return _literal(values[key]) if key in values else "absent"
+
+    return {
+        key: (written(before, key), written(now, key))
+        for key in {**before, **now}
+        if key not in before or key not in now or before[key] != now[key]
+    }
 
 
 def _literal(value: Any) -> str:
@@ -185,14 +281,39 @@ def _parse(words: Sequence[str]) -> list[Override]:
     try:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
-        raise UsageError(f"{_unparsable(words)!r} is not an override; write KEY=VALUE") from error
+        word = _unparsable(words)
+        raise UsageError(f"{word!r} is not an override; write KEY=VALUE{_quoted(word)}") from error
     for override in overrides:
-        word = override.input_line
+        word = str(override.input_line)
         if override.is_add() or override.is_delete() or override.is_force_add():
             raise UsageError(f"{word!r}: keys can be set, not added or deleted; write KEY=VALUE")
         if override.is_sweep_override():
-            raise UsageError(f"{word!r}: one value per run; lists are written [a,b]")
+            raise UsageError(f"{word!r}: one value per run; lists are written [a,b]{_quoted(word)}")
     return overrides
+
+
+def _quoted(word: str) -> str:
+    """Return how a word is written so that every character of its value counts, empty if none is.
+
+    The double quotation marks are the shell's, which takes the inner ones away otherwise.
+    """
+    key, _, value = word.partition("=")
+    if not _KEY.fullmatch(key) or not value or value.startswith("="):
+        return ""
+    shown = re.sub(r'(["$`\\])', r"\\\1", _literal(value))
+    return f'; a text of such characters is quoted: "{key}={shown}"'
+
+
+def _as_typed(override: Override, defaults: DictConfig) -> str:
+    """Return the word of an override, where a text is wanted with the very text that was typed.
+
+    Hydra reads 1e45678 as infinity and 1.10 as 1.1 before anybody knows that it is a name.
+    """
+    word, value = str(override.input_line), override.value()
+    node: Any = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False)
+    if isinstance(node, str) and isinstance(value, bool | int | float):
+        return f"{override.key_or_group}={_literal(word.partition('=')[2].strip())}"
+    return word
 
 
 def _unparsable(words: Sequence[str]) -> str:
@@ -231,7 +352,10 @@ def _check_choices(overrides: list[Override], task: str, defaults: DictConfig) -
 
 def _takes(task: str, choice: str, changes: set[str]) -> bool:
     """Return whether a task has the keys that a choice sets, and accepts their values."""
-    _register(task, find_task(task))
+    try:
+        _register(task, find_task(task))
+    except UsageError:  # another package's, which cannot be imported
+        return False
     if not changes <= _keys(compose("train", [f"task={task}"])):
         return False
     try:

@@ -4,10 +4,33 @@ Every field is checked where it is defined: an illegal value is a ValueError tha
 value and what is legal.
 """
 
+import pathlib
 from dataclasses import dataclass, field
 from typing import Any
 
 ACTIVATIONS = ("elu", "relu", "silu", "tanh")
+PRETRAINED = pathlib.Path(__file__).resolve().parent / "pretrained"
+"""Weights that come with the package, `pretrained:NAME`: `outputs/pretrained/NAME` of the
+repository, of which a wheel holds those that defaults name."""
+_SCHEME = "pretrained:"
+
+
+def weights_folder(path: str) -> pathlib.Path:
+    """Return the folder that a configuration names: from the current folder, or `pretrained:NAME`.
+
+    Raises:
+        ValueError: nothing of this NAME came with the package.
+    """
+    if not path.startswith(_SCHEME):
+        return pathlib.Path(path)
+    name = pathlib.PurePath(path.removeprefix(_SCHEME))
+    folder = PRETRAINED / name
+    if not name.parts or name.is_absolute() or ".." in name.parts or not folder.is_dir():
+        raise ValueError(
+            f"{path} is not a folder of {PRETRAINED}; the repository holds all that is trained, "
+            "in outputs/pretrained: give the path of a copy"
+        )
+    return folder
 
 
 def require(ok: bool, key: str, value: object, legal: str) -> None:
@@ -227,8 +250,8 @@ class DistillConfig:
     """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
 
     name: str = "distill"
-    teacher: str = "outputs/pretrained/panda_lift_cube"
-    """Policy folder, or the run folder, of the teacher."""
+    teacher: str = "pretrained:panda_lift_cube"
+    """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
     group: str = "student"
     """The observation group that the student reads, its pictures included."""
     network: str = "pictures"
@@ -254,8 +277,8 @@ class DistillConfig:
     final_learning_rate: float = 4e-4
     """Reached linearly at the end of `total_samples`."""
     max_grad_norm: float = 1.0
-    encoder: str = "outputs/pretrained/nature_cnn_cifar10"
-    """Folder of the encoders' weights; empty for random ones."""
+    encoder: str = "pretrained:nature_cnn_cifar10"
+    """Folder of the encoders' weights, see `weights_folder`; empty for random ones."""
     train_encoder: bool = False
     """Let the encoders learn too."""
     pool: bool = False
@@ -338,7 +361,8 @@ class TrainConfig:
     """Episodes of the last evaluation, whose score goes on the policy's card."""
     eval_seed: int = 1_000_003
     stop_at_success: float | None = None
-    """End early once an evaluation reaches this success rate; null to use all samples."""
+    """End early once an evaluation reaches this success rate, of success at the end for a task that
+    scores by it; null to use all samples."""
     checkpoint_every: int = 20
     """Iterations between two checkpoints."""
     keep_last: int = 3
@@ -348,7 +372,10 @@ class TrainConfig:
     video: bool = True
     """Film one evaluation episode at the end."""
     resume: bool = False
-    """Continue the run of this name from its newest good checkpoint."""
+    """Continue the run of this name from its newest good checkpoint, with its configuration."""
+    resume_changes: list[str] = field(default_factory=list)
+    """Keys that a resume may change, as `[algo.gamma]`; the change is noted in `changes.jsonl`. How
+    long, where and how fast to go on needs no leave: see `run_folder.FREE`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -376,5 +403,7 @@ class TrainConfig:
         require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
         stop = self.stop_at_success
         require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
+        allowed = self.resume_changes
+        require(self.resume or not allowed, "resume_changes", allowed, "[] without resume=true")
         legal = self.name not in ("", ".", "..") and "/" not in self.name
         require(legal, "name", repr(self.name), "a folder name")

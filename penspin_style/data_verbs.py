@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from penspin_style import storage
+from penspin_style.terminal import one_line, printable
+
 if TYPE_CHECKING:
     from penspin_style.data.check import Facts, Verdict
     from penspin_style.data.episode import Episode
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from penspin_style.features import PolicyCard
 
 _OK, _DATA = 0, 3
+_MAX_CARD = 2**20  # bytes
+_RATE_MARGIN = 0.01
+"""Share by which a rate that is given may differ from the file's before it is said."""
 _MANY = 20
 """Files beyond which those without a fault are counted, not listed."""
 
@@ -99,7 +105,7 @@ def _guarded(run: Callable[[Any], int]) -> Callable[[Any], int]:
         try:
             return run(args)
         except (EpisodeError, RecorderError) as error:
-            print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"penspin: {one_line(error)}", file=sys.stderr)
             return _DATA
 
     return running
@@ -157,7 +163,7 @@ def _card(word: str | None) -> "PolicyCard | None":
         return Bundle.load(path).card
     for file in (path, path / "card.json", path / "policy" / "card.json"):
         if file.is_file() and file.suffix == ".json":
-            return PolicyCard.from_json(file.read_text())
+            return PolicyCard.from_json(storage.read_file(file, _MAX_CARD).decode())
     raise _UsageError(f"--card {path}: is no .onnx file and holds no card.json")
 
 
@@ -203,7 +209,7 @@ def _verify(args: argparse.Namespace) -> int:
         _print_json({"files": facts, "faults": faults, "unfinished": left})
     else:
         for path, state in left.items():
-            print(f"{path}: {state}")
+            print(printable(f"{path}: {state}"))
         steps = sum(v.facts.steps for v in verdicts if v.facts is not None)
         print(f"{len(files) - len(bad)} of {len(files)} files can be trusted, {steps} steps")
     return _DATA if bad else _OK
@@ -212,7 +218,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _show(verdict: "Verdict", *, brief: bool) -> None:
     facts = verdict.facts
     if facts is None:
-        print(f"BAD   {verdict.fault}", file=sys.stderr)
+        print(f"BAD   {printable(str(verdict.fault))}", file=sys.stderr)
     elif not brief or facts.notes:
         print(f"good  {_line(facts)}")
 
@@ -224,7 +230,7 @@ def _line(facts: "Facts") -> str:
         parts += [facts.task, facts.source, judged]
     else:
         parts.insert(0, f"{facts.kind} of {facts.episodes}")
-    return f"{facts.file}: " + "; ".join([", ".join(parts), *facts.notes])
+    return printable(f"{facts.file}: " + "; ".join([", ".join(parts), *facts.notes]))
 
 
 def _fault(verdict: "Verdict") -> dict[str, Any]:
@@ -288,17 +294,31 @@ def _unpack(args: argparse.Namespace) -> int:
 
     file, folder, card = pathlib.Path(args.file), _new_folder(args.folder), _card(args.card)
     (verdict,) = check.verify([file], card=card)
-    if verdict.fault is not None:
+    if verdict.fault is not None and verdict.fault.key is None:
         raise verdict.fault
     pack = penspin.read(file)
+    lost = {} if verdict.fault is None else check.damaged(pack, card)
+    whole = tuple(key for key in pack.keys if key not in lost)
+    if verdict.fault is not None and not (lost and whole):
+        raise verdict.fault
     control_dt = 1.0 / args.rate if args.rate else pack.control_dt
+    others = (check.NO_CARD, *check.rate_notes(pack.control_dt, card))
+    notes = [n for n in (verdict.facts.notes if verdict.facts else ()) if n not in others]
+    notes += check.rate_notes(control_dt, card)
+    if pack.says_rate and abs(control_dt / pack.control_dt - 1.0) > _RATE_MARGIN:
+        notes.append(f"the file says {1 / pack.control_dt:.4g} Hz, --rate {args.rate:g} is taken")
+    demos = dataclasses.replace(pack, keys=whole).demos()
     hand = _hand(args.hand)
-    written = list(penspin.unpack(pack.demos(), folder, hand, control_dt=control_dt, card=card))
+    written = list(penspin.unpack(demos, folder, hand, control_dt=control_dt, card=card))
+    for text in (*notes, *(f"{why}; it is left out" for why in lost.values())):
+        print(f"penspin: {file}: {one_line(text)}", file=sys.stderr)
     if args.json:
-        _print_json({"folder": str(folder), "episodes": len(written), "control_dt": control_dt})
+        report = {"folder": str(folder), "episodes": len(written), "control_dt": control_dt}
+        _print_json({**report, "left_out": lost, "notes": notes})
     else:
-        print(f"{len(written)} episodes in {folder}, {1 / control_dt:.4g} Hz")
-    return _OK
+        rest = f"; {len(lost)} that cannot be trusted left out" if lost else ""
+        print(f"{len(written)} episodes in {folder}, {1 / control_dt:.4g} Hz{rest}")
+    return _DATA if lost else _OK
 
 
 def _repair(args: argparse.Namespace) -> int:
@@ -312,9 +332,9 @@ def _repair(args: argparse.Namespace) -> int:
         _print_json({"folder": str(folder), "kept": kept, "lost": lost})
     else:
         for name, file in kept.items():
-            print(f"kept  {name} as {file}")
+            print(printable(f"kept  {name} as {file}"))
         for name, why in lost.items():
-            print(f"lost  {name}: {why}", file=sys.stderr)
+            print(printable(f"lost  {name}: {why}"), file=sys.stderr)
         print(f"{len(kept)} kept in {folder}, {len(lost)} lost; {source} is as it was")
     return _OK if kept or not lost else _DATA
 

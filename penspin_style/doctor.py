@@ -4,20 +4,23 @@ import contextlib
 import os
 import pathlib
 import platform
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from penspin_style.compose import compose_train
+from penspin_style.compose import UsageError, compose_train
 from penspin_style.env.env import Env
-from penspin_style.render.gl_renderer import NoOpenGLError, choose_platform
 from penspin_style.run import resolve_device, versions
 
 _FIT_STEPS = 20
+_DRAW_SECONDS = 60.0
 
 
 def examine(*, fit: bool, warm: bool, words: Sequence[str]) -> dict[str, Any]:
@@ -25,28 +28,31 @@ def examine(*, fit: bool, warm: bool, words: Sequence[str]) -> dict[str, Any]:
 
     words: overrides; they choose the task whose environments `fit` counts and `warm` compiles for.
     """
-    report: dict[str, Any] = {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "versions": versions(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "opengl": _opengl(),
-        "warp_cache": _warp_cache(),
-        "folders": {str(p): _writable(p) for p in (pathlib.Path("outputs"), pathlib.Path.home())},
-        "problems": [],
-    }
-    missing = [name for name, version in report["versions"].items() if version == "not installed"]
+    report: dict[str, Any] = {"problems": []}
     problems = report["problems"]
+    opengl: dict[str, str | None] = {"platform": None, "error": "see above"}
+    for name, find, otherwise in (
+        ("python", platform.python_version, None),
+        ("cores", os.cpu_count, None),
+        ("memory_gib", _memory_gib, None),
+        ("versions", versions, {}),
+        ("gpu", _gpu, None),
+        ("opengl", _opengl, opengl),
+        ("warp_cache", _warp_cache, None),
+        ("folders", _folders, {}),
+    ):
+        report[name] = _tried(name, find, otherwise, problems)
+    missing = [name for name, version in report["versions"].items() if version == "not installed"]
     problems += [f"{name} is not installed: pip install -e ." for name in missing]
     problems += [f"{p} is not writable" for p, ok in report["folders"].items() if not ok]
     if not report["opengl"]["platform"]:
         problems.append(f"no films and pictures: {report['opengl']['error']}")
     if warm:
-        report["warm_seconds"] = _warm(words)
+        report["warm_seconds"] = _tried("warm", lambda: _warm(words), None, problems)
     if fit:
-        report["fit"] = _fit(words)
-    report["ok"] = not missing and all(report["folders"].values())
+        report["fit"] = _tried("fit", lambda: _fit(words), [], problems)
+    needed = all(report[name] for name in ("versions", "folders"))
+    report["ok"] = needed and not missing and all(report["folders"].values())
     return report
 
 
@@ -67,11 +73,60 @@ def show(report: dict[str, Any]) -> None:
     print("ok" if report["ok"] else "not ok")
 
 
-def _opengl() -> dict[str, str | None]:
+def _tried(name: str, find: Callable[[], Any], otherwise: Any, problems: list[str]) -> Any:
+    """Return what is found; what goes wrong meanwhile is one of the problems.
+
+    Raises:
+        UsageError: the words are at fault, not the machine.
+    """
     try:
-        return {"platform": choose_platform(), "error": None}
-    except NoOpenGLError as error:
-        return {"platform": None, "error": str(error)}
+        return find()
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        problems.append(f"{name}: {type(error).__name__}{f': {reason}' if reason else ''}")
+        return otherwise
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _folders() -> dict[str, bool]:
+    return {str(p): _writable(p) for p in (pathlib.Path("outputs"), pathlib.Path.home())}
+
+
+_DRAW = """
+import mujoco
+from penspin_style.render.gl_renderer import choose_platform
+name = choose_platform()
+renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+renderer.update_scene(mujoco.MjData(renderer.model))
+renderer.render()
+print("platform", name, flush=True)
+"""
+
+
+def _opengl() -> dict[str, str | None]:
+    """Return which platform has drawn an image, in a process of its own: it may crash or hang."""
+    done = subprocess.run(
+        [sys.executable, "-c", _DRAW],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_DRAW_SECONDS,
+        check=False,
+    )
+    found = re.search(r"^platform (\w+)$", done.stdout, re.MULTILINE)
+    if found:  # whatever happened at the exit, it can draw
+        return {"platform": found[1], "error": None}
+    lines = done.stderr.strip().splitlines()
+    how = f"exit code {done.returncode}"
+    if done.returncode < 0:
+        how = f"ended by {signal.Signals(-done.returncode).name}"
+    return {"platform": None, "error": lines[-1] if lines and done.returncode > 0 else how}
 
 
 def _warp_cache() -> str:

@@ -133,6 +133,29 @@ class Evaluation:
         """Return the figure that `Task.score` names; None if every episode was faulty."""
         return self.as_dict()[name]
 
+    def success(self, score: str) -> float:
+        """Return the success that a task with this `Task.score` asks for.
+
+        At the end where it scores by the end, at some step otherwise.
+        """
+        return self.success_at_end if score == "success_at_end" else self.success_rate
+
+    def success_text(self, score: str) -> str:
+        """Return that success with its interval, and the other one where it differs."""
+        rate = self.success(score)
+        low, high = wilson(rate, self.episodes)
+        is_end = score == "success_at_end"
+        other = self.success_rate if is_end else self.success_at_end
+        text = (
+            f"success{' at the end' if is_end else ''} {rate:.1%} (95% interval {low:.1%} to "
+            f"{high:.1%}, {self.episodes} episodes)"
+        )
+        return (
+            text
+            if other == rate
+            else (f"{text}, {'at some step' if is_end else 'at the end'} {other:.1%}")
+        )
+
 
 @torch.no_grad()
 def evaluate(
@@ -141,7 +164,7 @@ def evaluate(
     """Run the first episode of every environment to its end; judge it, also by the task's figures.
 
     env: built with this seed and without staggering; its `num_envs` is the number of episodes.
-    on_step: called after the reset and after every step, to film.
+    on_step: called after the reset and after every step, to film, or to give up by raising.
     """
     n, device = env.num_envs, env.device
     alive = torch.ones(n, dtype=torch.bool, device=device)

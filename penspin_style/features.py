@@ -6,8 +6,12 @@ the checkpoint and inside the exported ONNX, so no constant is spelled twice.
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from penspin_style import storage
 
 CARD_FORMAT = 1
 
@@ -146,13 +150,15 @@ class PolicyCard:
         """Read a card.
 
         Raises:
-            ValueError: not JSON (NaN and infinity are not), another format, a field missing or
-                unknown.
+            ValueError: not JSON (NaN, infinity and a key that is there twice are not), another
+                format, a field missing or unknown, a text that a terminal would act on.
         """
         try:
-            raw = json.loads(text, parse_constant=_refuse)
-        except json.JSONDecodeError as error:
+            raw = storage.parse_json(text)
+        except ValueError as error:
             raise ValueError(f"policy card is not JSON: {error}") from error
+        if odd := next((t for t in _texts(raw) if not t.isprintable()), None):
+            raise ValueError(f"policy card has a text that is not printable: {odd[:80]!r}")
         if not isinstance(raw, dict) or raw.get("format") != CARD_FORMAT:
             got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"policy card has format {got!r}, this version reads {CARD_FORMAT}")
@@ -165,5 +171,53 @@ class PolicyCard:
             raise ValueError(f"policy card does not have the fields it should: {error}") from error
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"policy card is not JSON: it holds {constant}")
+def command_differences(
+    card: PolicyCard, channels: Sequence[ActionChannel], control_dt: float, whose: str
+) -> list[str]:
+    """Return how a policy's commands differ from those that are taken, one text for each.
+
+    The one place that compares a card's rate and channels: with an environment's, a robot's, a
+    twin's or a trajectory's.
+
+    channels, control_dt: of `whose`, as `robot`.
+    """
+    faults = []
+    if abs(card.control_dt - control_dt) > 1e-9:
+        faults.append(
+            f"the policy acts every {card.control_dt:g} s, the {whose} every {control_dt:g} s"
+        )
+    return faults + channel_differences(card.actions, channels, whose)
+
+
+def channel_differences(
+    mine: Sequence[ActionChannel], theirs: Sequence[ActionChannel], whose: str
+) -> list[str]:
+    """Return how a policy's channels differ from others, in this order, one text for each.
+
+    Numbers that differ by less than a millionth are the same one, computed in other ways.
+    """
+    names, other = [c.name for c in mine], [c.name for c in theirs]
+    if names != other:
+        return [f"the policy commands {names}, the {whose} takes {other}, in this order"]
+    return [
+        f"{a.name}: the policy has {what} {getattr(a, what)}, the {whose} {getattr(b, what)}"
+        for a, b in zip(mine, theirs, strict=True)
+        for what in ("unit", "mode", "scale", "low", "high")
+        if not _same(getattr(a, what), getattr(b, what))
+    ]
+
+
+def _same(a: str | float, b: str | float) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        yield from (text for item in value for text in _texts(item))
+    if isinstance(value, dict):
+        yield from (text for item in value.values() for text in _texts(item))

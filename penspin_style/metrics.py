@@ -1,18 +1,22 @@
 """Where a run's numbers go: metrics.csv, the trackers a user names, and the terminal."""
 
+import contextlib
 import csv
 import io
+import itertools
 import os
 import pathlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 
 
 class CSVLog:
@@ -22,14 +26,14 @@ class CSVLog:
         self.path = path
         self.columns: list[str] = []
         if path.exists():
-            with path.open(newline="") as file:
-                self.columns = next(csv.reader(file), [])
+            self.columns = _read(path)[0]
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         """Append a row."""
         new = [name for name in row if name not in self.columns]
-        if new:
-            self._rewrite(self._rows(), [*self.columns, *new])
+        if new or not self.path.exists():
+            rows = _read(self.path)[1] if self.path.exists() else []
+            self._rewrite(rows, [*self.columns, *new])
         size = self.path.stat().st_size
         try:
             with self.path.open("a", newline="") as file:
@@ -38,52 +42,162 @@ class CSVLog:
             os.truncate(self.path, size)  # the next row must not continue half a row
             raise
 
-    def truncate(self, iteration: int) -> None:
-        """Drop the rows after an iteration: a resumed run writes them anew."""
-        rows = [
-            r for r in self._rows() if r.get("iteration") and float(r["iteration"]) <= iteration
-        ]
-        self._rewrite(rows, self.columns)
+    def truncate(self, iteration: float) -> str:
+        """Drop the rows after an iteration: a resumed run writes them anew.
 
-    def _rows(self) -> list[dict[str, Any]]:
+        Lines that are damaged are dropped as well, and the file as it was is set aside; return a
+        message that says so, empty if the file is whole.
+        """
         if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+            return ""
+        columns, rows, damaged = _read(self.path)
+        message = ""
+        if damaged:
+            aside = _free(self.path.with_name(f"{self.path.stem}.damaged{self.path.suffix}"))
+            storage.write_file(aside, self.path.read_bytes())
+            message = (
+                f"{self.path}: {damaged} damaged lines; {len(rows)} whole rows are kept, and the "
+                f"file as it was in {aside}"
+            )
+        columns = columns if rows or not damaged else []  # of no row: the header is what is damaged
+        self._rewrite([r for r in rows if float(r.get(_KEY) or 0) <= iteration], columns)
+        return message
 
-    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    def last(self) -> dict[str, str]:
+        """Return the last row, empty if there is none."""
+        rows = _read(self.path)[1] if self.path.exists() else []
+        return rows[-1] if rows else {}
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
-        writer.writeheader()
+        if columns:
+            writer.writeheader()
         writer.writerows(rows)
         storage.write_file(self.path, text.getvalue().encode())
         self.columns = columns
 
 
-def make_trackers(names: list[str], folder: pathlib.Path, run: str) -> list[Any]:
-    """Return the trackers besides csv: objects with log_metrics(dict, step).
+_KEY = "iteration"
 
-    Raises:
-        ValueError: a tracker's package is not installed.
+
+def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]], int]:
+    """Return (columns, the rows that are whole, the number of lines that are not).
+
+    A row is whole if it has a number, or nothing, for every column, and its iteration is above that
+    of the row before it.
     """
-    trackers: list[Any] = []
-    for name in names:
-        if name == "csv":
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+    parsed = [_fields(line) for line in lines]
+    columns = parsed[0] if parsed and parsed[0] else []
+    if not columns or not all(columns) or len(set(columns)) < len(columns):
+        return [], [], len(lines)
+    rows: list[dict[str, str]] = []
+    for fields in parsed[1:]:
+        row = dict(zip(columns, fields, strict=False))
+        if len(fields) != len(columns) or not all(map(_is_number, row.values())):
             continue
-        try:
-            if name == "swanlab":
-                trackers.append(_SwanLab(folder, run))
-            else:
-                from torchrl.record.loggers import get_logger
+        if _KEY in row and not float(row[_KEY] or "nan") > float(rows[-1][_KEY] if rows else -1):
+            continue
+        rows.append(row)
+    return columns, rows, len(lines) - 1 - len(rows)
 
-                label = "tensorboard" if name == "tensorboard" else run
-                kind: Any = name
-                trackers.append(get_logger(kind, str(folder), label))
+
+def _fields(line: str) -> list[str]:
+    """Return the fields of a line, none if it is no line of a CSV file."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _free(path: pathlib.Path) -> pathlib.Path:
+    """Return a path of this kind at which nothing is."""
+    names = (path.with_name(f"{path.stem}-{k}{path.suffix}") for k in itertools.count(1))
+    return next(p for p in itertools.chain([path], names) if not p.exists())
+
+
+class Trackers:
+    """The trackers besides csv; none of them ever ends a run.
+
+    One that fails, whatever it raises, is named once and left out from then on.
+    """
+
+    def __init__(
+        self, names: Sequence[str], folder: pathlib.Path, run: str, say: Callable[[str], None]
+    ) -> None:
+        """Start them.
+
+        Raises:
+            ValueError: a tracker's package is not installed.
+        """
+        self._say = say
+        self._trackers: dict[str, Any] = {}
+        before = set(threading.enumerate())
+        for name in names:
+            if name != "csv":
+                self._start(name, folder, run)
+        self._threads = set(threading.enumerate()) - before
+
+    def __enter__(self) -> "Trackers":
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._pass_over
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                if name == "tensorboard":  # the others end themselves when the process does
+                    tracker.experiment.close()
+            except Exception as error:
+                self._drop(name, error)
+        threading.excepthook = self._excepthook
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        """Give every tracker the metrics of an iteration."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log_metrics(row, step=step)
+            except Exception as error:
+                self._drop(name, error)
+
+    def _start(self, name: str, folder: pathlib.Path, run: str) -> None:
+        try:
+            self._trackers[name] = _make_tracker(name, folder, run)
         except ImportError as error:
             raise ValueError(
                 f"loggers={name} needs a package that is missing ({error}): pip install {name}"
             ) from error
-    return trackers
+        except Exception as error:
+            self._drop(name, error)
+
+    def _drop(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self._say(f"warning: {name} has failed and is left out from now on ({reason})")
+
+    def _pass_over(self, args: Any) -> None:
+        """Leave it to `log` to report what ended a tracker's own thread: it raises the same."""
+        if args.thread not in self._threads:
+            self._excepthook(args)
+
+
+def _make_tracker(name: str, folder: pathlib.Path, run: str) -> Any:
+    """Return an object with log_metrics(dict, step)."""
+    if name == "swanlab":
+        return _SwanLab(folder, run)
+    from torchrl.record.loggers import get_logger
+
+    kind: Any = name
+    return get_logger(kind, str(folder), "tensorboard" if name == "tensorboard" else run)
 
 
 class _SwanLab:
@@ -99,15 +213,25 @@ class _SwanLab:
 
 
 class Progress:
-    """Show a run: a live panel on a terminal, a plain line every few seconds when piped."""
+    """Show a run: a live panel on a terminal, a plain line every few seconds when piped.
+
+    Where nothing can be written any more, nothing is shown, and the run goes on.
+    """
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, title: str, total_samples: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, title: str, total_samples: int, *, score: str = "success_rate", quiet: bool = False
+    ) -> None:
+        """Prepare.
+
+        score: what the task scores by, as `Task.score` names it; it is shown first.
+        """
         self.title = title
         self.total = total_samples
         self.quiet = quiet
-        self.console = Console(stderr=True)
+        self.console = _Console(stderr=True)
+        self._shown = _shown(score)
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._is_live = self.console.is_terminal and not quiet
         self._last_line = float("-inf")
@@ -119,24 +243,27 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._is_live:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def say(self, text: str) -> None:
         """Print one line that stays."""
         if not self.quiet:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            with contextlib.suppress(OSError):
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, row: dict[str, float]) -> None:
         """Show the metrics of one iteration."""
         if self._is_live:
-            self._live.update(self._panel(row))
+            with contextlib.suppress(OSError):
+                self._live.update(self._panel(row))
         elif time.monotonic() - self._last_line >= self.SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(self._line(row))
 
     def _line(self, row: dict[str, float]) -> str:
         parts = [f"{row['samples'] / 1e6:6.2f}M samples", f"{row['time/samples_per_s']:6.0f}/s"]
-        for label, key, form in _SHOWN:
+        for label, key, form in self._shown:
             if key in row:
                 parts.append(f"{label} {row[key]:{form}}")
         parts.append(f"ETA {self._eta(row)}")
@@ -148,7 +275,7 @@ class Progress:
         bar = "█" * round(30 * done) + "░" * (30 - round(30 * done))
         table.add_row("samples", f"{row['samples'] / 1e6:.2f}M of {self.total / 1e6:.2f}M  {bar}")
         table.add_row("speed", f"{row['time/samples_per_s']:.0f} samples/s, ETA {self._eta(row)}")
-        for label, key, form in _SHOWN:
+        for label, key, form in self._shown:
             if key in row:
                 table.add_row(label, f"{row[key]:{form}}")
         for key in sorted(k for k in row if k.startswith("reward/")):
@@ -160,9 +287,26 @@ class Progress:
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-_SHOWN = (
-    ("success", "env/success_once", ".1%"),
-    ("evaluated", "eval/success_once", ".1%"),
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on; rich would end the process."""
+        interrupt.silence_lost()
+
+
+def _shown(score: str) -> list[tuple[str, str, str]]:
+    """Return (label, key of a row, format) of what is shown, what the task scores by first."""
+    figures = {"success": ("success_once", ".1%")}
+    if score == "success_at_end":
+        once = figures.pop("success")
+        figures = {"success at the end": ("success_at_end", ".1%"), "at some step": once}
+    elif score != "success_rate":
+        figures = {score: (score, ".2f"), **figures}
+    rows = [(label, f"env/{key}", form) for label, (key, form) in figures.items()]
+    rows += [(f"evaluated {label}", f"eval/{key}", form) for label, (key, form) in figures.items()]
+    return rows + [row for row in _ALWAYS if row[0] not in figures]
+
+
+_ALWAYS = (
     ("return", "env/return", ".2f"),
     ("length", "env/episode_len", ".0f"),
     ("kl", "train/actor/approx_kl", ".4f"),

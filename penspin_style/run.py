@@ -3,59 +3,46 @@
 outputs/<task>/<name>/
     config.yaml      the resolved configuration
     git.txt git.diff versions.json
+    changes.jsonl    what resumes changed; see run_folder.py
     metrics.csv      and tensorboard/ or other trackers
     checkpoints/     the last few and the best; see checkpoint.py
-    policy/          the best policy: weights, card with its score
+    policy/          the best policy: weights, card with its score, the configuration
     videos/          an evaluation episode as mp4 and as a strip
     faults/          bounded dumps of simulations that went wrong
 """
 
-import collections
-import contextlib
 import fcntl
-import importlib.metadata
-import io
-import json
-import os
 import pathlib
-import signal
-import subprocess
 import time
-from types import FrameType
 from typing import Any
 
-import mujoco
-import numpy as np
 import torch
 
-from penspin_style import storage
+from penspin_style import interrupt, run_folder, storage
 from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
 from penspin_style.algo.choose import make_algorithm
 from penspin_style.checkpoint import Checkpoints
-from penspin_style.compose import differences
 from penspin_style.config import DistillConfig, TrainConfig
-from penspin_style.env.env import Env, FaultRecord
+from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.evaluate import Evaluation, acting, evaluate
 from penspin_style.features import PolicyCard
-from penspin_style.metrics import CSVLog, Progress, make_trackers
+from penspin_style.metrics import CSVLog, Progress, Trackers
 from penspin_style.nets.policy import save_policy
-from penspin_style.sim.sim import Fault
+from penspin_style.run_faults import FaultWatch, FaultyRunError
+from penspin_style.run_folder import versions
 
 EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
-FAULT_WINDOW = 10
-"""Iterations over which the share of faulty environments is taken."""
-MAX_FAULTY_SHARE = 0.01
-MAX_DUMPS = 16
 MAX_FAILED_SAVES = 3
-
-
-class FaultyRunError(RuntimeError):
-    """The run cannot go on with meaningful physics or numbers; exit code 3."""
+_SAVING = "saving after this iteration; a second signal ends at once"
 
 
 class BusyError(ValueError):
     """Another process trains in the same folder."""
+
+
+class _GaveUpError(Exception):
+    """An evaluation was left because a signal has come."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -96,143 +83,237 @@ class Run:
         self.iteration = 0
         self.samples = 0  # environment steps so far, summed over environments
         self.score: float | None = None  # of the last evaluation, what task.score names
-        self.success_rate: float | None = None  # of the same
+        self.success_rate: float | None = None  # of the same, the one that the task asks for
+        self.final: Evaluation | None = None  # of the policy that is published
         self.scored = -1  # the iteration whose weights have the score
         self.rate_halved = False
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
-        self.faulty: collections.deque[float] = collections.deque(maxlen=FAULT_WINDOW)
-        self._dumps = len(list((self.folder / "faults").glob("*.npz")))
+        self.faults = FaultWatch(self.env, self.folder / "faults")
         self._failed_saves = 0
-        self._signal = 0
+        self._stop = interrupt.Stop()
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal has asked this process to end."""
-        return self._signal != 0
+        return self._stop.is_set()
 
     # The loop.
 
     def fit(self, *, quiet: bool = False) -> int:
-        """Train to the end or to a signal, once; give the folder free. Return the exit code."""
-        title = f"{self.task_name}/{self.cfg.name}"
-        shown = Progress(title, self.cfg.total_samples, quiet=quiet)
-        with self._lock, shown as progress, _signals(self):
-            trackers = make_trackers(self.cfg.loggers, self.folder, self.cfg.name)
-            self._begin(progress)
-            buffer, root = None, self.env.current()
-            while self.samples < self.cfg.total_samples and not self._signal:
-                began = time.perf_counter()
-                try:
-                    if self.algo.collects:
-                        buffer, root = rollout(self.env, self.algo, root, buffer)
-                    collected = time.perf_counter()
-                    with torch_threads(self.cfg.learn_threads):
-                        self.algo.process(buffer)
-                        row = self.algo.update()
-                except DivergedError as error:
-                    self._roll_back(str(error), progress)
-                    root = self.env.current()
-                    continue
-                fresh = self.algo.horizon * self.cfg.num_envs
-                self.iteration, self.samples = self.iteration + 1, self.samples + fresh
-                updated = time.perf_counter()
-                row |= {"time/rollout": collected - began, "time/update": updated - collected}
-                row["time/samples_per_s"] = fresh / (updated - began)
-                if self._close_iteration(row, trackers, progress):
-                    progress.say(f"success {self.success_rate:.1%} reached stop_at_success: done")
-                    break
-            saved = self._save(progress)
-            if self._signal:
+        """Train to the end or to a signal, once; give the folder free. Return the exit code.
+
+        A run that is finished already is left as it is.
+        """
+        title, score = f"{self.task_name}/{self.cfg.name}", self.task.score
+        shown = Progress(title, self.cfg.total_samples, score=score, quiet=quiet)
+        with self._lock, shown as progress, interrupt.asking(_SAVING) as self._stop:
+            if self.cfg.resume and not self._restore(progress):
+                return EXIT_OK
+            loggers = self.cfg.loggers
+            with Trackers(loggers, self.folder, self.cfg.name, progress.say) as trackers:
+                self._begin(progress)
+                self._train(trackers, progress)
+                saved = self._save(progress)
+            if self.interrupted:
                 return self._interrupted(progress, saved=saved)
-            self._finish(progress)
-        return EXIT_OK
+            return self._finish(progress, saved=saved)
+
+    def _restore(self, progress: Progress) -> bool:
+        """Load the newest checkpoint; return whether anything is left to do. Nothing is written.
+
+        Raises:
+            ValueError: nothing is, and yet something else than before is wanted.
+        """
+        folder, state, messages = self.checkpoints.newest()
+        for message in messages:
+            progress.say(message)
+        self._load_own(folder, state)
+        if not self._is_finished():
+            progress.say(f"resuming from iteration {self.iteration} ({folder})")
+            return True
+        if changed := run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes):
+            raise ValueError(
+                f"{self.folder} is finished, nothing would be trained with the changed "
+                f"{', '.join(changed)}; a larger total_samples goes on, name=OTHER starts another"
+            )
+        progress.say(
+            f"{self.folder} is finished, at iteration {self.iteration}; nothing is done, a larger "
+            "total_samples would go on"
+        )
+        return False
 
     def _begin(self, progress: Progress) -> None:
-        if self.cfg.resume:
-            folder, state, messages = self.checkpoints.newest()
-            for message in messages:
-                progress.say(message)
-            self._load_own(folder, state)
-            progress.say(f"resuming from iteration {self.iteration} ({folder})")
-            if self.csv:
-                self.csv.truncate(self.iteration)
-            self._describe()
-        else:
-            self._describe()
+        if not self.cfg.resume:
+            run_folder.describe(self.folder, self.resolved)
             self._save(progress)
+            return
+        changed = run_folder.note_changes(self.folder, self.resolved, self.iteration)
+        for key, (before, now) in changed.items():
+            progress.say(f"changed from here on: {key}={now}, was {before}")
+        run_folder.describe(self.folder, self.resolved)
+        self._truncate_log(progress)
+        self._make_up_for_evaluation(progress)
+
+    def _train(self, trackers: Trackers, progress: Progress) -> None:
+        buffer, root = None, self.env.current()
+        while self.samples < self.cfg.total_samples and not self.interrupted:
+            if self._has_succeeded():
+                progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
+                break
+            began = time.perf_counter()
+            try:
+                if self.algo.collects:
+                    buffer, root = rollout(self.env, self.algo, root, buffer)
+                collected = time.perf_counter()
+                with torch_threads(self.cfg.learn_threads):
+                    self.algo.process(buffer)
+                    row = self.algo.update()
+            except DivergedError as error:
+                self._roll_back(str(error), progress)
+                root = self.env.current()
+                continue
+            fresh = self.algo.horizon * self.cfg.num_envs
+            self.iteration, self.samples = self.iteration + 1, self.samples + fresh
+            updated = time.perf_counter()
+            row |= {"time/rollout": collected - began, "time/update": updated - collected}
+            row["time/samples_per_s"] = fresh / (updated - began)
+            self._close_iteration(row, trackers, progress)
 
     def _close_iteration(
-        self, row: dict[str, float], trackers: list[Any], progress: Progress
-    ) -> bool:
-        """Judge, log and save what an iteration has led to; return whether to stop."""
-        row |= self.env.metrics() | self._check_faults(progress)
+        self, row: dict[str, float], trackers: Trackers, progress: Progress
+    ) -> None:
+        """Evaluate, log and save what an iteration has led to."""
+        row |= self.env.metrics() | self.faults.check(self.iteration, progress.say)
         began = time.perf_counter()
-        stop = self._maybe_evaluate(row)
+        row |= self._maybe_evaluate()
         row["time/eval"] = time.perf_counter() - began
-        self._log(row, trackers, progress)
-        # what was judged is kept too, or the best would be lost between two checkpoints
+        row = {"iteration": self.iteration, "samples": self.samples, **row}
+        self._log(row, progress)
+        # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
-        return stop
+        trackers.log(row, self.samples)  # last: they may take long, and break
 
     def _interrupted(self, progress: Progress, *, saved: bool) -> int:
         kept = "saved" if saved else "could not save"
         progress.say(
-            f"signal {self._signal}: {kept} iteration {self.iteration}; resume=true continues"
+            f"signal {self._stop.number}: {kept} iteration {self.iteration}; resume=true continues"
         )
         return EXIT_INTERRUPTED if saved else EXIT_DATA
 
-    def _log(self, row: dict[str, float], trackers: list[Any], progress: Progress) -> None:
-        row = {"iteration": self.iteration, "samples": self.samples, **row}
+    def _log(self, row: dict[str, float], progress: Progress) -> None:
         if self.csv:
             try:
                 self.csv.write(row)
             except OSError as error:
                 progress.say(f"warning: no row in {self.csv.path} ({error})")
-        for tracker in trackers:
-            tracker.log_metrics(row, step=self.samples)
         progress.show(row)
 
-    def _maybe_evaluate(self, row: dict[str, float]) -> bool:
-        """Evaluate when it is time; return whether to stop."""
+    def _truncate_log(self, progress: Progress) -> None:
+        """Drop the rows of iterations that are to come, again."""
+        if self.csv is None:
+            return
+        try:
+            if message := self.csv.truncate(self.iteration):
+                progress.say(message)
+        except OSError as error:
+            progress.say(f"warning: later rows remain in {self.csv.path} ({error})")
+
+    # Evaluation.
+
+    def _maybe_evaluate(self) -> dict[str, float]:
+        """Evaluate when it is time; return what the log is told."""
         if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
-            return False
-        result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+            return {}
+        try:
+            result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
+        except _GaveUpError:
+            return {}
         self.score, self.scored = result.score(self.task.score), self.iteration
-        self.success_rate = result.success_rate
-        row |= {
+        self.success_rate = result.success(self.task.score)
+        row = {
             "eval/success_once": result.success_rate,
             "eval/success_at_end": result.success_at_end,
             "eval/return": result.return_,
             "eval/episode_len": result.episode_len,
         }
-        row |= {f"eval/{k}": m.mean for k, m in result.measures.items() if m.mean is not None}
-        stop = self.cfg.stop_at_success
-        return stop is not None and result.success_rate >= stop
+        return row | {f"eval/{k}": m.mean for k, m in result.measures.items() if m.mean is not None}
+
+    def _make_up_for_evaluation(self, progress: Progress) -> None:
+        """Evaluate what a signal kept from being evaluated, so that the run is as if it had not."""
+        if not self.iteration or self.scored == self.iteration:
+            return
+        if not (found := self._maybe_evaluate()):
+            return
+        if self.csv and (row := self.csv.last()):
+            try:
+                self.csv.truncate(self.iteration - 1)
+                self.csv.write({**row, **found})
+            except OSError as error:
+                progress.say(f"warning: no evaluation in {self.csv.path} ({error})")
+        self._save(progress, again=True)
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
-        """Judge the policy as it is, deterministic, on fresh environments."""
-        env = self._make_env(episodes, seed)
-        return evaluate(env, acting(self.algo.policy), seed=seed)
+        """Evaluate the policy as it is, deterministic, on fresh environments.
 
-    def _finish(self, progress: Progress) -> None:
+        Raises:
+            _GaveUpError: a signal has come; it would take longer than one may wait.
+        """
+        self._give_up_if_asked()
+        env = self._make_env(episodes, seed)
+        return evaluate(env, acting(self.algo.policy), seed=seed, on_step=self._give_up_if_asked)
+
+    def _give_up_if_asked(self) -> None:
+        if self.interrupted:
+            raise _GaveUpError
+
+    # The end.
+
+    def _has_succeeded(self) -> bool:
+        """Return whether the weights as they are have reached `stop_at_success`."""
+        stop, rate = self.cfg.stop_at_success, self.success_rate
+        return stop is not None and self.scored == self.iteration and (rate or 0.0) >= stop
+
+    def _is_finished(self) -> bool:
+        """Return whether all is trained, and the policy of it is there."""
+        if self.samples < self.cfg.total_samples and not self._has_succeeded():
+            return False
+        try:
+            card = PolicyCard.from_json((self.folder / "policy" / "card.json").read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return card.run.endswith(f"/samples{self.samples}")
+
+    def _finish(self, progress: Progress, *, saved: bool) -> int:
+        """Evaluate the best policy and publish it; return the exit code.
+
+        Raises:
+            FaultyRunError: it cannot be written.
+        """
         best = self.checkpoints.best()
         try:
             if best is not None:
                 self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
         except storage.DamagedError as error:
             progress.say(f"warning: {error}; the policy is the last one instead of the best")
-        result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
+        try:
+            result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
+        except _GaveUpError:
+            return self._interrupted(progress, saved=saved)
         target = self.folder / "policy"
-        if target.exists():
-            storage.remove(target)
-        save_policy(self.algo.policy, self._card(result), target)
-        low, high = result.interval
+        try:
+            fresh = self.folder / f"{storage.STAGE}policy"
+            save_policy(self.algo.policy, self._card(result), fresh, self.resolved)
+            storage.replace(fresh, target)
+        except OSError as error:
+            raise FaultyRunError(
+                f"all is trained, but {target} could not be written ({error}); resume=true "
+                "evaluates and writes it again"
+            ) from error
         own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
-        progress.say(
-            f"success {result.success_rate:.1%} (95% interval {low:.1%} to {high:.1%}, "
-            f"{result.episodes} episodes){own}; policy in {target}"
-        )
+        progress.say(f"{result.success_text(self.task.score)}{own}; policy in {target}")
+        self.final = result
+        return EXIT_OK
 
     def _card(self, result: Evaluation) -> PolicyCard:
         policy: Any = self.algo.policy
@@ -245,57 +326,7 @@ class Run:
             in_keys=policy.in_keys,
         )
 
-    # Faults.
-
-    def _check_faults(self, progress: Progress) -> dict[str, float]:
-        """Count, dump and judge the faults of this iteration.
-
-        Raises:
-            FaultyRunError: a buffer overflowed, or too many environments are faulty.
-        """
-        counts = self.env.fault_counts.tolist()
-        self.env.fault_counts.zero_()
-        out = {
-            f"fault/{f.name.lower()}": float(c)
-            for f, c in zip(Fault, counts, strict=True)
-            if f.name
-        }
-        records = self.env.take_faults() if any(counts) else []
-        out["env/fault"] = float(len(records))
-        self.faulty.append(len(records) / self.cfg.num_envs)
-        try:
-            for record in records[: max(0, MAX_DUMPS - self._dumps)]:
-                self._dump(record)
-        except OSError as error:
-            progress.say(f"warning: faulty state not written ({error})")
-        if any(record.code & Fault.OVERFLOW for record in records):
-            raise FaultyRunError(f"a contact buffer overflowed: {self.env.sim.overflow_hint()}")
-        share = sum(self.faulty) / FAULT_WINDOW
-        if share > MAX_FAULTY_SHARE:
-            raise FaultyRunError(
-                f"{share:.1%} of the environments were faulty over {FAULT_WINDOW} iterations "
-                f"(limit {MAX_FAULTY_SHARE:.0%}); states are in {self.folder / 'faults'}; "
-                "a smaller timestep or stiffer solver settings may help"
-            )
-        return out
-
-    def _dump(self, record: FaultRecord) -> None:
-        folder = self.folder / "faults"
-        folder.mkdir(exist_ok=True)
-        model = folder / "model.xml"
-        if not model.exists():
-            storage.write_file(model, self.env.task.spec().to_xml().encode())
-        name = (
-            f"{self.iteration:08d}-env{record.env_id}-{'+'.join(f.name or '' for f in record.code)}"
-        )
-        content = io.BytesIO()
-        np.savez(
-            content,
-            state=record.row.cpu().numpy(),
-            signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
-        )
-        storage.write_file(folder / f"{name}.npz", content.getvalue())
-        self._dumps += 1
+    # State.
 
     def _roll_back(self, reason: str, progress: Progress) -> None:
         if self.rate_halved:
@@ -309,13 +340,12 @@ class Run:
         for group in optimizer.param_groups:
             group["lr"] *= 0.5
         progress.say(f"{reason}: rolled back to {folder.name} with half the learning rate")
-        if self.csv:
-            self.csv.truncate(self.iteration)
+        self._truncate_log(progress)
 
-    # State.
-
-    def _save(self, progress: Progress) -> bool:
+    def _save(self, progress: Progress, *, again: bool = False) -> bool:
         """Write a checkpoint; return whether it is there.
+
+        again: also where there is one of this iteration.
 
         Raises:
             FaultyRunError: too many failed in a row, or the weights are not worth keeping.
@@ -330,12 +360,12 @@ class Run:
                 "success_rate": self.success_rate,
                 "scored": self.scored,
                 "rate_halved": self.rate_halved,
-                "faulty": list(self.faulty),
+                "faulty": list(self.faults.recent),
             },
         }
         score = self.score if self.scored == self.iteration else None
         try:
-            self.checkpoints.save(self.iteration, state, score)
+            self.checkpoints.save(self.iteration, state, score, again=again)
         except ValueError as error:
             raise FaultyRunError(
                 f"{error} after iteration {self.iteration}; resume=true continues from the "
@@ -361,8 +391,8 @@ class Run:
         try:
             self._load(state)
         except (KeyError, RuntimeError, ValueError) as error:
-            saved = (self.folder / "config.yaml").read_text()
-            changed = ", ".join(differences(saved, self.resolved)) or str(error)
+            found = run_folder.changes(self.folder, self.resolved)
+            changed = ", ".join(f"{k}={v[0]}" for k, v in found.items()) or str(error)
             raise ValueError(
                 f"{folder} does not fit this configuration; it was trained with {changed}"
             ) from error
@@ -382,8 +412,8 @@ class Run:
         self.success_rate = state["run"].get("success_rate", self.score)
         self.scored = state["run"]["scored"]
         self.rate_halved = state["run"]["rate_halved"]
-        self.faulty.clear()
-        self.faulty.extend(state["run"]["faulty"])
+        self.faults.recent.clear()
+        self.faults.recent.extend(state["run"]["faulty"])
 
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         sim, algo = self.cfg.sim, self.cfg.algo
@@ -414,6 +444,8 @@ class Run:
             raise ValueError(
                 f"resume=true, but {self.folder} holds no checkpoint: leave resume out to start"
             )
+        if found:
+            run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes)
 
     def _claim(self) -> None:
         """Make the folder, lock it until `fit` ends, remove what a kill left there."""
@@ -432,59 +464,3 @@ class Run:
         self._check_use()  # it may have begun and ended meanwhile
         storage.remove_stages(self.folder)
         storage.remove_stages(self.checkpoints.folder)
-
-    def _describe(self) -> None:
-        """Write what the run depends on."""
-        for name, text in (
-            ("config.yaml", self.resolved),
-            ("git.txt", _git("rev-parse", "HEAD")),
-            ("git.diff", _git("diff", "HEAD")),
-            ("versions.json", json.dumps(versions(), indent=1)),
-        ):
-            storage.write_file(self.folder / name, text.encode())
-
-
-class _signals:  # noqa: N801  (a context manager, used like a function)
-    """Let SIGINT and SIGTERM ask the run to save and stop; a second one ends it at once."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.run._signal:
-            os._exit(128 + number)
-        self.run._signal = number
-        text = f"signal {number}: saving after this iteration; a second signal ends at once\n"
-        with contextlib.suppress(OSError):  # the terminal may be what went away
-            os.write(2, text.encode())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a run depends on."""
-    names = ("penspin_style", "torch", "torchrl", "tensordict", "mujoco", "mujoco-warp", "numpy")
-    out = {}
-    for name in names:
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            out[name] = "not installed"
-    return out
-
-
-def _git(*words: str) -> str:
-    """Return what git says about the code, or why it says nothing; never fail a run for it."""
-    root = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"no git: {error}\n"
-    return done.stdout or done.stderr

@@ -1,19 +1,38 @@
-"""Policies from anywhere, each with the environment that it was trained for."""
+"""Policies from anywhere, each with the environment that it was trained for.
 
+Where the environment comes from, the first of these that is there:
+
+1. `config.yaml` in the policy folder, under its manifest (for an `.onnx`: of the folder `policy`
+   beside it);
+2. `config.yaml` of the run folder, which is all that older runs have (for an `.onnx`: of the folder
+   it lies in, where that names the card's task);
+3. the card: its task and its control step, with the task's defaults for the rest.
+
+Overrides of the command line come after. In the end the environment must take what the card says
+that the policy gives, at its rate, and observe what it reads. None of these files may name a task
+that is not registered, see `compose.find_task`.
+"""
+
+import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from penspin_style import storage
+from penspin_style.algo.choose import make_algorithm
+from penspin_style.algo.pupil import make_pupil
 from penspin_style.checkpoint import Checkpoints
-from penspin_style.compose import UsageError, compose_train, saved_words
-from penspin_style.config import TrainConfig
+from penspin_style.compose import UsageError, compose_train, saved_words, task_name
+from penspin_style.config import DistillConfig, TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.evaluate import Act, acting
-from penspin_style.features import PolicyCard
-from penspin_style.nets.policy import load_policy
+from penspin_style.features import PolicyCard, command_differences
+from penspin_style.nets.policy import CONFIG, load_policy_and_config
+from penspin_style.plain_yaml import MAX_BYTES
 from penspin_style.run import resolve_device, versions
 
 
@@ -27,11 +46,14 @@ class Source:
         """Return the environment.
 
         Raises:
-            UsageError: it does not observe what the policy reads.
+            UsageError: it does not observe what the policy reads, takes other commands than the
+                policy gives, or takes them at another rate.
         """
         sim = self.cfg.sim
+        task = self.task(self.cfg.task)
+        self._check_commands(task)
         env = Env(
-            self.task(self.cfg.task),
+            task,
             num_envs,
             resolve_device(self.cfg.device),
             seed=seed,
@@ -50,83 +72,164 @@ class Source:
                 )
         return env
 
+    def _check_commands(self, task: Any) -> None:
+        cfg = self.cfg.task
+        faults = command_differences(self.card, task.actions, cfg.control_dt, "environment")
+        if faults:
+            more = f", and {len(faults) - 2} more" if len(faults) > 2 else ""
+            raise UsageError(
+                f"{'; '.join(faults[:2])}{more}: open the policy from its run folder, or give the "
+                "task.KEY=VALUE that it was trained with"
+            )
 
-def open_source(path: pathlib.Path, words: list[str]) -> Source:
+
+def open_source(path: pathlib.Path, words: list[str], *, trusted: Sequence[str] = ()) -> Source:
     """Open a run folder, a policy folder or an ONNX file.
 
+    words: overrides. trusted: tasks that the user has named otherwise, see `compose_train`.
+
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or does not agree with its own configuration.
     """
     if not path.exists():
         raise UsageError(
             f"{path} does not exist; give a run folder, a policy folder or an .onnx file"
         )
     if path.suffix == ".onnx":
-        return _open_bundle(path, words)
+        return _open_bundle(path, words, trusted)
     folder = path / "policy" if (path / "policy").is_dir() else path
-    config = next(
-        (f / "config.yaml" for f in (path, path.parent) if (f / "config.yaml").exists()), None
-    )
     if (folder / "card.json").exists():
-        policy, card = load_policy(folder)
-        start = saved_words(config) if config else [f"task={card.task}"]
-        cfg, task, _ = compose_train([*start, *words])
-    elif (path / "checkpoints").is_dir() and config:
-        cfg, task, _ = compose_train([*saved_words(config), *words])
-        try:
-            policy, card = _from_checkpoint(path, cfg, task)
-        except RuntimeError as error:  # torch lists every weight
-            if not words:
-                raise
-            raise UsageError(
-                f"{' '.join(words)}: the checkpoints of {path} are of other sizes; leave it out"
-            ) from error
-    else:
-        raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
-    device = resolve_device(cfg.device)
-    policy.to(device)
+        return _open_policy(folder, words, trusted)
+    if (path / "checkpoints").is_dir() and (path / CONFIG).exists():
+        return _open_checkpoint(path, words, trusted)
+    raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
+
+
+def _open_policy(folder: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
+    policy, card, config = load_policy_and_config(folder)
+    where, text = config_of(folder, config)
+    saved = saved_words(where, text) if text else _card_words(card)
+    cfg, task = _composed(card, words, saved, trusted)
+    policy.to(resolve_device(cfg.device))
     return Source(cfg, task, card, acting(policy))
 
 
-def _open_bundle(path: pathlib.Path, words: list[str]) -> Source:
+def config_of(folder: pathlib.Path, config: str) -> tuple[pathlib.Path, str]:
+    """Return the file with a policy folder's configuration, and its text, empty if there is none.
+
+    config: what the folder itself holds.
+
+    Raises:
+        UsageError: it is the run's file, and that is not readable.
+    """
+    policy = folder.resolve()
+    run = policy.parent / CONFIG
+    # only a folder of this name lies in its run's folder; a copy may lie anywhere
+    if config or policy.name != "policy" or not run.exists():
+        return folder / CONFIG, config
+    try:
+        return run, storage.read_file(run, MAX_BYTES).decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run} is not readable: {error}") from error
+
+
+def _open_checkpoint(path: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
+    cfg, task, _ = compose_train(words, saved_words(path / CONFIG), trusted)
+    try:
+        policy, card = _from_checkpoint(path, cfg, task)
+    except RuntimeError as error:  # torch lists every weight
+        if not words:
+            raise
+        raise UsageError(
+            f"{' '.join(words)}: the checkpoints of {path} are of other sizes; leave it out"
+        ) from error
+    policy.to(resolve_device(cfg.device))
+    return Source(cfg, task, card, acting(policy))
+
+
+def _open_bundle(path: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
     from penspin_style.deploy.bundle import Bundle
 
     bundle = Bundle.load(path)
-    config = path.parent / "config.yaml"
-    start = saved_words(config) if config.exists() else [f"task={bundle.card.task}"]
-    cfg, task, _ = compose_train([*start, *words])
-    names = [i.name for i in bundle.card.inputs]
+    card = bundle.card
+    cfg, task = _composed(card, words, _words_beside(path.parent, card), trusted)
+    names = [i.name for i in card.inputs]
 
     def act(td: Any) -> torch.Tensor:
         action = bundle({name: td[name].cpu().numpy() for name in names})
         return torch.from_numpy(np.asarray(action)).to(td.device)
 
-    return Source(cfg, task, bundle.card, act)
+    return Source(cfg, task, card, act)
+
+
+def _words_beside(folder: pathlib.Path, card: PolicyCard) -> list[str]:
+    """Return the overrides that an ONNX file of this card was trained with, as far as known."""
+    policy = folder / "policy"
+    if (policy / CONFIG).exists():
+        _, files = storage.read_verified(policy, limit=storage.MAX_WEIGHTS)
+        saved = saved_words(policy / CONFIG, files[CONFIG].decode())
+    elif (folder / CONFIG).exists():
+        saved = saved_words(folder / CONFIG)
+    else:
+        return _card_words(card)
+    return saved if f"task={card.task}" in saved else _card_words(card)
+
+
+def _card_words(card: PolicyCard) -> list[str]:
+    """Return what a card says of its environment."""
+    return [f"task={card.task}", f"task.control_dt={card.control_dt!r}"]
+
+
+def _composed(
+    card: PolicyCard, words: list[str], saved: list[str], trusted: Sequence[str]
+) -> tuple[TrainConfig, Any]:
+    """Return configuration and task class of a policy.
+
+    Raises:
+        UsageError: they are of another task than the card.
+    """
+    cfg, task, _ = compose_train(words, saved, trusted)
+    if (name := task_name(task)) != card.task:
+        raise UsageError(f"the configuration is of the task {name}, the card of {card.task}")
+    return cfg, task
 
 
 def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[Any, PolicyCard]:
     """Return the policy of an unfinished run's newest whole checkpoint."""
-    from penspin_style.algo.choose import make_algorithm
-
-    _, state, messages = Checkpoints(path / "checkpoints").newest()
+    folder, state, messages = Checkpoints(path / "checkpoints").newest()
     for message in messages:
         print(f"penspin: {message}", file=sys.stderr)
     env = Env(task(cfg.task), 1, "cpu")
-    algo: Any = make_algorithm(
-        cfg,
-        env.inputs,
-        env.groups.reads,
-        len(env.task.actions),
-        device=torch.device("cpu"),
-        seed=0,
-    )
-    algo.load_state_dict(state["algo"])
+    policy = _untrained(cfg, env)
+    try:
+        policy.load_state_dict(state["algo"]["policy"])
+        iteration = state["run"]["iteration"]
+    except (KeyError, TypeError) as error:
+        raise storage.DamagedError(f"{folder} is not a run's checkpoint: {error!r}") from error
     card = env.card(
-        task=task.__module__.removeprefix("tasks."),
-        run=f"{path}/iteration{state['run']['iteration']}",
-        network=algo.policy.describe(),
+        task=task_name(task),
+        run=f"{path}/iteration{iteration}",
+        network=policy.describe(),
         score={},
         versions=versions(),
-        in_keys=algo.policy.in_keys,
+        in_keys=policy.in_keys,
     )
-    return algo.policy, card
+    return policy, card
+
+
+def _untrained(cfg: TrainConfig, env: Env) -> Any:
+    """Return a run's policy before its first iteration, on the CPU.
+
+    A student is built without the teacher, encoders and recordings that its configuration names:
+    its weights are all in the checkpoint, and no file should choose what else is opened.
+    """
+    algo, cpu = cfg.algo, torch.device("cpu")
+    naction = len(env.task.actions)
+    if not isinstance(algo, DistillConfig):
+        made: Any = make_algorithm(cfg, env.inputs, env.groups.reads, naction, device=cpu, seed=0)
+        return made.policy
+    observed = {i.name: i for i in env.inputs}
+    inputs = [observed[name] for name in env.groups.reads(algo.group)]
+    rng = torch.Generator()
+    own = dataclasses.replace(algo, encoder="")
+    return make_pupil(own, inputs, naction, weights=rng, rng=rng).policy

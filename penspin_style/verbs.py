@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
-from penspin_style import film, storage
+from penspin_style import film, storage, task_error
 from penspin_style.algo.algorithm import torch_threads
 from penspin_style.checkpoint import NoCheckpointError
 from penspin_style.compose import (
@@ -18,10 +21,12 @@ from penspin_style.compose import (
     find_task,
     nearest,
     task_names,
+    typed_tasks,
 )
 from penspin_style.evaluate import blinded, evaluate
 from penspin_style.metrics import print_json
 from penspin_style.nets.policy import load_policy
+from penspin_style.plain_yaml import parse_mapping
 from penspin_style.report import check_plotting, plot, print_evaluation
 from penspin_style.run import (
     EXIT_DATA,
@@ -31,6 +36,10 @@ from penspin_style.run import (
     Run,
 )
 from penspin_style.source import Source, open_source
+from penspin_style.terminal import one_line
+
+FILM_SECONDS = 900.0
+"""Longest that the video at the end of a training may take."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     except (FaultyRunError, NoCheckpointError, storage.DamagedError) as error:
         code = EXIT_DATA
         message = error
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         code = EXIT_USAGE
-        message = error
+        message = task_error.describe(error) or error
         if _ran_out(error):
             message = "not enough memory; a smaller num_envs or algo.hidden needs less"
-        elif isinstance(error, RuntimeError):
+        elif message is error and not isinstance(error, ValueError | OSError):
             raise
-    print(f"penspin: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"penspin: {one_line(message)}", file=sys.stderr)
     return code
 
 
@@ -88,35 +97,69 @@ def _tasks(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     cfg, task, resolved = compose_train(args.overrides)
     if args.print_config:
-        print(resolved, end="")
+        if args.json:
+            print_json(parse_mapping(resolved))
+        else:
+            print(resolved, end="")
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
-    if code == EXIT_OK and cfg.video and not trained.interrupted:
-        _film_run(trained)
     if args.json:
-        print_json(
-            {
-                "folder": str(trained.folder),
-                "iteration": trained.iteration,
-                "samples": trained.samples,
-                "success_rate": trained.success_rate,
-                "exit_code": code,
-            }
-        )
+        print_json(_result(trained, code))
+    if trained.final is not None and cfg.video and not trained.interrupted:
+        _film_run(trained)
     return code
 
 
+def _result(trained: Run, code: int) -> dict[str, Any]:
+    """Return what a training came to, as JSON values."""
+    final, score = trained.final, trained.task.score
+    return {
+        "folder": str(trained.folder),
+        "iteration": trained.iteration,
+        "samples": trained.samples,
+        # the success that the task asks for: of the policy, or of the last evaluation before
+        "success_rate": final.success(score) if final else trained.success_rate,
+        "score": {"name": score, "value": final.score(score) if final else trained.score},
+        "exit_code": code,
+    }
+
+
 def _film_run(trained: Run) -> None:
-    source = open_source(trained.folder, [])
+    """Film an episode, in a process of its own: whatever a renderer does, the result is there."""
     folder = trained.folder / "videos"
-    folder.mkdir(exist_ok=True)
-    views = folder / "views.png" if source.cfg.task.views() else None
-    strip = folder / "episode.png"
+    video = folder / "episode.mp4"
+    command = [sys.executable, "-m", "penspin_style", "play", str(trained.folder)]
+    command += [f"task={trained.task_name}", "--seed", "7", "--episodes", "1"]
+    command += ["--video", str(video), "--strip", str(folder / "episode.png")]
+    command += ["--views", str(folder / "views.png")] if trained.cfg.task.views() else []
     try:
-        _film(source, folder / "episode.mp4", strip, views, seed=7, episodes=1, size=480)
-    except UsageError as error:
-        print(f"penspin: no video: {error}", file=sys.stderr)
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=FILM_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    else:
+        if not done.returncode:
+            return
+        reason = f"exit code {done.returncode}"
+        if done.returncode < 0:
+            reason = f"the renderer ended with {signal.Signals(-done.returncode).name}"
+        lines = done.stderr.strip().splitlines()
+        reason = f"{reason}: {lines[-1].removeprefix('penspin: ')}" if lines else reason
+    print(
+        f"penspin: no video: {reason}; penspin play {trained.folder} --video OUT.mp4 tries again",
+        file=sys.stderr,
+    )
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -254,12 +297,13 @@ def _export(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from penspin_style.data.rollouts import LABEL, RolloutWriter
 
-    source = open_source(pathlib.Path(args.policy), [])
-    words = list(args.overrides)
-    if not any(word.startswith("task=") for word in words):
-        words.insert(0, f"task={source.card.task}")
-    cfg, task, _ = compose_train(words)
-    source = Source(cfg, task, source.card, source.act)
+    words, path = list(args.overrides), pathlib.Path(args.policy)
+    named = typed_tasks(words)
+    source = open_source(path, [] if named else words, trusted=named)
+    cfg, task = source.cfg, source.task
+    if named:
+        cfg, task, _ = compose_train(words)
+        source = Source(cfg, task, source.card, source.act)
     env = source.env(args.num_envs, args.seed)
     facts = {"task": task.__module__.removeprefix("tasks."), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}

@@ -13,6 +13,7 @@ when it acts, too.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import pathlib
@@ -23,17 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.metrics import CSVLog
 from penspin_style.nets.act import ACT, build
-from penspin_style.nets.policy import load_policy
+from penspin_style.nets.policy import load_policy, read_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device
+from penspin_style.terminal import one_line
 from real.finetune import Parser, Result, policy_folder, publish, split
 from real.windows import Windows, load
 
@@ -272,13 +273,12 @@ def load_act(path: pathlib.Path) -> ACTPolicy:
         ValueError: there is none, or it is damaged.
     """
     folder = path / "policy" if (path / "policy").is_dir() else path
-    storage.verify(folder)
-    card = PolicyCard.from_json((folder / "card.json").read_text())
+    card, weights, _ = read_policy(folder)
     if card.network.get("kind") != "act":
         raise ValueError(f"{path} is a policy of the kind {card.network.get('kind')!r}, no ACT")
     try:
         network = build(card)
-        network.load_state_dict(load_tensors((folder / "policy.safetensors").read_bytes()))
+        network.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
     return ACTPolicy(network, card)
@@ -351,12 +351,20 @@ def parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
-        return run(parser().parse_args(words))
+        with interrupt.raising():
+            return run(parser().parse_args(words))
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(OSError):
+            print("train_act.sh: interrupted; there is no policy, start again", file=sys.stderr)
+        return 128 + error.number
     except DivergedError as error:
         print(f"train_act.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA
+    except storage.DamagedError as error:
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
+        return EXIT_DATA
     except (ValueError, OSError) as error:
-        print(f"train_act.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train_act.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

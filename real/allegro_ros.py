@@ -17,7 +17,10 @@ from penspin_style.features import ActionChannel, Feature
 from real import external, ros
 from real.allegro_kinematics import HOME, JOINTS, LOWER, UPPER, fingertips
 from real.allegro_topics import TOPICS, Topics, in_order
-from real.robot import Observation, RobotError, StoppedError, check_target
+from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+
+_TURN = 0.005
+"""Seconds that a stop waits for a target that is being published."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class AllegroRos:
         """
         self.config = config or AllegroConfig()
         self.control_dt = self.config.control_dt
-        self.sensors = tuple(also)
+        self.sensors = external.Readers(also)
         own = (Feature("proprio", (32,), "rad"), Feature("fingertips", (4, 3), "m"))
-        self.features: Mapping[str, Feature] = external.named(own, self.sensors)
+        self.features: Mapping[str, Feature] = external.named(own, also)
         scale = self.config.action_scale
         self.channels = tuple(
             ActionChannel(name, "rad", scale, low, high, "delta")
@@ -89,7 +92,8 @@ class AllegroRos:
         self._low, self._high = np.array(LOWER), np.array(UPPER)
         self.received = ros.Tally()
         self.sent = 0
-        self._lock = threading.RLock()  # of what is sent; a watchdog sends too
+        self._turn = threading.RLock()  # of what is published; not waited for to stop
+        self._halted: int | None = None  # what was `sent` when a stop was last confirmed
         self._heard = threading.Condition()
         self._state: _State | None = None
         self._fault = ""
@@ -132,20 +136,28 @@ class AllegroRos:
             link.words = rospy.Publisher(topics.words, link.word, **send)
         try:
             self._await_hand(link)
+            self.sensors.start()
         except RobotError:
             _unregister(link)
             raise
-        self._link = link
+        self._link, self._halted = link, None
 
     def disconnect(self) -> None:
-        """Make the hand limp as far as its node allows, and leave; again is no error."""
-        with self._lock:
-            if self._link is None:
-                return
-            self.stop()
+        """Make the hand limp as far as its node allows, and leave; again is no error.
+
+        Raises:
+            RobotError: nobody listens to it any more, so that the hand may still move.
+        """
+        link = self._link
+        if link is None:
+            return
+        try:
+            stop_surely(self.stop)
             time.sleep(0.1)  # what was sent last is on its way in another thread
-            _unregister(self._link)
+        finally:
             self._link = self._target = None
+            self.sensors.close()
+            _unregister(link)
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Go to the start pose at `start_speed`.
@@ -157,9 +169,9 @@ class AllegroRos:
                 not arrive.
         """
         goal = self._start_pose(start or {})
-        with self._lock:
-            begin = np.clip(self._fresh().joints, self._low, self._high)
-            self._stopped = ""
+        self._connected()
+        self._stopped, self._target = "", None
+        begin = np.clip(self._fresh().joints, self._low, self._high)
         duration = np.abs(goal - begin).max() / self.config.start_speed
         steps = max(1, int(np.ceil(duration / self.control_dt)))
         for share in np.linspace(0.0, 1.0, steps + 1)[1:]:
@@ -180,7 +192,7 @@ class AllegroRos:
         values = {
             "proprio": np.concatenate((state.joints, target)).astype(np.float32),
             "fingertips": fingertips(state.joints).astype(np.float32),
-            **external.read(self.sensors),
+            **self.sensors.read(),
         }
         return Observation(values, state.measured_at, state.joints.copy())
 
@@ -197,27 +209,56 @@ class AllegroRos:
         return self._send(np.clip(wanted, self._low, self._high), self.config.topics.frame_id)
 
     def hold(self) -> None:
-        """Publish the last target once more; again is no error."""
-        with self._lock:
+        """Publish the last target once more, unless one is being published; again is no error."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
             if self._link is not None and self._target is not None and not self._stopped:
                 self._publish(self._link, self._target, self.config.topics.frame_id)
+        finally:
+            self._turn.release()
 
     def stop(self) -> None:
         """Make the measured joints the targets and, where its node takes the word, the hand limp.
 
-        Again is no error.
+        Again is no error, and publishes nothing that has been heard.
+
+        Raises:
+            RobotError: nobody listens; or it is not known where the joints are, and the node knows
+                no word: it keeps its last targets.
         """
-        with self._lock:
-            if self._stopped or self._link is None:
-                return
-            topics, state = self.config.topics, self._state
-            if state is not None:
+        self._stopped = self._stopped or "the hand was stopped; reset it to go on"
+        link = self._link
+        if link is None or self._halted == self.sent:
+            return
+        has_turn = self._turn.acquire(timeout=_TURN)
+        try:
+            self._halt(link)
+        finally:
+            if has_turn:
+                self._turn.release()
+
+    def _halt(self, link: _Link) -> None:
+        """Publish what stops the hand."""
+        topics, state = self.config.topics, self._state
+        limit = (self.config.stale + 1.0) * self.control_dt
+        is_known = state is not None and time.monotonic() - state.measured_at <= limit
+        ends = {topics.command: link.command}
+        try:
+            if state is not None and is_known:
                 here = np.clip(state.joints, self._low, self._high)
-                self._publish(self._link, here, topics.frame_id)
+                self._publish(link, here, topics.frame_id)
                 self._target = here
-            if self._link.words is not None:
-                self._link.words.publish(self._link.word(topics.off))
-            self._stopped = "the hand was stopped; reset it to go on"
+        finally:  # last, for a target makes the hand stiff again
+            sent = self.sent
+            if link.words is not None:
+                ends[topics.words] = link.words
+                link.words.publish(link.word(topics.off))
+        if deaf := [topic for topic, end in ends.items() if not end.get_num_connections()]:
+            raise RobotError(f"nobody listens to {', '.join(deaf)}: the hand may still move")
+        if not is_known and link.words is None:
+            raise RobotError(f"no new state on {topics.state}: the hand keeps its last targets")
+        self._halted = sent
 
     def _start_pose(self, start: Mapping[str, np.ndarray]) -> np.ndarray:
         goal = check_target(np.asarray(start.get("qpos", self.config.start)), self.channels)
@@ -237,15 +278,22 @@ class AllegroRos:
         return goal
 
     def _send(self, target: np.ndarray, frame_id: str) -> np.ndarray:
-        with self._lock:
-            link = self._connected()
-            if self._stopped:
-                raise StoppedError(self._stopped)
-            if not link.command.get_num_connections():
-                raise RobotError(f"nobody listens to {self.config.topics.command} any more")
+        link = self._connected()
+        self._check_running()
+        if not link.command.get_num_connections():
+            raise RobotError(f"nobody listens to {self.config.topics.command} any more")
+        with self._turn:
+            self._check_running()
             self._publish(link, target, frame_id)
+            if self._stopped:  # by somebody who did not wait, and perhaps before this target
+                self._halt(link)
+                self._check_running()
             self._target = target
             return target.copy()
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise StoppedError(self._stopped)
 
     def _publish(self, link: _Link, target: np.ndarray, frame_id: str) -> None:
         topics = self.config.topics
@@ -260,12 +308,18 @@ class AllegroRos:
     def _on_state(self, message: Any) -> None:
         """Note a state; runs in one of rospy's threads."""
         now, age = self.received.hear(message)
+        topics, trusts = self.config.topics, self.config.trust_stamps
         try:
-            joints = in_order(message.name, message.position, self.config.topics.names)
+            joints = in_order(message.name, message.position, topics.names)
+            if trusts and -age > self.config.stale * self.control_dt:
+                raise RobotError(
+                    f"this state is stamped {-age:.3f} s in the future: set the two computers' "
+                    "clocks, or trust_stamps=False"
+                )
         except RobotError as error:
-            self._fault = f"{self.config.topics.state}: {error}"
+            self._fault = f"{topics.state}: {error}"
         else:
-            self._state = _State(joints, now - age if self.config.trust_stamps else now, now)
+            self._state = _State(joints, now - max(0.0, age) if trusts else now, now)
             self._fault = ""
         with self._heard:
             self._heard.notify_all()
@@ -324,17 +378,22 @@ class AllegroRos:
                 f"{publishers} nodes publish {topics.state}; one hand has one: end the others, or "
                 "give each hand a namespace"
             )
-        while not link.command.get_num_connections():
-            if time.monotonic() > until:
-                raise RobotError(
-                    f"nobody listens to {topics.command} within {self.config.patience:g} s: the "
-                    "hand's node takes its targets from another topic"
-                )
-            time.sleep(0.01)
+        wanted = {topics.command: link.command}
+        if link.words is not None:
+            wanted[topics.words] = link.words  # a stop needs it
+        for topic, end in wanted.items():
+            while not end.get_num_connections():
+                if time.monotonic() > until:
+                    raise RobotError(
+                        f"nobody listens to {topic} within {self.config.patience:g} s: the hand's "
+                        "node takes its targets, or its words, from another topic"
+                    )
+                time.sleep(0.01)
 
     def _arrive(self, goal: np.ndarray) -> None:
         until = time.monotonic() + self.config.patience
         while True:
+            self._check_running()
             off = np.abs(self._fresh().joints - goal)
             if off.max() <= self.config.tolerance:
                 return

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from websockets.frames import CloseCode
 
 from penspin_style.features import PolicyCard
 from real import wire
@@ -86,17 +87,18 @@ class PolicyClient:
 
         url: `ws://host:port` or `wss://host:port`.
         timeout: s that a request may take, if it does not say.
-        connect_timeout: s that one attempt to connect may take, hello included.
-        wait: s to go on trying while nobody answers.
+        connect_timeout: s that one attempt to connect may take: name look-up, TLS and hello.
+        wait: s to go on trying while nobody answers, if that is longer.
         tls: whom to trust with `wss`, if not the authorities that this computer knows.
 
         Raises:
             ValueError: the url is none.
             Unreachable, Refused: there is no server, or not for us.
         """
+        began = time.monotonic()
         self.timeout, self.connect_timeout = _seconds(timeout), _seconds(connect_timeout)
         try:
-            self._address = Address.parse(url, api_key, tls)
+            self._address = Address.parse(url, api_key, tls, self.connect_timeout)
         except OSError as error:
             raise Unreachable(f"{url}: the host is not known ({error})") from error
         self.card: PolicyCard | None = None
@@ -111,7 +113,7 @@ class PolicyClient:
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._first(wait)
+        self._first(began, wait)
         self._keeper = threading.Thread(target=self._keep, name="policy-client", daemon=True)
         self._keeper.start()
 
@@ -149,6 +151,8 @@ class PolicyClient:
                 raise Timeout("no answer in time") from None
             except ClosedError as error:
                 self._drop(Unreachable(f"the connection broke: {error}"))
+                if error.code == CloseCode.MESSAGE_TOO_BIG:  # again would end like that again
+                    raise PolicyError("message", "", f"the request is refused: {error}") from error
                 raise self._why from error
         finally:
             self._changed.release()
@@ -186,7 +190,7 @@ class PolicyClient:
         frame = wire.pack({**observation, **extra})
         if time.monotonic() > deadline:
             raise TimeoutError
-        if socket.waiting():
+        if socket.waiting(deadline):
             # it would be taken for the answer to the next request, and every later one for another
             self._drop(Unreachable("the server answered more often than it was asked"))
             raise self._why
@@ -197,7 +201,10 @@ class PolicyClient:
         if time.monotonic() > deadline:
             raise TimeoutError
         self._reset = False
-        return self._reply(message, extra.get(wire.SEQUENCE))
+        reply = self._reply(message, extra.get(wire.SEQUENCE))
+        if time.monotonic() > deadline:  # it took long to read
+            raise TimeoutError
+        return reply
 
     def _discard_late(self, socket: WebSocket, deadline: float) -> None:
         """Read the answer to a request that was given up; what it says is too old."""
@@ -238,12 +245,13 @@ class PolicyClient:
         """Refuse what no policy with this card says."""
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind != "f":
             raise PolicyError("reply", "", "the reply has no actions (horizon, naction)")
-        fine = np.isfinite(actions)
-        if self.card is not None:
-            fine = np.abs(actions) <= _TOLERANCE
+        if self.card is None:
+            fine = np.isfinite(actions)
+        else:
             wanted = (self.metadata.get("horizon", 1), len(self.card.actions))
             if actions.shape != wanted:
                 raise PolicyError("reply", "", f"actions are {actions.shape}, not {wanted}")
+            fine = np.abs(actions) <= _TOLERANCE
         if not fine.all():
             raise PolicyError("reply", "", f"an action is {actions[~fine].flat[0]:g}")
 
@@ -267,26 +275,26 @@ class PolicyClient:
             socket.abort()
         self._wake.set()
 
-    def _first(self, wait: float) -> None:
-        until = time.monotonic() + wait
+    def _first(self, began: float, wait: float) -> None:
+        until = began + max(wait, self.connect_timeout)
         pause = BACKOFF[0]
         while True:
+            deadline = min(until, time.monotonic() + self.connect_timeout)
             try:
-                self._install(self._open())
+                self._install(self._open(deadline))
                 return
             except Unreachable:
-                if time.monotonic() + pause > until:
+                if time.monotonic() + pause > began + wait:
                     raise
             time.sleep(pause)
             pause = min(2.0 * pause, BACKOFF[1])
 
-    def _open(self) -> tuple[WebSocket, dict[str, Any]]:
-        """Return a new connection and its hello.
+    def _open(self, deadline: float) -> tuple[WebSocket, dict[str, Any]]:
+        """Return a new connection and its hello, by the deadline.
 
         Raises:
             Unreachable, Refused: see the class.
         """
-        deadline = time.monotonic() + self.connect_timeout
         where = self._address.url
         socket = None
         try:
@@ -302,9 +310,7 @@ class PolicyClient:
         except wire.WireError as error:
             raise Refused(f"{where} does not speak our protocol: {error}") from error
         except TimeoutError as error:
-            raise Unreachable(
-                f"{where} does not answer within {self.connect_timeout:g} s"
-            ) from error
+            raise Unreachable(f"{where} does not answer in time") from error
         except (ClosedError, OSError) as error:
             raise Unreachable(f"{where}: {error}") from error
         finally:
@@ -348,7 +354,7 @@ class PolicyClient:
             self._closing.wait(pause * random.uniform(0.8, 1.0))
             pause = min(2.0 * pause, BACKOFF[1]) or BACKOFF[0]
             try:
-                self._install(self._open())
+                self._install(self._open(time.monotonic() + self.connect_timeout))
                 opened = time.monotonic()
             except ClientError as error:
                 opened = float("inf")

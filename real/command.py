@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from penspin_style.terminal import one_line
 from real import arguments
 
 
@@ -25,22 +26,24 @@ def add_verbs(verbs: Any) -> None:
 def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Return a verb's function that says in one line what a robot, its link or a disk cannot do.
 
-    Exit code 3 for that, 2 where a package is missing; what the words cannot mean is the command
-    line's own business.
+    Exit code 3 for that, also where a file is damaged; 2 where the policy is for another robot, or
+    a package is missing; what the words cannot mean is the command line's own business.
     """
 
     def running(args: argparse.Namespace) -> int:
         try:
             from penspin_style.data.episode import EpisodeError, RecorderError
+            from penspin_style.storage import DamagedError
+            from real.match import MismatchError
             from real.robot import RobotError
         except ImportError as error:
             print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
             return 2
         try:
             return run(args)
-        except (RobotError, EpisodeError, RecorderError) as error:
-            print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
-            return 3
+        except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
+            print(f"penspin: {one_line(error)}", file=sys.stderr)
+            return 2 if isinstance(error, MismatchError) else 3
 
     return running
 
@@ -63,7 +66,10 @@ def _add_serve(verbs: Any) -> None:
     serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
     serve.add_argument("--max-connections", type=_count, default=64, metavar="N")
     serve.add_argument(
-        "--max-frame", type=_count, default=8, metavar="MIB", help="largest request; default 8"
+        "--max-frame",
+        type=_count,
+        metavar="MIB",
+        help="largest request; default what the policy's observation needs, 64 KiB at least",
     )
     serve.add_argument(
         "--memory", type=_count, default=1024, metavar="MIB", help="of the process; default 1024"

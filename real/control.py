@@ -9,12 +9,14 @@ import contextlib
 import gc
 import json
 import pathlib
-import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from penspin_style import interrupt
 from real.arguments import DRIVERS
 from real.robot import Robot, RobotError
 from real.verdict import SUCCESS, check_watched, wilson
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
+LEAVING = 10.0
+"""Seconds that a robot may take to stop and disconnect; a second signal does not cut that short."""
 _SECONDS = 20.0
 
 
@@ -105,37 +109,58 @@ def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
 def connected(opened: Opened) -> "Iterator[tuple[SafeRobot, Watchdog | None]]":
     """Yield the robot behind its limits and, where time passes by itself, its watchdog.
 
-    However the block is left, also by SIGTERM, the robot is disconnected, which leaves it safe.
+    However the block is left, also by a signal (see `penspin_style.interrupt`), the robot is
+    disconnected, which leaves it safe.
+
+    Raises:
+        RobotError: it cannot be connected; or, in the end, it is not confirmed that it has stopped.
     """
     from real.rollout import watch
     from real.safety import SafeRobot
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_terminating())
+        stack.enter_context(interrupt.raising(LEAVING))
         safe = SafeRobot(opened.robot)
-        stack.callback(safe.disconnect)
+        stack.callback(_leave_safe, safe)
         safe.connect()
         gc.collect()
         gc.freeze()  # what is there now is no garbage, and looking through it takes a control step
         yield safe, stack.enter_context(watch(safe)) if opened.realtime else None
 
 
-@contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what must be left safe is."""
+def _leave_safe(robot: "SafeRobot") -> None:
+    """Disconnect a robot, in a thread of its own: further signals do not interrupt that.
 
-    def leave(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    Raises:
+        RobotError: it does not stop, or takes too long to.
+    """
+    failed: list[Exception] = []
+    done = threading.Event()
 
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread, where signals do not arrive
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def leave() -> None:
+        try:
+            robot.disconnect()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=leave, name="disconnect", daemon=True).start()
+    interrupted: BaseException | None = None
+    until = time.monotonic() + LEAVING
+    while True:
+        try:
+            while not done.is_set() and time.monotonic() < until:
+                done.wait(0.1)
+            break
+        except (KeyboardInterrupt, SystemExit) as signalled:
+            interrupted = signalled
+    if not done.is_set():
+        raise RobotError(
+            f"the robot has not disconnected within {LEAVING:g} s, it may still move: use its "
+            "emergency stop"
+        )
+    if error := failed[0] if failed else interrupted:
+        raise error
 
 
 def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":
@@ -237,8 +262,7 @@ def show(found: Mapping[str, Any]) -> None:
 def rollout(args: argparse.Namespace) -> int:
     """Do what the words of `penspin rollout` say; return the exit code."""
     from penspin_style.data.episode import Recorder
-    from penspin_style.deploy.bundle import check_features
-    from real.robot import check_channels
+    from real.match import check_policy
     from real.rollout import Closed, Loop, header
 
     check_watched(is_asking=args.ask)
@@ -248,8 +272,7 @@ def rollout(args: argparse.Namespace) -> int:
         stack.callback(policy.close)
         opened = open_robot(args.robot, realtime=realtime, task=policy.card.task)
         judge = judge_of(args, opened)
-        check_channels(opened.robot, policy.card.actions)
-        check_features(policy.card, opened.robot.features)
+        check_policy(policy.card, opened.robot)
         safe, watchdog = stack.enter_context(connected(opened))
         head = header(
             safe,

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from penspin_style.compose import typed_tasks
 from penspin_style.data.episode import Header, write_episode
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.source import Source
 from real.decode import Decoder
 from real.fleet import Fleet
+from real.match import check_policy
 from real.observer import Observer
-from real.robot import RobotError, check_channels
+from real.robot import RobotError
 from real.rollout import START
 from real.twin import TwinConfig, load_twin
 from real.verdict import Rule
@@ -62,10 +64,10 @@ class Stage:
 
         Raises:
             UsageError, ValueError: there is no such twin, or it lacks what the teacher reads.
-            RobotError: it takes other commands than the teacher gives.
+            MismatchError: it takes other commands than the teacher gives, or at another rate.
         """
         card = with_delays(source)
-        twin = load_twin(robot)
+        twin = load_twin(robot, trusted=typed_tasks(words))
         features = tuple(dict.fromkeys(f.name for i in card.inputs for f in i.features))
         config = TwinConfig(
             twin.task, words=(*twin.words, *words), features=features, measured=twin.measured
@@ -73,7 +75,7 @@ class Stage:
         self.source, self.card, self.num, self.robot = source, card, num, robot
         self.speed = speed
         self.fleet = Fleet(config, num, nthread=0)
-        check_channels(self.fleet, card.actions)  # type: ignore[arg-type]
+        check_policy(card, self.fleet)
         self.observer, self.decoder = Observer(card, num), Decoder(card)
 
     def play(self, seed: int, rule: Rule) -> Iterator[Trajectory]:

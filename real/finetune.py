@@ -9,10 +9,11 @@ frozen. Trajectories are split whole between training and validation, and the we
 on the latter are kept. Which these are depends on the seed alone.
 
 The run folder has what a training's has, `policy/` last and whole or not at all; `penspin eval`,
-`export` and `play` take it. A run takes minutes, so one that was stopped begins anew.
+`export` and `play` take it. A run takes minutes: one that a signal has stopped begins anew.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
@@ -28,14 +29,17 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.algo.pupil import Pupil, make_pupil
 from penspin_style.config import AugmentConfig, DistillConfig, TemporalConfig
 from penspin_style.features import PolicyCard
 from penspin_style.metrics import CSVLog
-from penspin_style.nets.policy import load_policy, save_policy
+from penspin_style.nets.policy import load_policy, read_policy, save_policy
+from penspin_style.plain_yaml import parse_mapping
 from penspin_style.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
+from penspin_style.source import config_of
+from penspin_style.terminal import one_line
 from real.windows import Trajectories, Windows, join, load
 
 _KINDS = {"student": "pictures", "temporal": "temporal"}
@@ -344,13 +348,15 @@ def publish(
     Raises:
         OSError: it cannot be written; there is no policy then.
     """
-    config = next(
-        (f / "config.yaml" for f in (source, source.parent) if (f / "config.yaml").exists()), None
-    )
-    settings: Any = OmegaConf.load(config) if config else OmegaConf.create({"task_name": card.task})
-    settings[kind] = described
+    folder = policy_folder(source)
+    where, text = config_of(folder, read_policy(folder)[2])
+    try:
+        settings = parse_mapping(text) if text else {"task_name": card.task}
+    except ValueError as error:
+        raise ValueError(f"{where} is not a run's configuration: {error}") from error
+    config = OmegaConf.to_yaml(OmegaConf.create({**settings, kind: described}))
     files = list(data.sha256.items())
-    sums = storage.read_manifest(policy_folder(source))["sha256"]
+    sums = storage.read_manifest(folder)["sha256"]
     score = {
         f"{kind}_from": {
             "policy.safetensors": sums["policy.safetensors"],
@@ -373,9 +379,9 @@ def publish(
         weights_sha256="",
     )
     storage.make_folder(out)
-    storage.write_file(out / "config.yaml", OmegaConf.to_yaml(settings).encode())
+    storage.write_file(out / "config.yaml", config.encode())
     storage.write_file(out / "versions.json", json.dumps(versions(), indent=1).encode())
-    save_policy(result.policy, own, out / "policy")
+    save_policy(result.policy, own, out / "policy", config)
     return own
 
 
@@ -432,12 +438,20 @@ def parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
-        return run(parser().parse_args(words))
+        with interrupt.raising():
+            return run(parser().parse_args(words))
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(OSError):
+            print("finetune_ppo.sh: interrupted; there is no policy, start again", file=sys.stderr)
+        return 128 + error.number
     except DivergedError as error:
         print(f"finetune_ppo.sh: {error}; a smaller --lr helps", file=sys.stderr)
         return EXIT_DATA
+    except storage.DamagedError as error:
+        print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)
+        return EXIT_DATA
     except (ValueError, OSError) as error:
-        print(f"finetune_ppo.sh: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"finetune_ppo.sh: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

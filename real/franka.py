@@ -4,9 +4,6 @@ Targets are the tool centre point in the arm's base frame, gripper pointing down
 gripper is open, 0 to 1, as in the cards of `panda_lift_cube`. The arm plans its way to each new
 target with its own limits on velocity, acceleration and jerk, and stays there until the next one.
 
-The gripper takes one order at a time, and each takes a while. A thread follows the newest target:
-it opens to a width, and closes with a force, so that what is between the fingers is held.
-
 Stopped, an arm brakes and keeps its place: a limp one would fall. It does not let go what it holds.
 
 `franky` is imported by `connect`, not before. pip install 'penspin_style[franka]'
@@ -24,11 +21,12 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
 from real import external
-from real.robot import Observation, RobotError, StoppedError, check_target
+from real.franka_gripper import OPEN, Gripper, errors_of
+from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
 
 ARM = tuple(f"joint{i}" for i in range(1, 8))
-OPEN = 0.08
-"""m between the fingers at an opening of 1."""
+_TURN = 0.005
+"""Seconds that a stop waits for a call of franky that is under way."""
 DOWN = (1.0, 0.0, 0.0, 0.0)
 """Quaternion x, y, z, w of a hand that points to the floor, its fingers closing along y."""
 
@@ -79,7 +77,7 @@ class FrankaRobot:
         """
         self.config = config
         self.control_dt = config.control_dt
-        self.sensors = tuple(also)
+        self.sensors = external.Readers(also)
         own = (
             Feature("tcp_pos", (3,), "m"),
             Feature("tcp_vel", (3,), "m/s"),
@@ -87,7 +85,7 @@ class FrankaRobot:
             Feature("gripper", (), "m"),
             Feature("gripper_target", (), "1"),
         )
-        self.features: Mapping[str, Feature] = external.named(own, self.sensors)
+        self.features: Mapping[str, Feature] = external.named(own, also)
         rows = zip("xyz", config.low, config.high, strict=True)
         self.channels = (
             *(
@@ -98,10 +96,11 @@ class FrankaRobot:
         )
         self._low = np.array([c.low for c in self.channels])
         self._high = np.array([c.high for c in self.channels])
-        self._lock = threading.RLock()  # of what is sent; a watchdog sends too
+        self._turn = threading.RLock()  # of franky: held across its calls, not waited for to stop
+        self._state = threading.Lock()  # of what is noted here: never held across a call
         self._franky: Any = None
         self._arm: Any = None
-        self._gripper: _Gripper | None = None
+        self._gripper: Gripper | None = None
         self._target: np.ndarray | None = None
         self._stopped = ""
 
@@ -134,20 +133,27 @@ class FrankaRobot:
             )
         try:
             with self._told("connect to the hand"):
-                self._gripper = _Gripper(franky, self.config)
+                cfg = self.config
+                self._gripper = Gripper(
+                    franky, cfg.host, cfg.grip_speed, cfg.grip_force, cfg.grip_step
+                )
+            self.sensors.start()
         except RobotError:
-            self._arm = None
+            self._hang_up()
             raise
 
     def disconnect(self) -> None:
-        """Brake and hang up; again is no error."""
-        with self._lock:
-            if self._arm is None:
-                return
-            self.stop()
-            if self._gripper is not None:
-                self._gripper.close()
-            self._arm = self._gripper = self._target = None
+        """Brake and hang up; again is no error.
+
+        Raises:
+            RobotError: it is not confirmed that it has braked. Without its connection it stops.
+        """
+        if self._arm is None:
+            return
+        try:
+            stop_surely(self.stop)
+        finally:
+            self._hang_up()
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Recover from errors, go to the start pose, open the gripper.
@@ -159,28 +165,28 @@ class FrankaRobot:
                 the workspace there.
         """
         goal = self._start_pose(start or {})
-        with self._lock:
-            arm, gripper = self._connected()
+        arm, gripper = self._connected()
+        with self._state:
             self._stopped, self._target = "", None
-            with self._told("go to its start"):
-                if arm.has_errors and not arm.recover_from_errors():
-                    raise RobotError("the arm does not recover from its errors; see its Desk")
-                self._brake(arm)
-                motion = self._franky.JointMotion(
-                    goal, relative_dynamics_factor=self.config.start_dynamics
-                )
-                arm.move(motion, asynchronous=True)
-                gripper.goal = 1.0
+        with self._turn, self._told("go to its start"):
+            if arm.has_errors and not arm.recover_from_errors():
+                raise RobotError("the arm does not recover from its errors; see its Desk")
+            self._brake(arm)
+            motion = self._franky.JointMotion(
+                goal, relative_dynamics_factor=self.config.start_dynamics
+            )
+            self._check_running()
+            arm.move(motion, asynchronous=True)
         self._arrive(arm, gripper)
-        place = self._tool()[0]
+        with self._turn, self._told("be read"):
+            place = self._tool()[0]
         low, high = np.array(self.config.low), np.array(self.config.high)
         if (np.maximum(low - place, place - high) > 0.02).any():
             raise RobotError(
                 f"the tool starts at {np.round(place, 3).tolist()} m, outside of its workspace "
                 f"{list(self.config.low)} to {list(self.config.high)}"
             )
-        with self._lock:
-            self._target = np.array([*np.clip(place, low, high), 1.0])
+        self._follow(np.array([*np.clip(place, low, high), 1.0]), gripper)
 
     def observe(self) -> Observation:
         """Return what arm, hand and the other sources measure now.
@@ -192,7 +198,7 @@ class FrankaRobot:
         """
         _, gripper = self._connected()
         opening = gripper.opening()
-        with self._told("be read"):
+        with self._turn, self._told("be read"):
             place, velocity = self._tool()
         now = time.monotonic()
         measured = np.array([*place, opening])
@@ -205,7 +211,7 @@ class FrankaRobot:
             "gripper_target": np.array(target[3]),
         }
         values = {name: value.astype(np.float32) for name, value in own.items()}
-        return Observation({**values, **external.read(self.sensors)}, now, measured)
+        return Observation({**values, **self.sensors.read()}, now, measured)
 
     def command(self, target: np.ndarray) -> np.ndarray:
         """Send the tool to x, y, z m and open the gripper; return the targets within the limits.
@@ -215,10 +221,9 @@ class FrankaRobot:
             RobotError: not connected or not reset, not 4 finite numbers, or the arm has an error.
         """
         wanted = np.clip(check_target(target, self.channels), self._low, self._high)
-        with self._lock:
+        with self._turn:
             arm, gripper = self._connected()
-            if self._stopped:
-                raise StoppedError(self._stopped)
+            self._check_running()
             if self._target is None:
                 raise RobotError("reset the arm before the first command")
             with self._told("follow"):
@@ -232,38 +237,79 @@ class FrankaRobot:
                     return_when_finished=False,
                     ee_frame=tool,
                 )
+                self._check_running()
                 arm.move(motion, asynchronous=True)
-            gripper.goal = float(wanted[3])
-            self._target = wanted
-            return wanted.copy()
+        self._follow(wanted, gripper)
+        return wanted.copy()
 
     def hold(self) -> None:
         """Do nothing: the arm stays at its last target by itself."""
 
     def stop(self) -> None:
-        """Brake; the gripper keeps what it has. Again is no error."""
-        with self._lock:
-            if self._arm is None or self._stopped:
-                return
-            self._stopped = "the arm was stopped; reset it to go on"
-            if self._gripper is not None:
-                self._gripper.goal = None
+        """Brake; the gripper keeps what it has. Again is no error.
+
+        Raises:
+            RobotError: the arm is not told, or still moves.
+        """
+        with self._state:
+            self._stopped = self._stopped or "the arm was stopped; reset it to go on"
+            arm, gripper = self._arm, self._gripper
+            if gripper is not None:
+                gripper.goal = None
+        if arm is not None:
             with self._told("stop"):
-                self._brake(self._arm)
+                self._brake(arm)
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise StoppedError(self._stopped)
+
+    def _follow(self, target: np.ndarray, gripper: Gripper) -> None:
+        """Note a target that the arm has been sent; brake again if a stop came before it."""
+        with self._state:
+            if not self._stopped:
+                gripper.goal, self._target = float(target[3]), target
+                return
+        self.stop()
+        self._check_running()
 
     def _brake(self, arm: Any) -> None:
-        """Let the arm come to rest, smoothly if it can."""
-        if not arm.is_in_control:
+        """Let the arm come to rest, smoothly if it can.
+
+        A call that hangs may have franky's own lock, which every one but `stop` waits for.
+
+        Raises:
+            RobotError: it still moves.
+        """
+        if self._ease(arm):
             return
-        try:
-            arm.move(self._franky.CartesianStopMotion(), asynchronous=True)
-            if arm.join_motion(1.0):
-                return
-        except _errors(self._franky):  # another kind of motion runs, or it has failed
-            pass
         arm.stop()
-        with contextlib.suppress(*_errors(self._franky)):  # that it was interrupted
+        with contextlib.suppress(*errors_of(self._franky)):  # that it was interrupted
             arm.join_motion(1.0)
+        if arm.is_in_control:
+            raise RobotError(f"the arm at {self.config.host} still moves")
+
+    def _ease(self, arm: Any) -> bool:
+        """Brake smoothly; return whether the arm rests."""
+        if not self._turn.acquire(timeout=_TURN):
+            return False
+        try:
+            if not arm.is_in_control:
+                return True
+            arm.move(self._franky.CartesianStopMotion(), asynchronous=True)
+        except errors_of(self._franky):  # another kind of motion runs, or it has failed
+            return False
+        finally:
+            self._turn.release()
+        with contextlib.suppress(*errors_of(self._franky)):
+            return bool(arm.join_motion(1.0))
+        return False
+
+    def _hang_up(self) -> None:
+        self.sensors.close()
+        if self._gripper is not None:
+            self._gripper.close()
+        self._arm = self._gripper = self._target = None
 
     def _tool(self) -> tuple[np.ndarray, np.ndarray]:
         """Return place, m, and velocity, m/s, of the tool centre point in the base frame."""
@@ -286,23 +332,25 @@ class FrankaRobot:
             raise RobotError(f"the arm starts from 7 finite joint angles, got {goal.tolist()}")
         return goal
 
-    def _arrive(self, arm: Any, gripper: "_Gripper") -> None:
+    def _arrive(self, arm: Any, gripper: Gripper) -> None:
         until = time.monotonic() + self.config.patience
         with self._told("go to its start"):
-            while not arm.join_motion(0.05):
-                if self._stopped:
-                    raise StoppedError(self._stopped)
+            while not self._stopped and not arm.join_motion(0.05):
                 if time.monotonic() > until:
                     self.stop()
                     raise RobotError(f"no arrival within {self.config.patience:g} s")
-            if self._stopped:
-                raise StoppedError(self._stopped)
-        while gripper.opening() < 0.9:
+        with self._state:
+            if not self._stopped:
+                gripper.goal = 1.0
+        while not self._stopped and gripper.opening() < 0.9:
             if time.monotonic() > until:
                 raise RobotError("the gripper does not open; has it been homed?")
             time.sleep(0.02)
+        if self._stopped:
+            self.stop()  # it may have come before the arm was sent on its way
+            self._check_running()
 
-    def _connected(self) -> "tuple[Any, _Gripper]":
+    def _connected(self) -> tuple[Any, Gripper]:
         arm, gripper = self._arm, self._gripper
         if arm is None or gripper is None:
             raise RobotError("the arm is not connected: call connect() first")
@@ -313,75 +361,8 @@ class FrankaRobot:
         """Say in our words what franky could not do."""
         try:
             yield
-        except _errors(self._franky) as error:
+        except errors_of(self._franky) as error:
             raise RobotError(f"the arm at {self.config.host} cannot {what}: {error}") from error
-
-
-class _Gripper:
-    """The hand: a thread reads it and follows the newest goal.
-
-    goal: opening 0 to 1; None to let it be.
-    """
-
-    def __init__(self, franky: Any, config: FrankaConfig) -> None:
-        """Connect and read once."""
-        self._config, self._errors = config, _errors(franky)
-        self._hand = franky.Gripper(config.host)
-        self.goal: float | None = None
-        self._width, self._read_at = float(self._hand.width), time.monotonic()
-        self._ordered = self._width / OPEN
-        self._order: Any = None
-        self._fault = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="franka-hand", daemon=True)
-        self._thread.start()
-
-    def opening(self) -> float:
-        """Return how far it is open, 0 to about 1.
-
-        Raises:
-            RobotError: it has stopped answering.
-        """
-        age = time.monotonic() - self._read_at
-        if self._fault or age > 1.0:
-            raise RobotError(f"the hand has not answered for {age:.2f} s {self._fault}".strip())
-        return self._width / OPEN
-
-    def close(self) -> None:
-        """End the thread."""
-        self._over.set()
-        self._thread.join(timeout=2.0)
-
-    def _follow(self) -> None:
-        while not self._over.wait(0.01):
-            try:
-                self._width, self._read_at = float(self._hand.width), time.monotonic()
-                self._give_order()
-                self._fault = ""
-            except self._errors as error:
-                self._fault = f"({error})"
-
-    def _give_order(self) -> None:
-        if self._order is not None:
-            if not self._order.wait(0.0):
-                return
-            order, self._order = self._order, None
-            try:
-                order.get()  # False where the fingers met something: they hold it
-            except self._errors:
-                self._ordered = self._width / OPEN  # not done, to be given again
-        goal, config = self.goal, self._config
-        if goal is None or abs(goal - self._ordered) < config.grip_step:
-            return
-        width = OPEN * goal
-        if goal < self._ordered:
-            anything = {"epsilon_inner": OPEN, "epsilon_outer": OPEN}
-            self._order = self._hand.grasp_async(
-                width, config.grip_speed, config.grip_force, **anything
-            )
-        else:
-            self._order = self._hand.move_async(width, config.grip_speed)
-        self._ordered = goal
 
 
 def load_franky() -> Any:
@@ -396,13 +377,3 @@ def load_franky() -> Any:
         raise RobotError(
             f"the Franka driver needs franky-control ({error}): pip install 'penspin_style[franka]'"
         ) from error
-
-
-def _errors(franky: Any) -> tuple[type[Exception], ...]:
-    """Return what franky raises; its errors have no common class."""
-    return (
-        franky.Exception,
-        franky.GripperException,
-        franky.InvalidMotionTypeException,
-        franky.MotionReuseException,
-    )

@@ -106,8 +106,8 @@ class Guard:
         self.interventions: Counter[str] = Counter()
         """Why (`shape`, `nonfinite`, `position`, `velocity`, `acceleration`, or `braking` before a
         limit) -> how many targets were changed."""
-        size = np.maximum(np.abs(limits.low), np.abs(limits.high))
-        slack = 16.0 * np.finfo(np.float64).eps * size
+        self._size = np.maximum(np.abs(limits.low), np.abs(limits.high))
+        slack = 16.0 * np.finfo(np.float64).eps * self._size
         with np.errstate(over="ignore"):
             step = limits.velocity * control_dt * (1.0 - _ROUNDING) - slack
             change = limits.acceleration * control_dt**2 * (1.0 - _ROUNDING) - slack
@@ -194,6 +194,18 @@ class Guard:
         self._before, self.last = x, sent
         self._note_step()
         return sent.copy()
+
+    def could_be(self, sent: np.ndarray) -> bool:
+        """Return whether a driver may really have sent this for what `limited` returned last.
+
+        It must be (naction,) finite numbers, inside the limits but for rounding to float32, and no
+        farther from what was asked than one step.
+        """
+        if sent.shape != (self._n,) or not _all(np.isfinite(sent)):
+            return False
+        rounding = 4.0 * np.finfo(np.float32).eps * self._size
+        inside = (sent >= self.limits.low - rounding) & (sent <= self.limits.high + rounding)
+        return bool(_all(inside & (np.abs(sent - self.last) <= self._step + rounding)))
 
     def correct(self, sent: np.ndarray) -> None:
         """Note what was really sent, where that is not what `limited` returned last."""

@@ -9,9 +9,10 @@ of JSON: what came, what was sent, what the twin measured.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import math
-import signal
 import sys
 import threading
 import time
@@ -20,12 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from penspin_style import interrupt
 from real import ros
 from real.allegro_kinematics import HOME, JOINTS, LOWER, UPPER
 from real.allegro_topics import TOPICS, Topics
 from real.pace import Pace
-from real.robot import RobotError
+from real.robot import RobotError, StoppedError
 
+_LOG = logging.getLogger(__name__)
 RATE = 100.0
 """States per second; a real hand's node sends 300."""
 PAUSE = 1.0
@@ -46,7 +49,7 @@ class Hand(Protocol):
         """Begin anew: the hand is in its start pose, somebody puts the pen on the fingertips."""
 
     def limp(self) -> None:
-        """Follow nothing."""
+        """Follow nothing; waits for no other call."""
 
     def facts(self) -> dict[str, Any]:
         """Return what it has to say at the end."""
@@ -62,26 +65,30 @@ class Followers:
         self._position = np.array(HOME)
         self._target = self._position.copy()
         self._at = time.monotonic()
+        self._lock = threading.RLock()
 
     def command(self, target: np.ndarray) -> None:
         """Follow targets (16,) rad from now on, within the joints' limits."""
-        self.joints()
-        self._target = np.clip(target, LOWER, UPPER)
+        with self._lock:
+            self.joints()
+            self._target = np.clip(target, LOWER, UPPER)
 
     def joints(self) -> np.ndarray:
         """Return the joints as they are now, (16,) rad."""
-        now = time.monotonic()
-        gone = -math.expm1((self._at - now) / self.time_constant)
-        self._position = self._position + gone * (self._target - self._position)
-        self._at = now
-        return self._position.copy()
+        with self._lock:
+            now = time.monotonic()
+            gone = -math.expm1((self._at - now) / self.time_constant)
+            self._position = self._position + gone * (self._target - self._position)
+            self._at = now
+            return self._position.copy()
 
     def begin(self) -> None:
         """Nothing lies on them."""
 
     def limp(self) -> None:
         """Stay where they are."""
-        self._target = self.joints()
+        with self._lock:
+            self._target = self.joints()
 
     def facts(self) -> dict[str, Any]:
         """Return nothing."""
@@ -115,7 +122,7 @@ class TwinHand:
     def command(self, target: np.ndarray) -> None:
         """Follow targets (16,) rad from now on, as fast as the task's controller may."""
         self._target = target
-        if not self._limp:
+        with contextlib.suppress(StoppedError):  # until it begins anew
             self.robot.command(target)
 
     def joints(self) -> np.ndarray:
@@ -127,13 +134,11 @@ class TwinHand:
 
     def begin(self) -> None:
         """Put the pen there as in the stored grasp whose joints are nearest to the targets."""
-        self._limp = False
         away = np.square(self._grasps[:, :16] - self._target).sum(axis=1)
         self.robot.reset({"qpos": self._grasps[int(np.argmin(away))]})
 
     def limp(self) -> None:
         """Let the motors only damp, until the next beginning."""
-        self._limp = True
         self.robot.stop()
 
     def facts(self) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class HandNode:
         self.refused, self.sent = 0, 0
         self._lock = threading.Lock()
         self._frame_id = topics.frame_id
-        self._target: np.ndarray | None = None
+        self._is_off = False  # told to, and not yet done
         self._rospy, msgs = ros.start_node("hand"), ros.messages("sensor_msgs")
         self._message = msgs.JointState
         self._state = self._rospy.Publisher(
@@ -174,14 +179,12 @@ class HandNode:
             word = ros.messages("std_msgs").String
             self._ends.append(self._rospy.Subscriber(topics.words, word, self._on_word))
 
-    def spin(self, over: threading.Event) -> None:
+    def spin(self, over: threading.Event | interrupt.Stop) -> None:
         """Move the hand and send states until it is over."""
         pace = Pace(1.0 / self.rate)
         while not over.is_set():
+            self._go_limp()
             with self._lock:
-                if self._target is not None:
-                    self.hand.command(self._target)
-                    self._target = None
                 joints = self.hand.joints()
             message = self._message()
             message.header.stamp = self._rospy.Time.from_sec(time.time())
@@ -211,7 +214,7 @@ class HandNode:
         if now - self._heard_at > PAUSE:
             self.latest = ros.Tally()
         self._heard_at = now
-        self.latest.add(message.header.seq, now, age)
+        self.latest.add(message.header.seq, now, max(0.0, age))
         target = np.array(message.position, float)
         if target.shape != (len(JOINTS),) or not np.isfinite(target).all():
             self.refused += 1
@@ -227,13 +230,22 @@ class HandNode:
 
     def _on_word(self, message: Any) -> None:
         if message.data == self.topics.off:
-            with self._lock:
-                self._target = None
-                self.hand.limp()
+            self._is_off = True
+            self._go_limp()
+
+    def _go_limp(self) -> None:
+        """Do what the last word asked for, without waiting for the hand; `spin` tries again."""
+        if not self._is_off:
+            return
+        try:
+            self.hand.limp()
+            self._is_off = False
+        except RobotError as error:
+            _LOG.critical("the hand does not go limp: %s", error)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; see the module's docstring."""
+    """Run the node until SIGINT, SIGTERM or SIGHUP; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m real.hand_node", description=main.__doc__)
     parser.add_argument("--topics", choices=sorted(TOPICS), default="penspin")
     parser.add_argument("--namespace", default="", help="ROS namespace, for more than one hand")
@@ -242,9 +254,11 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     if not 1.0 <= args.rate <= 1000.0:
         parser.error(f"--rate must be in [1, 1000], got {args.rate:g}")
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
+    with interrupt.asking("the node ends") as over:
+        return _run(args, over)
+
+
+def _run(args: argparse.Namespace, over: interrupt.Stop) -> int:
     try:
         hand = TwinHand(args.twin) if args.twin else Followers()
         node = HandNode(hand, TOPICS[args.topics].within(args.namespace), args.rate)

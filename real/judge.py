@@ -13,8 +13,8 @@ from penspin_style.deploy.bundle import Bundle
 from penspin_style.evaluate import Episodes, Measure
 from penspin_style.features import PolicyCard
 from real.fleet import Fleet
+from real.match import check_policy
 from real.observer import Observer
-from real.robot import RobotError, check_channels
 from real.twin import TwinConfig, load_twin, twin_names
 
 Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -38,10 +38,10 @@ def judge(
     nthread: threads of the physics, 0 for all cores.
 
     Raises:
-        RobotError: the twin does not measure what the policy reads, or takes other commands.
+        MismatchError: the twin does not measure what the policy reads, or takes other commands.
     """
     fleet = Fleet(config, episodes, nthread=nthread)
-    check_twin(fleet, card)
+    check_policy(card, fleet)
     fleet.seed(seed)
     fleet.reset()
     kind = fleet.task.kinds(fleet.sim).clone()
@@ -60,36 +60,12 @@ def judge(
     )
 
 
-def check_twin(fleet: Fleet, card: PolicyCard) -> None:
-    """Check that a twin measures what a policy reads, and takes what it commands.
-
-    Raises:
-        RobotError: names what differs.
-    """
-    check_channels(fleet, card.actions)
-    for feature in (f for group in card.inputs for f in group.features):
-        its = fleet.features.get(feature.name)
-        if its is None or (its.shape, its.unit, its.dtype) != (
-            feature.shape,
-            feature.unit,
-            feature.dtype,
-        ):
-            raise RobotError(
-                f"the policy reads {feature.name} {feature.shape} of {feature.dtype} in "
-                f"{feature.unit}; the twin has {its if its else ', '.join(fleet.features)}"
-            )
-    if abs(card.control_dt - fleet.control_dt) > 1e-9:
-        raise RobotError(
-            f"the policy acts every {card.control_dt:g} s, the twin every {fleet.control_dt:g} s"
-        )
-
-
 def run(args: argparse.Namespace) -> int:
     """List the twins, or judge the policy of the command line on one; return the exit code.
 
     Raises:
         UsageError, BundleError: there is no such twin, or no such policy.
-        RobotError: the policy is not one for the twin.
+        MismatchError: the policy is not one for the twin.
     """
     if args.name is None:
         summaries = {name: load_twin(name).summary for name in twin_names()}

@@ -22,6 +22,8 @@ from real.robot import RobotError
 
 PATIENCE = 10.0
 """Seconds that a loop without deadlines waits for a server."""
+_LONGEST = 3600.0
+"""Seconds that a client takes for one request."""
 
 
 class LinkError(RobotError):
@@ -121,7 +123,7 @@ class Remote:
         until = time.monotonic() + self.patience if endless else deadline
         while (left := until - time.monotonic()) > 0:
             try:
-                return self.client.infer(inputs, timeout=left)["actions"][0]
+                return self.client.infer(inputs, timeout=min(left, _LONGEST))["actions"][0]
             except (Timeout, Unreachable) as error:
                 self.last_error = str(error)
             except ClientError as error:

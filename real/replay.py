@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from penspin_style.data.episode import Episode, Recorder, episodes
-from penspin_style.features import ActionChannel
+from penspin_style.features import PolicyCard
 from real.control import (
     Opened,
     Patience,
@@ -31,7 +31,8 @@ from real.control import (
     say,
     show,
 )
-from real.robot import Observation, RobotError
+from real.match import Described, MismatchError, check_commands
+from real.robot import Observation
 from real.rollout import START, Judge, Loop, Outcome, Wish, header
 from real.verdict import check_watched
 
@@ -49,21 +50,29 @@ class Trajectory:
     start: Mapping[str, np.ndarray]
     """Joint -> positions from which it began, the object's joint among them."""
     channels: tuple[str, ...]
+    unit: str
+    """Of the targets; `mixed` where they have several."""
     control_dt: float
     task: str
     """What the teacher did."""
+    card: PolicyCard | None = None
+    """Of the policy that made it, if the file says."""
 
 
 class Repeat:
     """A source of targets that looks at nothing; see `real.rollout.Source`."""
 
     def __init__(self) -> None:
-        self._targets = np.empty((0, 0))
+        self._trajectory: Trajectory | None = None
         self._next = 0
 
     def load(self, trajectory: Trajectory) -> None:
         """Take the targets of the next episode."""
-        self._targets = trajectory.targets
+        self._trajectory = trajectory
+
+    def check(self, robot: Described) -> None:
+        """Check that the trajectory is for this robot."""
+        check(self._loaded(), robot)
 
     def begin(self) -> None:
         """Begin at the first target."""
@@ -71,9 +80,15 @@ class Repeat:
 
     def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Wish | None:
         """Return the next target; at the end the last one again."""
-        target = self._targets[min(self._next, len(self._targets) - 1)]
+        targets = self._loaded().targets
+        target = targets[min(self._next, len(targets) - 1)]
         self._next += 1
         return Wish(target)
+
+    def _loaded(self) -> Trajectory:
+        if self._trajectory is None:
+            raise ValueError("there is nothing to repeat: load a trajectory first")
+        return self._trajectory
 
     def counts(self) -> dict[str, int]:
         """Return nothing: nothing can go wrong."""
@@ -97,7 +112,14 @@ def load(path: pathlib.Path) -> Trajectory:
         raise ValueError(f"{path}: its start is not one: {error}") from error
     head = episode.header
     return Trajectory(
-        path, episode["target"], placed, targets.names, float(head.control_dt), head.task
+        path,
+        episode["target"],
+        placed,
+        targets.names,
+        targets.unit,
+        float(head.control_dt),
+        head.task,
+        head.card,
     )
 
 
@@ -120,22 +142,30 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def check(trajectory: Trajectory, channels: Sequence[ActionChannel], control_dt: float) -> None:
+def check(trajectory: Trajectory, robot: Described) -> None:
     """Check that a trajectory is one for a robot's channels.
 
     Raises:
-        RobotError: other channels, another order, or another rate.
+        MismatchError: other channels, another order, unit, mode, scale or limits, or another rate.
     """
-    names = tuple(channel.name for channel in channels)
+    names = tuple(channel.name for channel in robot.channels)
     if trajectory.channels != names:
-        raise RobotError(
+        raise MismatchError(
             f"{trajectory.path} has targets of {list(trajectory.channels)}, the robot takes "
             f"{list(names)}, in this order"
         )
-    if abs(trajectory.control_dt - control_dt) > 1e-9:
-        raise RobotError(
+    if abs(trajectory.control_dt - robot.control_dt) > 1e-9:
+        raise MismatchError(
             f"{trajectory.path} has a target every {trajectory.control_dt:g} s, the robot takes "
-            f"one every {control_dt:g} s"
+            f"one every {robot.control_dt:g} s"
+        )
+    if trajectory.card is not None:
+        check_commands(trajectory.card, robot, f"{trajectory.path}: ")
+    units = dict.fromkeys(channel.unit for channel in robot.channels)
+    if len(units) == 1 and trajectory.unit not in units:
+        theirs = ", ".join(units)
+        raise MismatchError(
+            f"{trajectory.path} has targets in [{trajectory.unit}], the robot takes [{theirs}]"
         )
 
 
@@ -180,10 +210,11 @@ def repeat(
     facts: recorded with every episode.
 
     Raises:
-        RobotError: the robot fails, does not fit, or is stopped again and again.
+        MismatchError: a trajectory is for another robot.
+        RobotError: the robot fails, or is stopped again and again.
     """
     for trajectory in plan.trajectories:
-        check(trajectory, opened.robot.channels, opened.robot.control_dt)
+        check(trajectory, opened.robot)
     source = Repeat()
     outcomes: list[Outcome] = []
     kept = 0
@@ -233,6 +264,7 @@ def make(args: argparse.Namespace) -> int:
     """Do what the words of `penspin replay make` say; return the exit code."""
     import torch
 
+    from penspin_style.compose import typed_tasks
     from penspin_style.source import open_source
     from real import demonstrate
 
@@ -240,7 +272,7 @@ def make(args: argparse.Namespace) -> int:
     out = pathlib.Path(args.out)
     if episodes(out):
         raise ValueError(f"{out} holds episodes already; choose another folder")
-    source = open_source(pathlib.Path(args.teacher), [])
+    source = open_source(pathlib.Path(args.teacher), [], trusted=typed_tasks(args.overrides))
     stage = demonstrate.Stage(source, args.robot, args.overrides, args.num_envs, speed=args.speed)
 
     def progress(kept: int, tried: int) -> None:

@@ -7,12 +7,19 @@
     robot.disconnect()                               # safe
 
 A driver says before it connects what it measures (`features`, without history) and what it takes
-(`channels`); `check_channels` and `Bundle.check_features` compare both with a policy's card before
-anything moves. History and delays are the `Observer`'s, limits the `SafeRobot`'s. A robot may be
-used from several threads: a watchdog's thread calls `hold` and `stop` while another one commands.
+(`channels`), and how often (`control_dt`); `real.match.check_policy` compares all of it with a
+policy's card before anything moves. History and delays are the `Observer`'s, limits the
+`SafeRobot`'s.
+
+**Threads.** One thread at a time calls `observe`, `command` and `reset` (`SafeRobot` sees to it).
+`hold`, `stop` and `disconnect` may come from any other thread, at any time, also while one of those
+calls hangs: they never wait for a lock that it can hold. Nobody can interrupt a call that hangs
+with Python's global lock in its hands, so what a driver calls must release it, as rospy and franky
+do.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,7 +44,8 @@ class Observation:
     """Feature -> its current value, without history; arrays that the caller may keep."""
     stamp: float
     """When it was measured, s on the robot's monotonic clock; a frame that is repeated keeps its
-    own. `time.monotonic()`, but for a twin that runs as fast as it goes."""
+    own. `time.monotonic()`, but for a twin that runs as fast as it goes. Who checks a robot
+    (`SafeRobot`) asks of it only whether it is another one than before."""
     measured: np.ndarray | None = None
     """(naction,) what the channels command as measured, in their units; None if it is not."""
 
@@ -81,11 +89,17 @@ class Robot(Protocol):
         ...
 
     def disconnect(self) -> None:
-        """Leave the robot safe and close the connection; again is no error."""
+        """Leave the robot safe and close the connection; again is no error.
+
+        Raises:
+            RobotError: the connection is closed, but several stops were not confirmed.
+        """
         ...
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Go to the start pose, slowly; a stopped robot takes commands again.
+
+        A stop on the way ends it, and the robot stays stopped.
 
         start: values that replace the driver's own start, by name; a twin also places its objects.
 
@@ -105,6 +119,9 @@ class Robot(Protocol):
     def command(self, target: np.ndarray) -> np.ndarray:
         """Send absolute targets; return what was really sent, both (naction,) in channel units.
 
+        A call that a stop overtakes sends nothing: it looks whether the robot is stopped right
+        before it sends. If the stop came in that very moment, it is sent once more afterwards.
+
         Raises:
             StoppedError: the robot is stopped.
             RobotError: it is not connected, or the target is none.
@@ -112,36 +129,45 @@ class Robot(Protocol):
         ...
 
     def hold(self) -> None:
-        """Keep the last safe target until the next command; again is no error."""
+        """Keep the last safe target until the next command; again is no error.
+
+        Where another call hangs, the robot has been sent nothing since, and keeps what it follows;
+        this then returns at once rather than wait for its turn.
+        """
         ...
 
     def stop(self) -> None:
-        """Damp all motion and go limp, until the next `reset`; again is no error."""
+        """Damp all motion and go limp, until the next `reset`; again is no error.
+
+        From its first moment on commands are refused. It returns when it is confirmed that the
+        robot has stopped, and raises if it is not; then it is called again, also while an earlier
+        call still hangs. Only what has been confirmed need not be sent again.
+
+        Raises:
+            RobotError: it is not confirmed; says why.
+        """
         ...
 
 
-class _Takes(Protocol):
-    @property
-    def channels(self) -> tuple[ActionChannel, ...]: ...
+def stop_surely(stop: Callable[[], object], *, tries: int = 3, pause: float = 0.1) -> None:
+    """Call what stops a robot until it is confirmed, at most so many times; for `disconnect`.
 
-
-def check_channels(robot: _Takes, wanted: Sequence[ActionChannel]) -> None:
-    """Check that a robot takes what a policy commands: same channels, same order, same units.
+    pause: s between two tries.
 
     Raises:
-        RobotError: names every difference. A joint that is not the one meant moves the wrong way.
+        RobotError: no try was confirmed; says why the last one was not.
     """
-    names, theirs = [c.name for c in wanted], [c.name for c in robot.channels]
-    if names != theirs:
-        raise RobotError(f"the policy commands {names}, the robot takes {theirs}, in this order")
-    faults = [
-        f"{mine.name}: the policy has {what} {a}, the robot {b}"
-        for mine, its in zip(wanted, robot.channels, strict=True)
-        for what, a, b in (("unit", mine.unit, its.unit), ("mode", mine.mode, its.mode))
-        if a != b
-    ]
-    if faults:
-        raise RobotError("; ".join(faults))
+    for left in reversed(range(tries)):
+        try:
+            stop()
+            return
+        except Exception as error:
+            if not left:
+                raise RobotError(
+                    f"the robot may still move, {tries} stops were not confirmed ({error}): use "
+                    "its emergency stop"
+                ) from error
+            time.sleep(pause)
 
 
 def check_target(target: np.ndarray, channels: Sequence[ActionChannel]) -> np.ndarray:

@@ -20,6 +20,7 @@ from penspin_style.data.episode import TIME, Channel, Header, Recorder, commands
 from penspin_style.features import PolicyCard
 from real.decode import Decoder
 from real.link import Policy
+from real.match import check_policy
 from real.observer import Observer
 from real.pace import STAGES, Latency, Pace
 from real.robot import Observation, StoppedError
@@ -47,6 +48,13 @@ class Wish:
 class Source(Protocol):
     """Where targets come from."""
 
+    def check(self, robot: SafeRobot) -> None:
+        """Check that the targets are for this robot.
+
+        Raises:
+            MismatchError: they are for other channels, or for another rate.
+        """
+
     def begin(self) -> None:
         """Get ready for an episode, however long that takes; the robot rests meanwhile."""
 
@@ -69,6 +77,10 @@ class Closed:
         self.policy = policy
         self.observer, self.decoder = Observer(policy.card), Decoder(policy.card)
         self.dropped = 0
+
+    def check(self, robot: SafeRobot) -> None:
+        """Check that the policy is for this robot."""
+        check_policy(self.policy.card, robot)
 
     def begin(self) -> None:
         """Wait until the policy answers, to nothing but zeros; forget that and the last episode."""
@@ -194,10 +206,12 @@ class Loop:
         facts: recorded with it.
 
         Raises:
+            MismatchError: the source is for another robot; nothing has moved.
             RobotError: the robot fails, or there is no policy to ask any more; nothing is kept.
             RecorderError: the recording is lost.
         """
         try:
+            self.source.check(self.robot)
             self.source.begin()
             self.robot.reset(start)
             self.judge.check(self._measures())
@@ -231,6 +245,9 @@ class Loop:
                     break
         except StoppedError:
             stopped = self.robot.reason
+        except BaseException:
+            self.robot.stop("its control loop failed")  # before anything else, as a disk, may hang
+            raise
         finally:
             if self.watchdog is not None:
                 self.watchdog.rest()

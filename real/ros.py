@@ -186,12 +186,12 @@ class Tally:
     def hear(self, message: Any) -> tuple[float, float]:
         """Note a ROS message with a header; return when it came, s monotonic, and its age, s.
 
-        A message without a stamp is new.
+        A message without a stamp is new; the age of one from the future is negative.
         """
         now, stamp = time.monotonic(), message.header.stamp.to_sec()
-        age = max(0.0, time.time() - stamp) if stamp else 0.0
+        age = time.time() - stamp if stamp else 0.0
         connection = getattr(message, "_connection_header", None) or {}
-        self.add(message.header.seq, now, age, connection.get("callerid", ""))
+        self.add(message.header.seq, now, max(0.0, age), connection.get("callerid", ""))
         return now, age
 
     def add(self, number: int, now: float, age: float, publisher: str = "") -> None:

@@ -1,7 +1,8 @@
 """Between a policy and a robot: limits, a comparison with what is measured, and a watchdog.
 
 `SafeRobot` is a robot that wraps one. What it does, in this order, with each target: is it finite
-and of the right shape; position, velocity and acceleration (`real.guard`); does the robot follow.
+and of the right shape; position, velocity and acceleration (`real.guard`); does the robot follow;
+can what the driver says that it sent be true.
 """
 
 import threading
@@ -12,16 +13,29 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
 from real.guard import Guard, Limits
-from real.robot import Observation, Robot, RobotError, StoppedError
+from real.robot import Observation, Robot, StoppedError
+from real.watchdog import Watchdog
 
 __all__ = ["Guard", "Limits", "SafeRobot", "Watchdog"]
 
 _PACE = 1.05
 """Commands per control step, in the mean, above which they are not forwarded."""
+_RESETTING = "it is being reset"
+
+
+class _UnsafeError(Exception):
+    """The robot must be stopped, by whoever has let the driver go first; says why."""
 
 
 class SafeRobot:
-    """Any robot, behind a guard; itself a robot. May be used from several threads."""
+    """Any robot, behind a guard; itself a robot. May be used from several threads.
+
+    `observe`, `command` and `reset` take turns at the driver. `hold`, `stop` and `disconnect` wait
+    for nobody, so a driver that hangs delays neither. What a hold then does: a driver in the middle
+    of a call has been sent nothing since, the robot keeps what it follows, so there is nothing left
+    to brake, and `hold` only tells the driver to keep it. A target that is handed over too late is
+    still within the limits; after a stop it is not followed: the stop is sent once more.
+    """
 
     def __init__(
         self,
@@ -43,10 +57,16 @@ class SafeRobot:
         self.reason = "it has not been reset"
         """Why it takes no commands; empty while it does."""
         self.clock: Callable[[], float] = clock or getattr(robot, "clock", time.monotonic)
-        self._lock = threading.RLock()
+        self._turn = threading.Lock()
+        """Of the driver: held across its observe, command and reset, never waited for to stop."""
+        self._state = threading.RLock()
+        """Of what is noted here: never held across a call of the driver."""
+        self._asked = self._confirmed = 0  # stops
         self._at = self._credit = 0.0
-        self._astray: float | None = None  # since when a channel is too far from its target
-        self._far = 0  # which one
+        self._stamp: float | None = None  # of the newest measurement,
+        self._new_at = 0.0  # and when it came, by our clock: what a driver stamps may be wrong
+        self._astray: float | None = None  # since when it is not to be seen that the robot follows
+        self._why_astray = ""
         self._invalid: float | None = None  # since when no valid target has come
 
     @property
@@ -67,245 +87,234 @@ class SafeRobot:
     @property
     def target(self) -> np.ndarray:
         """What was sent last."""
-        with self._lock:
-            return self.robot.target
+        return self.robot.target
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop and that is not confirmed, so that it may still move."""
+        with self._state:
+            return self._confirmed < self._asked
 
     def connect(self) -> None:
         """Connect the robot."""
         self.robot.connect()
 
     def disconnect(self) -> None:
-        """Disconnect the robot, which leaves it safe."""
-        with self._lock:
-            self.reason = self.reason or "it is disconnected"
-            self.robot.disconnect()
+        """Disconnect the robot, which leaves it safe.
+
+        Raises:
+            RobotError: it is disconnected, but it is not confirmed that it has stopped.
+        """
+        asked = self._refuse("it is disconnected")
+        self.robot.disconnect()
+        self._confirm(asked)
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
-        """Let the robot go to its start; the limits count from there, at rest."""
-        with self._lock:
-            self.reason = "it is being reset"
-            self.robot.reset(start)
-            self.guard.begin(self.robot.target)
-            self._at, self._credit = self.clock(), 2.0
-            self._astray = self._invalid = None
-            self.reason = ""
+        """Let the robot go to its start; the limits count from there, at rest.
+
+        Raises:
+            StoppedError: it was stopped on the way.
+            RobotError: it cannot, or an earlier stop is still not confirmed.
+        """
+        if self.stopping:
+            self.stop()
+        asked = self._asked
+        try:
+            with self._turn:
+                with self._state:
+                    self._check_asked(asked)
+                    self.reason = _RESETTING
+                self.robot.reset(start)
+                target = self.robot.target
+                with self._state:
+                    self._check_asked(asked)
+                    self._begin(target)
+        except Exception as error:
+            if self._asked == asked:
+                raise
+            self.stop()  # the last may have come before the robot moved last
+            raise self._stopped_error() from error
 
     def observe(self) -> Observation:
         """Return what the robot measured, after comparing it with what was sent."""
-        with self._lock:
+        with self._turn:
             seen = self.robot.observe()
+        with self._state:
             if not self.reason:
                 self._compare(seen)
-            return seen
+        return seen
 
     def command(self, target: np.ndarray) -> np.ndarray:
         """Send the nearest safe target; return what was really sent.
 
         Raises:
             StoppedError: the robot is stopped; says why.
+            RobotError: it cannot be commanded, or cannot be stopped where it must be.
         """
-        with self._lock:
-            self._check_running()
-            now = self.clock()
-            self._credit = min(2.0, self._credit + _PACE * (now - self._at) / self.control_dt)
-            if now - self._at > 2.0 * self.control_dt:
-                self.guard.rest()  # nothing has moved it since
-            self._at = now
-            if self._credit < 1.0 - 1e-6:
-                self.interventions["pace"] += 1
-                return self.guard.last.copy()
-            self._credit -= 1.0
-            wanted = self.guard.valid(target)
-            self._note_validity(wanted is not None, now)
-            if self._is_astray(now):
-                self.interventions["self_check"] += 1
-                wanted = None
-            safe = self.guard.last if wanted is None else wanted
-            return self._send(self.guard.limited(safe, count=wanted is not None))
+        try:
+            with self._turn:
+                with self._state:
+                    if self.reason:
+                        raise self._stopped_error()
+                    safe = self._next(target)
+                return self.guard.last.copy() if safe is None else self._send(safe)
+        except _UnsafeError as why:
+            self.stop(str(why))
+            raise self._stopped_error() from why.__cause__
 
     def hold(self) -> None:
-        """Brake as the acceleration allows, one step at each call, then keep the target."""
-        with self._lock:
-            if self.reason:
-                return
-            if self.guard.can_rest:
-                self.guard.rest()
+        """Brake as the acceleration allows, one step at each call, then keep the target.
+
+        Raises:
+            RobotError: the driver cannot, or what it sent cannot be and it does not stop.
+        """
+        try:
+            if not self._brake() and not self.reason:
                 self.robot.hold()
-            elif self.clock() - self._at >= 0.9 * self.control_dt:
-                self._at = self.clock()
-                self._send(self.guard.limited(self.guard.last, count=False))
+        except _UnsafeError as why:
+            self.stop(str(why))
 
     def stop(self, reason: str = "it was told to stop") -> None:
-        """Stop the robot until the next reset."""
-        with self._lock:
-            self.reason = self.reason or reason
-            self.robot.stop()
+        """Stop the robot until the next reset; from now on it takes no command.
+
+        Raises:
+            RobotError: it is not confirmed that it has stopped. Call it again.
+        """
+        asked = self._refuse(reason)
+        self.robot.stop()
+        self._confirm(asked)
+
+    # Stops.
+
+    def _refuse(self, reason: str) -> int:
+        """Take no command from now on; return the number of the stop that follows."""
+        with self._state:
+            if self.reason in ("", _RESETTING):
+                self.reason = reason
+            self._asked += 1
+            return self._asked
+
+    def _confirm(self, asked: int) -> None:
+        with self._state:
+            self._confirmed = max(self._confirmed, asked)
+
+    def _check_asked(self, before: int) -> None:
+        """Check that nobody has asked for a stop since."""
+        if self._asked != before:
+            raise _UnsafeError(self.reason)
+
+    def _stopped_error(self) -> StoppedError:
+        return StoppedError(f"the robot is stopped: {self.reason}; reset() it")
+
+    # Targets.
+
+    def _begin(self, target: np.ndarray) -> None:
+        self.guard.begin(target)
+        self._at = self._new_at = self.clock()
+        self._credit, self._stamp = 2.0, None
+        self._astray = self._invalid = None
+        self.reason = ""
+
+    def _next(self, target: np.ndarray) -> np.ndarray | None:
+        """Return what to send now, None for nothing."""
+        now = self.clock()
+        self._credit = min(2.0, self._credit + _PACE * (now - self._at) / self.control_dt)
+        if now - self._at > 2.0 * self.control_dt:
+            self.guard.rest()  # nothing has moved it since
+        self._at = now
+        if self._credit < 1.0 - 1e-6:
+            self.interventions["pace"] += 1
+            return None
+        self._credit -= 1.0
+        wanted = self.guard.valid(target)
+        self._note_validity(wanted is not None, now)
+        if self._is_astray(now):
+            self.interventions["self_check"] += 1
+            wanted = None
+        safe = self.guard.last if wanted is None else wanted
+        return self.guard.limited(safe, count=wanted is not None)
+
+    def _brake(self) -> bool:
+        """Send one step less than the last if the robot must still brake; whether that is so.
+
+        Where the driver is in the middle of a call it is not, and this does not wait for it.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            with self._state:
+                if self.reason or self.guard.can_rest:
+                    self.guard.rest()
+                    return False
+                if self.clock() - self._at < 0.9 * self.control_dt:
+                    return True
+                self._at = self.clock()
+                step = self.guard.limited(self.guard.last, count=False)
+            self._send(step)
+            return True
+        finally:
+            self._turn.release()
 
     def _send(self, safe: np.ndarray) -> np.ndarray:
-        sent = np.asarray(self.robot.command(safe), dtype=np.float64)
-        if sent.shape != safe.shape or not np.isfinite(sent).all():
-            self.stop(reason := f"its driver says that it sent {sent}")
-            raise StoppedError(f"the robot is stopped: {reason}")
-        if not np.array_equal(sent, safe):
-            self.guard.correct(sent)
+        """Hand a target to the driver; return what it says that it sent, if that can be."""
+        try:
+            said = self.robot.command(safe)
+        except Exception as error:
+            if self.reason:  # and the target may have gone out all the same
+                raise _UnsafeError(self.reason) from error
+            raise
+        try:
+            sent = np.asarray(said, dtype=np.float64)
+        except (TypeError, ValueError):
+            sent = np.array(np.nan)
+        with self._state:
+            if self.reason:  # a stop has overtaken this target, and goes out once more
+                raise _UnsafeError(self.reason)
+            if not self.guard.could_be(sent):
+                raise _UnsafeError(
+                    f"its driver says that it sent {said}, where {safe} was to be sent"
+                )
+            if not np.array_equal(sent, safe):
+                self.guard.correct(sent)
         return sent
 
-    def _check_running(self) -> None:
-        if self.reason:
-            raise StoppedError(f"the robot is stopped: {self.reason}; reset() it")
-
     def _note_validity(self, valid: bool, now: float) -> None:
-        """Stop the robot if what comes has been no target for too long."""
+        """Have the robot stopped if what comes has been no target for too long."""
         if valid:
             self._invalid = None
             return
         self._invalid = now if self._invalid is None else self._invalid
         if now - self._invalid > self.limits.patience:
-            self.stop(f"no valid target for {self.limits.patience:g} s")
-            self._check_running()
+            raise _UnsafeError(f"no valid target for {self.limits.patience:g} s")
+
+    # What is measured.
 
     def _compare(self, seen: Observation) -> None:
+        """Note since when it is not to be seen that the robot follows."""
         if seen.measured is None:
             return
-        away = np.abs(seen.measured - self.guard.last) - self.limits.tolerance
-        if not (away > 0).any() and np.isfinite(seen.measured).all():
+        now = self.clock()
+        is_new = seen.stamp != self._stamp and np.isfinite(seen.stamp)
+        if is_new:
+            self._stamp, self._new_at = seen.stamp, now
+        is_whole = np.shape(seen.measured) == self.guard.last.shape
+        measured = seen.measured if is_whole else np.full_like(self.guard.last, np.nan)
+        away = np.abs(measured - self.guard.last) - self.limits.tolerance
+        if not (away <= 0).all():  # also where it is not a number
+            far = int(np.argmax(away))
+            name, most = self.channels[far].name, self.limits.tolerance[far]
+            self._why_astray = f"{name} has been more than {most:g} from its target"
+            self._astray = now if self._astray is None else self._astray
+        elif is_new:
             self._astray = None
         elif self._astray is None:
-            self._astray = seen.stamp
-        self._far = int(np.argmax(away))
+            self._why_astray = "it has measured nothing new"
+            self._astray = self._new_at
 
     def _is_astray(self, now: float) -> bool:
-        """Return whether to hold since a channel does not follow; stop if that goes on."""
+        """Return whether to hold since a channel does not follow; have it stopped in the end."""
         if self._astray is None or now - self._astray <= self.limits.patience:
             return False
         if now - self._astray > 2.0 * self.limits.patience:
-            name = self.channels[self._far].name
-            self.stop(
-                f"{name} has been more than {self.limits.tolerance[self._far]:g} from its target "
-                f"for {now - self._astray:.2f} s"
-            )
-            self._check_running()
+            raise _UnsafeError(f"{self._why_astray} for {now - self._astray:.2f} s")
         return True
-
-
-class Watchdog:
-    """A thread that holds a robot for which no fresh action comes, and stops it in the end.
-
-    It sleeps until the first `feed`, and after `rest`. Times are of `time.monotonic`.
-    """
-
-    def __init__(self, robot: Robot, *, hold: float = 0.1, stop: float = 0.5) -> None:
-        """Prepare; `with` it, or `start` and `close` it.
-
-        hold, stop: s after the last fresh action by which the robot holds, or is stopped. The
-            thread acts a fifth of `hold` sooner, so that it does not come late on a busy computer.
-        """
-        if not 0 < hold < stop:
-            raise ValueError(f"hold must be positive and below stop, got {hold} and {stop}")
-        self.robot, self.early = robot, 0.2 * hold
-        if robot.control_dt > hold - self.early + 1e-9:
-            raise ValueError(
-                f"hold, {hold} s, must be clearly longer than a control step, {robot.control_dt} s"
-            )
-        self.hold_after, self.stop_after = hold, stop
-        self.events: list[tuple[float, str]] = []
-        """(seconds, `hold` or `stop`) in order."""
-        self._fed: float | None = None
-        self._held = self._stopped = self._closed = False
-        self._error: Exception | None = None
-        self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-
-    def __enter__(self) -> "Watchdog":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def feed(self) -> None:
-        """Say that a fresh action has just been sent.
-
-        Raises:
-            RobotError: the robot could not be held, and was stopped, or could not be stopped.
-        """
-        with self._wake:
-            self._raise()
-            self._fed = time.monotonic()
-            self._held = self._stopped = False
-            self._wake.notify()
-
-    def rest(self) -> None:
-        """Expect no action until the next `feed`."""
-        with self._wake:
-            self._fed = None
-            self._wake.notify()
-
-    def close(self) -> None:
-        """End the thread. The robot is left as it is."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise RobotError(f"the watchdog could not make the robot safe: {error}") from error
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait(self._patience())
-                if self._closed:
-                    return
-                act = self._due()
-            if act is not None:
-                self._act(act)
-
-    def _patience(self) -> float | None:
-        """Return for how long there is nothing to do, s; None for ever."""
-        if self._fed is None or self._stopped:
-            return None
-        late = time.monotonic() - self._fed
-        if not self._held:
-            return max(0.0, self.hold_after - self.early - late)
-        # a robot that holds may still have to brake, step by step
-        return max(0.0, min(self.stop_after - self.early - late, self.robot.control_dt))
-
-    def _due(self) -> str | None:
-        if self._fed is None or self._stopped:
-            return None
-        late = time.monotonic() - self._fed
-        if late >= self.stop_after - self.early:
-            self._stopped = True
-            return "stop"
-        if late >= self.hold_after - self.early:
-            first, self._held = not self._held, True
-            return "hold" if first else "brake"
-        return None
-
-    def _act(self, what: str) -> None:
-        try:
-            if what == "stop":
-                self._stop()
-            else:
-                self.robot.hold()
-        except Exception as error:
-            self._error = error
-            if what != "stop":
-                self._act("stop")
-                return
-        if what != "brake":
-            self.events.append((time.monotonic(), what))
-
-    def _stop(self) -> None:
-        if isinstance(self.robot, SafeRobot):
-            self.robot.stop(f"no fresh action for {self.stop_after:g} s")
-        else:
-            self.robot.stop()

@@ -12,28 +12,27 @@ import resource
 import signal
 import ssl
 import sys
-import threading
 from collections.abc import Iterator
 
+from penspin_style import interrupt
 from penspin_style.deploy.bundle import Bundle, BundleError
+from penspin_style.terminal import one_line
 from real.server import PolicyServer, ServeError, ServerLimits
 
 MIB = 2**20
-OPEN_SECONDS = 5.0
-OPEN_MEMORY = 512 * MIB
 _MAX_KEY = 4096
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve; return 0 once told to stop (SIGTERM, SIGINT), 2 if it cannot begin."""
+    """Serve; return 0 once told to stop (SIGTERM, SIGINT, SIGHUP), 2 if it cannot begin."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         key, tls = _key(args), _tls(args)
         limits = ServerLimits(
-            max_frame=int(args.max_frame * MIB), max_connections=args.max_connections
+            max_frame=None if args.max_frame is None else args.max_frame * MIB,
+            max_connections=args.max_connections,
         )
-        with opening(args.policy):
-            policy = Bundle.load(args.policy)
+        policy = Bundle.load(args.policy)
         server = PolicyServer(
             policy,
             host=args.host,
@@ -46,17 +45,20 @@ def run(args: argparse.Namespace) -> int:
         with memory_limit(args.memory * MIB):
             asyncio.run(_serve(server, as_json=args.json))
     except (BundleError, ServeError) as error:
-        print(f"penspin: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"penspin: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 async def _serve(server: PolicyServer, *, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
+    handled = interrupt.handled()
 
     def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)  # a second one ends the process at once
+        for number in handled:
+            if number != signal.SIGHUP:  # a lost terminal sends it more than once
+                loop.remove_signal_handler(number)  # a second one ends the process at once
+        interrupt.silence_lost()
         server.stop()
 
     def listening() -> None:
@@ -68,36 +70,9 @@ async def _serve(server: PolicyServer, *, as_json: bool) -> None:
         text = json.dumps(facts) if as_json else f"serving {card.task} on {server.url}"
         print(text, flush=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in handled:
         loop.add_signal_handler(number, stop)
     await server.serve(listening)
-
-
-@contextlib.contextmanager
-def opening(path: str, seconds: float = OPEN_SECONDS, memory: int = OPEN_MEMORY) -> Iterator[None]:
-    """Bound what a file may take while it is opened and tried.
-
-    memory: bytes of this process; onnxruntime raises where it gets no more. Time is another
-    matter, nothing interrupts a computation: the process ends, with one line and exit code 2.
-    """
-
-    def give_up() -> None:
-        print(
-            f"penspin: {path}: opening and trying it takes longer than {seconds:g} s, which no "
-            "policy of ours does; it is not served",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        with memory_limit(memory):
-            yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager

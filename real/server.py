@@ -26,7 +26,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -36,7 +35,11 @@ from websockets.http11 import Request, Response
 
 from penspin_style.deploy.bundle import ObservationError
 from real import wire
-from real.session import Episode, Policy, Worker, hello
+from real.connection import Connection, Connections, LateError, ServerLimits
+from real.session import Episode, Expected, Policy, Worker, hello
+from real.turns import Turns
+
+__all__ = ["PORT", "PolicyServer", "ServeError", "ServerLimits", "is_loopback"]
 
 PORT = 8000
 HEALTH = "/healthz"
@@ -44,35 +47,12 @@ _LOG = logging.getLogger(__name__)
 # what a client must not make us write about it: one line each at most, and not for ever
 _LINES_A_SECOND = 20
 _MAX_MESSAGE = 500
-_MAX_FRAGMENTS = 1024
+_BACKLOG = 32
+"""Connections that are taken at once."""
 
 
 class ServeError(ValueError):
     """The server cannot do what is asked of it; the message says why and what helps."""
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What clients may take. Times in s, sizes in bytes."""
-
-    max_frame: int = 8 * 2**20
-    max_connections: int = 64
-    max_unread: int = 2**20
-    """Bytes that wait for a client that does not read."""
-    open: float = 5.0
-    """For the opening handshake."""
-    message: float = 10.0
-    """For the rest of a message, once it has begun to arrive."""
-    send: float = 5.0
-    """For a client to take a reply."""
-    idle: float = 600.0
-    """Between two requests."""
-    ping: float = 20.0
-    """Between two pings, and for the answer to one."""
-    close: float = 1.0
-    """For the closing handshake."""
-    drain: float = 5.0
-    """For all clients together, once the server is told to stop."""
 
 
 class PolicyServer:
@@ -105,6 +85,8 @@ class PolicyServer:
         """
         self.policy, self.host, self.port, self.tls = policy, host, port, tls
         self.limits = limits or ServerLimits()
+        self._expected = Expected(policy.card)
+        self._max_frame = self.limits.max_frame or self._expected.max_frame
         self._key = None if api_key is None else _checked_key(api_key)
         if self._key is None and not insecure and not is_loopback(host):
             raise ServeError(
@@ -113,6 +95,7 @@ class PolicyServer:
             )
         self._hello = wire.pack(hello(policy))
         self._worker = Worker()
+        self._turns = Turns(self.limits.max_turns)
         self._log = _Throttle()
         self._busy: set[ServerConnection] = set()
         self._draining = False
@@ -199,10 +182,11 @@ class PolicyServer:
             ping_interval=limits.ping,
             ping_timeout=limits.ping,
             close_timeout=limits.close,
-            max_size=limits.max_frame,
+            max_size=self._max_frame,
             max_queue=1,
             logger=quiet,
-            create_connection=_connection_within(limits),
+            create_connection=Connections(limits, self._max_frame).kind(),
+            backlog=_BACKLOG,
         )
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -228,46 +212,30 @@ class PolicyServer:
 
     async def _converse(self, connection: ServerConnection) -> None:
         """Serve one client for as long as it behaves."""
-        episode = Episode(self.policy)
+        assert isinstance(connection, Connection)
+        episode = Episode(self.policy, self._expected)
         try:
             await self._send(connection, self._hello)
             while not self._draining:
-                frame = await self._receive(connection)
-                if frame is None:
-                    return
+                frame = await connection.message()
                 self._busy.add(connection)
                 began = time.perf_counter()
-                reply = await self._worker.run(functools.partial(episode.answer, frame))
-                await self._send(connection, reply)
+                with connection.answering():
+                    async with self._turns.of(connection.share):
+                        reply = await self._worker.run(functools.partial(episode.answer, frame))
+                    await self._send(connection, reply)
                 episode.total = time.perf_counter() - began
                 self._busy.discard(connection)
-            await connection.close(CloseCode.GOING_AWAY, "the server stops")
+            await connection.hang_up(CloseCode.GOING_AWAY, "the server stops")
         except ConnectionClosed:
-            pass
+            if connection.cut:
+                self._log.say(f"{_who(connection)}: cut off, {connection.cut}")
+        except LateError as error:
+            await connection.hang_up(CloseCode.GOING_AWAY, str(error))
         except Exception as error:
             await self._refuse(connection, error)
         finally:
             self._busy.discard(connection)
-
-    async def _receive(self, connection: ServerConnection) -> bytes | None:
-        """Return the next request; None if the client took too long and was sent away."""
-        limits, parts = self.limits, []
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(limits.idle) as limit:
-                async for part in connection.recv_streaming():
-                    if isinstance(part, str):
-                        raise wire.WireError("a request is a binary frame of msgpack, not text")
-                    if not parts:
-                        limit.reschedule(loop.time() + limits.message)
-                    parts.append(part)
-                    if len(parts) > _MAX_FRAGMENTS:
-                        raise wire.WireError(f"a message has more than {_MAX_FRAGMENTS} fragments")
-        except TimeoutError:
-            what = "the message did not end" if parts else "no request"
-            await connection.close(CloseCode.GOING_AWAY, f"{what} in time")
-            return None
-        return b"".join(parts)
 
     async def _send(self, connection: ServerConnection, message: bytes | str) -> None:
         try:
@@ -277,7 +245,7 @@ class PolicyServer:
             self._log.say(f"{_who(connection)}: does not read its replies, dropped")
             connection.transport.abort()  # whoever waits for its next request will hear of it
 
-    async def _refuse(self, connection: ServerConnection, error: Exception) -> None:
+    async def _refuse(self, connection: Connection, error: Exception) -> None:
         """Tell the client that its request failed, and the log why."""
         number = secrets.token_hex(4)
         code, message = "policy", "the policy could not answer; the server's log says why"
@@ -292,7 +260,7 @@ class PolicyServer:
         with contextlib.suppress(ConnectionClosed):
             text = json.dumps({"error": code, "id": number, "message": message})
             await self._send(connection, text)
-            await connection.close(CloseCode.INTERNAL_ERROR, f"{code} {number}")
+            await connection.hang_up(CloseCode.INTERNAL_ERROR, f"{code} {number}")
 
     async def _drain(self, server: Server) -> None:
         """Take no more clients, let running requests finish, then close all connections."""
@@ -312,25 +280,6 @@ class PolicyServer:
         finally:
             for task in idle:
                 task.cancel()
-
-
-def _connection_within(limits: ServerLimits) -> type[ServerConnection]:
-    """Return a connection class that lets no client fill the memory."""
-
-    class Connection(ServerConnection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            # those that never finish their handshake count as well
-            if len(self.server.handlers) > 2 * limits.max_connections + 16:
-                self.transport.abort()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            # pongs are answered without waiting for the client to read them
-            if self.transport.get_write_buffer_size() > limits.max_unread:
-                self.transport.abort()
-
-    return Connection
 
 
 class _Throttle:

@@ -19,6 +19,10 @@ from penspin_style.deploy.bundle import ObservationError
 from penspin_style.features import PolicyCard
 from real import wire
 
+_LEAST_FRAME = 64 * 2**10
+"""Bytes; for clients that say a little more than they must."""
+_MAX_UNKNOWN, _MAX_NAME = 8, 64
+
 
 class Policy(Protocol):
     """What can be served: a `Bundle`, or whatever answers like one.
@@ -56,14 +60,67 @@ def hello(policy: Policy) -> dict[str, Any]:
     }
 
 
+class Expected:
+    """What a request may hold by the policy's card: looked at before anything is computed of it.
+
+    max_frame: bytes that a request can need.
+    """
+
+    def __init__(self, card: PolicyCard) -> None:
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        for group in card.inputs:
+            self._add(group.name, group.tensor[1])
+            for f in group.features:
+                self._add(f.name, f.shape if f.history == 1 else (f.history, *f.shape), (f.size,))
+        # a number of a list takes 9 bytes, a name with what surrounds an array 100 or so
+        numbers = sum(
+            f.size * (1 if f.dtype == "uint8" else 9) for i in card.inputs for f in i.features
+        )
+        names = sum(256 + len(name.encode()) for name in self._shapes)
+        self.max_frame = max(_LEAST_FRAME, numbers + names + 4096)
+
+    def check(self, observation: Mapping[str, Any]) -> None:
+        """Refuse what costs the policy more than one observation does.
+
+        Raises:
+            ObservationError: a batch, another shape, or names by the dozen that it does not read.
+        """
+        unknown = [name for name in observation if name not in self._shapes]
+        if len(unknown) > _MAX_UNKNOWN or any(len(name) > _MAX_NAME for name in unknown):
+            raise ObservationError(
+                f"the policy does not read {unknown[0][:_MAX_NAME]!r} and {len(unknown) - 1} "
+                f"others; leave them out (legal: {', '.join(self._shapes)})"
+            )
+        for name, legal in self._shapes.items():
+            if name not in observation:
+                continue
+            try:
+                shape = np.shape(observation[name])
+            except ValueError as error:
+                raise ObservationError(f"{name!r}: not an array ({error})") from error
+            if shape in legal:
+                continue
+            if shape[1:] in legal and shape[0] > 0:
+                raise ObservationError(
+                    f"the observation is a batch of {shape[0]}; send one, without a batch axis"
+                )
+            raise ObservationError(
+                f"{name!r}: got {shape}; the policy reads {' or '.join(map(str, legal))}"
+            )
+
+    def _add(self, name: str, *shapes: tuple[int, ...]) -> None:
+        known = self._shapes.setdefault(name, [])
+        known += [shape for shape in dict.fromkeys(shapes) if shape not in known]
+
+
 class Episode:
     """One client's requests, from its connection, or its last reset, on.
 
     total: s that the last request took with all it needed, its sending included; None before.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, expected: Expected) -> None:
+        self.policy, self._expected = policy, expected
         self.total: float | None = None
         self._act: Callable[[Mapping[str, Any]], np.ndarray] | None = None
 
@@ -81,6 +138,7 @@ class Episode:
         sequence = observation.pop(wire.SEQUENCE, None)
         if sequence is not None and not (type(sequence) is int and sequence >= 0):
             raise wire.WireError(f"{wire.SEQUENCE!r} must be a whole number of at least 0")
+        self._expected.check(observation)
         act = self._begin() if reset or self._act is None else self._act
         began = time.perf_counter()
         actions = self._shaped(np.asarray(act(observation)))
@@ -105,10 +163,6 @@ class Episode:
             actions = actions[None]
         if actions.shape == (horizon, naction):
             return actions.astype(np.float32, copy=False)
-        if actions.shape[1:] == (naction,):
-            raise ObservationError(
-                f"the observation is a batch of {len(actions)}; send one, without a batch axis"
-            )
         raise ValueError(f"the policy answers {actions.shape}, not {(horizon, naction)}")
 
 

@@ -8,7 +8,8 @@
 
 In fast time a `command` lets one control step pass, at once; between commands time stands still. In
 real time the world goes on by itself: a new command acts when it comes, and until then the last one
-goes on. The world is then advanced by whoever asks for it next, so it needs no thread.
+goes on. The world is then advanced by whoever asks for it next, so it needs no thread. A stop acts
+at its own time, also where the world is just being advanced, which it does not wait for.
 """
 
 import threading
@@ -41,10 +42,14 @@ class SimRobot:
         """
         self.config = load_twin(config) if isinstance(config, str) else config
         self.fleet = Fleet(self.config)
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the world
+        self._state = threading.Lock()  # of the three that a stop sets; never held for long
+        self._stops = 0
+        self._stopped = False
+        self._halt_at: float | None = None  # s, monotonic, from when on the motors only damp
         self._connected = False
         self._ready = False
-        self._stopped = False
+        self._limp = False
         self._begun = 0.0  # of the world's clock, in time.monotonic()
 
     @property
@@ -90,13 +95,20 @@ class SimRobot:
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
         """Begin an episode: place robot and objects; see `Fleet.reset` for what start may hold."""
+        stops = self._stops
         with self._lock:
             if not self._connected:
                 raise RobotError("the twin is not connected; call connect() first")
             self._advance()
             self.fleet.reset(start)
             self._begun = time.monotonic() - self.fleet.time
-            self._ready, self._stopped = True, False
+            self._ready, self._limp = True, False
+            with self._state:
+                if self._stops == stops:
+                    self._stopped, self._halt_at = False, None
+                    return
+            self._advance()
+            self._check_running()
 
     def observe(self) -> Observation:
         """Return what has arrived."""
@@ -113,28 +125,39 @@ class SimRobot:
         """Follow a target, as far as one control step's action reaches; return what that was."""
         with self._lock:
             self._check_ready()
-            if self._stopped:
-                raise StoppedError("the twin is stopped; reset() it")
+            self._check_running()
             rows = check_target(target, self.channels)[None]
             self._advance()
-            if self.config.realtime:
-                self.fleet.send(rows)
-            else:
-                self.fleet.command(rows)
+            self._check_running()
+            before = self.fleet.target
+            self.fleet.send(rows)
+            if not (self.config.realtime or self._stopped):
+                self.fleet.advance(self.fleet.substeps)
+            if self._stopped:  # meanwhile: what was sent is forgotten
+                self._let_go()
+                self.fleet.target = before
+                self._check_running()
             return self.fleet.target[0].copy()
 
     def hold(self) -> None:
         """Keep the last target; it does so by itself."""
-        with self._lock:
-            self._advance()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._advance()
+            finally:
+                self._lock.release()
 
     def stop(self) -> None:
         """Let the motors only damp, from now on."""
-        with self._lock:
-            if self._ready and not self._stopped:
+        with self._state:
+            self._stops += 1
+            if not self._stopped:
+                self._stopped, self._halt_at = True, time.monotonic()
+        if self._lock.acquire(blocking=False):  # whoever has it lets the motors go limp
+            try:
                 self._advance()
-                self.fleet.limp()
-            self._stopped = True
+            finally:
+                self._lock.release()
 
     @property
     def fell(self) -> bool:
@@ -157,14 +180,30 @@ class SimRobot:
             return {name: value[0].item() for name, value in self.fleet.measures().items()}
 
     def _advance(self) -> None:
-        """Let the world's clock catch up with the wall's."""
-        if not (self.config.realtime and self._ready):
+        """Let the world's clock catch up with the wall's, limp since it was stopped."""
+        if not self._ready:
             return
-        late = time.monotonic() - self._begun - self.fleet.time
+        if self._halt_at is not None and not self._limp:
+            self._catch_up(self._halt_at)
+            self._let_go()
+        self._catch_up(time.monotonic())
+
+    def _let_go(self) -> None:
+        self.fleet.limp()
+        self._limp = True
+
+    def _catch_up(self, now: float) -> None:
+        if not self.config.realtime:
+            return
+        late = now - self._begun - self.fleet.time
         if late > _LONGEST:  # nobody looked; what nobody saw need not have happened
             self._begun += late - _LONGEST
             late = _LONGEST
         self.fleet.advance(max(0, int(late / self.fleet.timestep + 1e-6)))
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise StoppedError("the twin is stopped; reset() it")
 
     def _check_ready(self) -> None:
         if not self._connected:

@@ -5,14 +5,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import yaml
 
-from penspin_style.compose import FOLDER, UsageError, nearest
+from penspin_style.compose import FOLDER, UsageError, check_installed, check_registered, nearest
+from penspin_style.plain_yaml import read_mapping
 from penspin_style.sim.shift import Shift
 
 TWINS = FOLDER / "twin"
@@ -83,12 +83,21 @@ class TwinConfig:
 
 
 def twin_names() -> list[str]:
-    """Return the twins that come with us."""
+    """Return the twins that come with us.
+
+    Raises:
+        UsageError: the installation is not whole.
+    """
+    check_installed()
     return sorted(file.stem for file in TWINS.glob("*.yaml"))
 
 
-def load_twin(name: str | pathlib.Path, **changes: Any) -> TwinConfig:
+def load_twin(
+    name: str | pathlib.Path, *, trusted: Sequence[str] = (), **changes: Any
+) -> TwinConfig:
     """Return a twin by its name, or from a YAML file; with some fields changed.
+
+    trusted: tasks that the user has named; the file itself can only name registered ones.
 
     Raises:
         UsageError: there is none, or it is not as it should be; names the key.
@@ -99,13 +108,14 @@ def load_twin(name: str | pathlib.Path, **changes: Any) -> TwinConfig:
         if path.parent != TWINS or not path.is_file():
             raise UsageError(f"there is no twin {str(name)!r}{nearest(str(name), twin_names())}")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise UsageError(f"{path} is not readable as a twin: {what}") from error
-    if not isinstance(raw, dict) or "task" not in raw:
+        raw = read_mapping(path)
+    except ValueError as error:
+        raise UsageError(f"{error}; a twin must be a mapping with a task") from error
+    if "task" not in raw:
         raise UsageError(f"{path} is not a twin: it must be a mapping with a task")
     try:
+        if raw["task"] not in trusted:
+            check_registered(raw["task"])
         return dataclasses.replace(_config(raw), **{k: _frozen(v) for k, v in changes.items()})
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path}: {error}") from error
@@ -116,6 +126,8 @@ def _config(raw: dict[str, Any]) -> TwinConfig:
     for key, value in raw.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
+        if "${" in str(value):  # it would read this computer's environment
+            raise ValueError(f"{key} has ${{...}}: write the value, not where it stands")
         legal, what = _TYPES[key]
         if not isinstance(value, legal) or (isinstance(value, bool) and legal is not bool):
             raise ValueError(f"{key} must be {what}, got {value!r}")

@@ -8,6 +8,7 @@ import contextlib
 import select
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 
@@ -17,12 +18,23 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
+from real.frames import FrameCount
+
 MAX_MESSAGE = 8 * 2**20
 _CHUNK = 2**16
+_GLANCE = 0.01
+"""s to look whether something has arrived."""
 
 
 class ClosedError(Exception):
-    """The connection is closed or broken; says by what."""
+    """The connection is closed or broken; says by what.
+
+    code: of the server's closing handshake; None without one.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Status(Exception):  # noqa: N818
@@ -40,17 +52,21 @@ class Address:
     url: str
     uri: WebSocketURI
     resolved: tuple
-    """What `socket.getaddrinfo` says; asked once, as it has no deadline."""
+    """What `socket.getaddrinfo` says; asked once, as nothing can stop it."""
     api_key: str | None
     tls: ssl.SSLContext | None
 
     @classmethod
-    def parse(cls, url: str, api_key: str | None, tls: ssl.SSLContext | None) -> "Address":
+    def parse(
+        cls, url: str, api_key: str | None, tls: ssl.SSLContext | None, timeout: float
+    ) -> "Address":
         """Read a url and look its host up.
+
+        timeout: s for the look-up.
 
         Raises:
             ValueError: no ws:// or wss:// url, or a key that no header can hold.
-            OSError: the host is not known.
+            OSError: the host is not known, or not in time.
         """
         try:
             uri = parse_uri(url)
@@ -64,7 +80,7 @@ class Address:
             raise ValueError(f"{url!r} is not encrypted, `tls` needs a wss:// url")
         if uri.secure and tls is None:
             tls = ssl.create_default_context()
-        found = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+        found = _look_up(uri.host, uri.port, timeout)
         # IPv4 first: servers listen there unless told otherwise
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return cls(url, uri, tuple(found), api_key, tls)
@@ -89,6 +105,7 @@ class WebSocket:
         self._parts: list[bytes] = []
         self._text = False
         self._protocol = ClientProtocol(address.uri, max_size=MAX_MESSAGE)
+        self._frames = FrameCount(MAX_MESSAGE)
         self._socket = _connect(address, deadline)
         try:
             request = self._protocol.connect()
@@ -111,8 +128,7 @@ class WebSocket:
             TimeoutError: not all of it went out; the connection is of no use any more.
             ClosedError: there is no connection.
         """
-        if self._protocol.state is not State.OPEN:
-            raise ClosedError(self._reason())
+        self._check_open()
         self._protocol.send_binary(data)
         self._flush(deadline)
 
@@ -124,33 +140,34 @@ class WebSocket:
             ClosedError: none will come.
         """
         while not self._messages:
-            if self._protocol.state is not State.OPEN:
-                raise ClosedError(self._reason())
+            self._check_open()
             self._fill(deadline)
+        self._frames.taken()
         return self._messages.pop(0)
 
-    def waiting(self) -> bool:
-        """Return whether a message is there already.
+    def waiting(self, deadline: float) -> bool:
+        """Return whether a message is there already; read no longer than needed to know.
 
         Raises:
-            ClosedError: none, and there is no connection.
+            TimeoutError: what arrives has no end.
+            ClosedError: no message, and no connection.
         """
-        self.poll()
+        while not self._messages and self._protocol.state is State.OPEN and self._readable():
+            self._fill(deadline)
+        if not self._messages:
+            self._check_open()
         return bool(self._messages)
 
     def poll(self) -> None:
-        """Take in what has arrived, without waiting, and answer pings.
+        """Take in a little of what has arrived, without waiting, and answer pings.
 
         Raises:
             ClosedError: there is no connection any more.
         """
-        while self.in_step and self._protocol.state is State.OPEN and self._readable():
-            with contextlib.suppress(TimeoutError):
-                self._fill(time.monotonic() + 0.01)
+        with contextlib.suppress(TimeoutError):
+            self.waiting(time.monotonic() + _GLANCE)
         if not self.in_step:
             raise ClosedError("the server does not read")
-        if self._protocol.state is not State.OPEN and not self._messages:
-            raise ClosedError(self._reason())
 
     def close(self) -> None:
         """Say goodbye, without waiting for an answer."""
@@ -182,13 +199,22 @@ class WebSocket:
             self._protocol.receive_eof()
             raise ClosedError(str(error)) from error
         if data:
-            self._protocol.receive_data(data)
+            # of thousands of frames in a packet only so many are parsed and answered
+            fine = self._frames.feed(data, time.monotonic())
+            self._protocol.receive_data(data[:fine])
         else:
             self._protocol.receive_eof()
         for event in self._protocol.events_received():
             if isinstance(event, Frame):
                 self._take(event)
+        if self._frames.fault:
+            raise ClosedError(f"the server floods this client: {self._frames.fault}")
         self._flush(deadline)
+
+    def _check_open(self) -> None:
+        if self._protocol.state is not State.OPEN:
+            received = self._protocol.close_rcvd
+            raise ClosedError(self._reason(), None if received is None else int(received.code))
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
@@ -236,6 +262,26 @@ class WebSocket:
         return f"{sent.reason or sent.code}" if sent is not None else "the server is gone"
 
 
+def _look_up(host: str, port: int, timeout: float) -> list[tuple]:
+    """Return what `socket.getaddrinfo` says, if it does so in time."""
+    said: list[list[tuple] | Exception] = []
+
+    def ask() -> None:
+        try:
+            said.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError, OverflowError) as error:  # a name or port that is none
+            said.append(error)
+
+    thread = threading.Thread(target=ask, name="look-up", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not said:
+        raise TimeoutError(f"no answer within {timeout:g} s")
+    if isinstance(said[0], Exception):
+        raise said[0]
+    return said[0]
+
+
 def _connect(address: Address, deadline: float) -> socket.socket:
     error: OSError = TimeoutError()
     for family, kind, protocol, _, where in address.resolved:
@@ -246,6 +292,7 @@ def _connect(address: Address, deadline: float) -> socket.socket:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if address.tls is None:
                 return made
+            made.settimeout(_left(deadline))
             return address.tls.wrap_socket(made, server_hostname=address.uri.host)
         except OSError as caught:
             made.close()

@@ -121,6 +121,7 @@ def windows(episode: Episode, card: PolicyCard) -> Windows:
             was recorded at another rate.
     """
     _check_rate(episode, card)
+    _check_units(episode, card)
     labels, known, beyond = _labels(episode, card)
     rows = np.flatnonzero(known)
     inputs = {}
@@ -265,6 +266,18 @@ def _check_rate(episode: Episode, card: PolicyCard) -> None:
             f"has control steps of {episode.header.control_dt:g} s, the policy acts every "
             f"{card.control_dt:g} s; record at the policy's rate",
         )
+
+
+def _check_units(episode: Episode, card: PolicyCard) -> None:
+    """Check channel by channel, which the columns of several units do not say, if a card is there.
+
+    Scale, limits and mode may be others: labels are made anew from what was sent.
+    """
+    units = {a.name: a.unit for a in card.actions}
+    for a in episode.header.card.actions if episode.header.card else ():
+        if units.get(a.name, a.unit) != a.unit:
+            what = f"has {a.name} in [{a.unit}], the policy commands [{units[a.name]}]"
+            raise EpisodeError(episode.path, "sent", None, what)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -37,7 +37,7 @@ change() {
 mkdir -p "$group"
 if [ "$kind" = encoder ] && [ ! -e "$group/in_domain_encoder" ]; then
     rm -rf "$group/recording"
-    penspin record outputs/pretrained/panda_lift_cube "$group/recording" task=$task --episodes 300
+    penspin record "$root/outputs/pretrained/panda_lift_cube" "$group/recording" task=$task --episodes 300
     penspin pretrain "$group/recording" --out "$group/in_domain_encoder"
 fi
 for name in "${names[@]}"; do

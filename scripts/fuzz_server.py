@@ -34,6 +34,7 @@ from real.wire import pack  # noqa: E402
 
 POLICY = ROOT / "outputs/pretrained/panda_lift_cube/policy.onnx"
 PATIENCE = 10.0  # s
+Span = tuple[float, float]  # s, monotonic
 MAX_GROWTH = 20.0  # MB
 RATE = 50.0  # Hz of the other client
 UPGRADE = (
@@ -183,7 +184,7 @@ def outcome(where: tuple[str, int], kind: str, handshake: bytes, data: bytes) ->
         try:
             sock.sendall(handshake)
             while True:
-                kinds = [opcode for opcode, _ in _frames(got)]
+                kinds = [opcode for opcode, _ in frames_of(got)]
                 if kinds.count(2) >= 2:
                     return "answered"  # hello and reply; the connection is ours to close
                 if 2 in kinds and not sent:
@@ -207,7 +208,7 @@ def outcome(where: tuple[str, int], kind: str, handshake: bytes, data: bytes) ->
             return "HANG"
     if not got.startswith(b"HTTP/1.1 101"):
         return got[:12].decode("ascii", "replace") or "closed"
-    frames = list(_frames(got))
+    frames = list(frames_of(got))
     errors = [json.loads(body)["error"] for opcode, body in frames if opcode == 1]
     codes = [int.from_bytes(body[:2], "big") for opcode, body in frames if opcode == 8]
     return f"refused: {errors[0]}, close {codes}" if errors else f"close {codes}"
@@ -224,7 +225,7 @@ def _readable(file: socket.socket | TextIO, seconds: float) -> bool:
     return bool(poll.poll(1e3 * seconds))
 
 
-def _frames(data: bytes) -> Iterator[tuple[int, bytes]]:
+def frames_of(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield opcode and payload of the frames after the handshake, as far as they are whole."""
     head, _, data = data.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 101"):
@@ -243,7 +244,7 @@ def _frames(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += size
 
 
-def ask_steadily(url: str, policy: pathlib.Path) -> None:
+def ask_steadily(url: str, policy: pathlib.Path, key: str | None = None) -> None:
     """Be the client that is served meanwhile, until the input ends; then report on the output.
 
     A process of its own: what it waits for is the server, not the fuzzer.
@@ -253,7 +254,7 @@ def ask_steadily(url: str, policy: pathlib.Path) -> None:
     answer = bundle(question).tobytes()
     took: list[tuple[float, float]] = []  # when, s, and how long, ms
     lost = wrong = 0
-    with PolicyClient(url, timeout=PATIENCE, wait=10.0) as client:
+    with PolicyClient(url, key, timeout=PATIENCE, wait=10.0) as client:
         client.infer(question)
         print("served", flush=True)
         due = time.monotonic()
@@ -271,15 +272,18 @@ def ask_steadily(url: str, policy: pathlib.Path) -> None:
     json.dump(said, sys.stdout)
 
 
-def others_figures(said: dict, begin: float, end: float, warm: float) -> dict:
-    """Return what the other client saw: before the frames (from `warm` on), and during them."""
-    quiet = [ms for at, ms in said["took"] if warm <= at < begin]
-    during = [ms for at, ms in said["took"] if begin <= at < end]
+def others_figures(said: dict, quiet: list[Span], during: list[Span]) -> dict:
+    """Return what the other client saw while nobody else was there, and while somebody was."""
+    calm, harried = (
+        quantiles([ms for at, ms in said["took"] if any(a <= at < b for a, b in spans)])
+        for spans in (quiet, during)
+    )
     return {
         "requests": len(said["took"]) + said["lost"],
         **{key: said[key] for key in ("lost", "wrong", "connections")},
-        "quiet": quantiles(quiet),
-        "during": quantiles(during),
+        "quiet": calm,
+        "during": harried,
+        "above_ms": round(harried["p99"] - calm["p99"], 3),
     }
 
 
@@ -296,9 +300,9 @@ def resident(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def server(policy: pathlib.Path) -> Iterator[tuple[subprocess.Popen, str]]:
+def server(policy: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """Run `penspin serve` on a free port; yield its process and its url."""
-    command = [sys.executable, "-m", "penspin_style", "serve", str(policy)]
+    command = [sys.executable, "-m", "penspin_style", "serve", str(policy), *options]
     process = subprocess.Popen(
         [*command, "--port", "0", "--json"],
         cwd=ROOT,
@@ -355,7 +359,7 @@ def fuzz(count: int, policy: pathlib.Path, seed: int) -> dict:
         "seconds": round(end - begin, 1),
         "crashes": int(not alive),
         "hangs": sum(n for text, n in outcomes.items() if "HANG" in text),
-        "other_client_ms": others_figures(said, begin, end, warm),
+        "other_client_ms": others_figures(said, [(warm, begin)], [(begin, end)]),
         "rss_mb": [round(before, 1), round(after, 1)],
         "rss_growth_mb": round(after - before, 1),
         "outcomes": dict(outcomes.most_common()),
@@ -370,9 +374,10 @@ def main() -> int:
     parser.add_argument("--policy", type=pathlib.Path, default=POLICY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-other", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--key", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_other:
-        ask_steadily(args.as_other, args.policy)
+        ask_steadily(args.as_other, args.policy, args.key)
         return 0
     figures = fuzz(args.count, args.policy, args.seed)
     print(json.dumps(figures, indent=1))

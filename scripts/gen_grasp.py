@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from penspin_style import storage
+from penspin_style import interrupt, storage
 from penspin_style.compose import UsageError, compose_train
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
@@ -37,13 +37,15 @@ def main(words: list[str]) -> int:
     parser.add_argument("--out", default="outputs/grasps", help="folder of the caches")
     options, overrides = parser.parse_known_args(words)
     try:
-        return run(options, overrides)
+        with interrupt.raising():
+            return run(options, overrides)
     except (UsageError, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was stored", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):
+            print("stopped; nothing was stored", file=sys.stderr)
+        return 128 + getattr(error, "number", 2)
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

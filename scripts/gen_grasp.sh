@@ -9,4 +9,4 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 source "$(dirname "$0")/setup_env.sh" plot
-exec python scripts/gen_grasp.py "$@"
+exec python "$root/scripts/gen_grasp.py" "$@"

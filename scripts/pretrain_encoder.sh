@@ -7,8 +7,5 @@ if [ $# -lt 1 ]; then
     echo "usage: scripts/pretrain_encoder.sh DATA [--out DIR] [--epochs N] [--seed N] [--json]" >&2
     exit 2
 fi
-data=$1
-[ -e "$data" ] && data=$(realpath -- "$data") # setup_env.sh changes the folder
-shift
 source "$(dirname "$0")/setup_env.sh" ""
-exec penspin pretrain "$data" "$@"
+exec penspin pretrain "$@"

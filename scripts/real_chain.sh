@@ -22,8 +22,8 @@ case "${1:-}" in
 esac
 out="$(realpath -m "${1:-outputs/real_chain}")"
 source "$(dirname "$0")/setup_env.sh" ""
-teacher="${TEACHER:-outputs/pretrained/pen_spin/teacher}"
-student="${STUDENT:-outputs/pretrained/pen_spin/student}"
+teacher="${TEACHER:-$root/outputs/pretrained/pen_spin/teacher}"
+student="${STUDENT:-$root/outputs/pretrained/pen_spin/student}"
 robot="${ROBOT:-pen_shifted}"
 rule="${RULE:-turns>=0.3}"
 seed="${SEED:-0}"
@@ -52,7 +52,7 @@ step 4 "pack it as PenSpin's real_data.h5"
 penspin data pack "$out/episodes" "$out/real_data.h5"
 penspin data verify "$out/real_data.h5"
 step 5 "fine-tune the student on it"
-scripts/finetune_ppo.sh --real-dataset-folder="$out/episodes" --checkpoint-path="$student" \
+"$root/scripts/finetune_ppo.sh" --real-dataset-folder="$out/episodes" --checkpoint-path="$student" \
     --out="$out" --name=finetuned --seed="$seed" "${tune[@]}"
 tuned="$out/pen_spin_student/finetuned"
 step 6 "export it as ONNX, checked against torch"

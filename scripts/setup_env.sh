@@ -2,15 +2,17 @@
 # Sourced by the other scripts: make .venv with this package and its extras, once, and activate it.
 #   source scripts/setup_env.sh [EXTRA]      PENSPIN_VENV names another folder
 # A script that has arguments says "" for no extra: without any word bash hands on the script's own.
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+# `root` is the repository; the folder stays the user's, so that paths given to a script mean the same.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" || exit 2
 if [ -n "${PENSPIN_SKIP_INSTALL:-}" ]; then # the tests run the scripts where they are themselves
     return 0
 fi
-if [ -n "${1:-}" ] && ! grep -qxF "$1 =" setup.cfg; then
+if [ -n "${1:-}" ] && ! grep -qxF "$1 =" "$root/setup.cfg"; then
     echo "setup_env.sh: setup.cfg has no extra $1" >&2
     exit 2
 fi
 venv="${PENSPIN_VENV:-.venv}"
+[[ "$venv" = /* ]] || venv="$root/$venv"
 extra="${1:+[$1]}"
 stamp="$venv/.installed-${1:-core}"
 
@@ -26,10 +28,10 @@ if [ -e "$venv/.installed-dev" ]; then
     stamp="$venv/.installed-dev" # has all of the core
     extra="[dev]"
 fi
-if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
+if [ ! -e "$stamp" ] || [ "$root/setup.cfg" -nt "$stamp" ]; then
     echo "installing into $venv (several hundred MB the first time) ..."
     "$venv/bin/python" -m pip install --quiet --upgrade pip || exit 2
-    "$venv/bin/python" -m pip install --quiet --editable ".$extra" || exit 2
+    (cd "$root" && "$venv/bin/python" -m pip install --quiet --editable ".$extra") || exit 2
     touch "$stamp"
 fi
 source "$venv/bin/activate"

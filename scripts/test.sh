@@ -5,6 +5,7 @@
 # those of robots alone, for their clocks are real.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh" dev
+cd "$root"
 export PYTHONHASHSEED=0 # both processes below must see the same tests
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # small tensors: a second thread only waits busily
 ruff check .

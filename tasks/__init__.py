@@ -1,8 +1,15 @@
-"""The tasks, one file each; the command line and the contract tests find them in this folder."""
+"""The tasks, one file each; the command line and the contract tests find them in this folder.
+
+Importing this package registers them with Gymnasium; neither torch nor MuJoCo is imported for it.
+Gymnasium imports it by itself for `gymnasium.make("tasks:penspin_style/PandaLiftCube-v0")`, also in
+the processes that it and others start.
+"""
 
 import pathlib
 import pkgutil
 import re
+
+import gymnasium
 
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
 
@@ -22,12 +29,7 @@ def gymnasium_id(name: str) -> str:
 
 
 def register_gymnasium() -> None:
-    """Register every task with Gymnasium, which calls this by itself once the package is installed.
-
-    Entry points are strings: neither torch nor MuJoCo is imported before an environment is made.
-    """
-    import gymnasium
-
+    """Register every task with Gymnasium, once; importing this package has done so."""
     for name in task_names():
         if gymnasium_id(name) not in gymnasium.registry:
             gymnasium.register(
@@ -44,3 +46,6 @@ def _binds_task(name: str) -> bool:
         if file.exists():
             return re.search(r"^TASK\b", file.read_text(), re.MULTILINE) is not None
     return False
+
+
+register_gymnasium()

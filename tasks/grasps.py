@@ -11,13 +11,14 @@ import pathlib
 from collections.abc import Sequence
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penspin_style import rotation, storage
+from penspin_style.tensors import read_tensors
 from tasks.robots import allegro
 
+_FILE = "grasps.safetensors"
 SHIPPED = pathlib.Path(__file__).with_name("assets") / "grasps"
 SIZE = 23
 
@@ -69,7 +70,7 @@ def save(grasps: Tensor, folder: pathlib.Path, card: dict[str, object]) -> None:
     """
     with storage.publish(folder, {}) as stage:
         content = {"grasps": grasps.cpu().float().contiguous()}
-        (stage / "grasps.safetensors").write_bytes(save_tensors(content))
+        (stage / _FILE).write_bytes(save_tensors(content))
         (stage / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
@@ -85,8 +86,8 @@ def load_one(folder: pathlib.Path) -> Tensor:
             f"there is no cache of grasps {folder} (there: {', '.join(there) or 'none'}); make it "
             f"with scripts/gen_grasp.sh GPU {folder.name.removeprefix('s')}"
         )
-    storage.verify(folder)
-    found = load_tensors((folder / "grasps.safetensors").read_bytes()).get("grasps")
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    found = read_tensors(contents.get(_FILE, b""), folder / _FILE).get("grasps")
     if found is None or found.dim() != 2 or found.shape[1] != SIZE or not len(found):
         raise ValueError(f"{folder}: a cache holds `grasps` (n, {SIZE})")
     if not torch.isfinite(found).all():

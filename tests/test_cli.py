@@ -13,6 +13,7 @@ import pytest
 
 import tasks
 from penspin_style.compose import compose_train
+from penspin_style.plain_yaml import parse_mapping
 from penspin_style.run import Run
 from tests.terminal import call, check_refusal
 
@@ -52,7 +53,7 @@ def folder(tmp_path_factory):
         file.write(b"x")
     (path / "no_task" / "config.yaml").write_text("num_envs: 3\n")
     (path / "no_yaml" / "config.yaml").write_text("a: [\n")
-    for name in ("unfinished", "wrecked"):
+    for name in ("unfinished", "wrecked", "no_task", "no_yaml"):
         shutil.rmtree(path / name / "policy")
     for values in (path / "wrecked" / "checkpoints").glob("*/state.json"):
         values.unlink()
@@ -121,6 +122,12 @@ REFUSED = {
     # syntax
     "train num_envs": "'num_envs' is not an override; write KEY=VALUE",
     "train num_envs==5": "'num_envs==5' is not an override",
+    "train 'name=run(2'": "write KEY=VALUE; a text of such characters is quoted: \"name='run(2'\"",
+    "train --json num_envs": "'num_envs' is not an override",
+    "export run --samples 100 num_envs=3": "unrecognized arguments: num_envs=3",
+    "eval run --episodes 1 more": "unrecognized arguments: more",
+    "eval run --episodes 1 task.reward.lft=2": "did you mean task.reward.lift?",
+    "eval run --blank front_rgb task.randomize=false": ": write KEY=VALUE before",
     "train 'num_envs={a'": "'num_envs={a' is not an override",
     "train 'num_envs=16 seed=1'": "'num_envs=16 seed=1' is not an override",
     "train =5": "unknown key ''",
@@ -432,6 +439,36 @@ def test_json_is_exactly_one_object_on_standard_output(here, tmp_path):
         assert isinstance(value, dict) and keys <= set(value)
         assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     assert set(value["reward"]) == {"reach", "grasp", "close", "lift"}
+
+
+def test_overrides_may_stand_anywhere(capsys):
+    for line in (
+        "train num_envs=7 seed=5 --print-config",
+        "train num_envs=7 --print-config seed=5",
+        "train --print-config num_envs=7 seed=5",
+        "train seed=5 --json --print-config num_envs=7",
+    ):
+        assert call(line) == 0
+        printed = parse_mapping(capsys.readouterr().out)  # JSON is YAML too
+        assert (printed["num_envs"], printed["seed"]) == (7, 5)
+
+
+def test_the_configuration_is_printed_as_json_where_that_is_asked_for(capsys):
+    assert call("train --json --print-config task=pen_spin name=12e5") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["task_name"], printed["name"]) == ("pen_spin", "12e5")
+    assert call("train --print-config task=pen_spin name=12e5") == 0
+    assert parse_mapping(capsys.readouterr().out) == printed
+
+
+def test_a_task_in_the_current_folder_is_found_by_the_installed_command(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "reach.py").write_text("from tests.env.toy import TASK\n")
+    # -P: as the installed command, python does not look in the current folder by itself
+    words = ("-P", "-m", "penspin_style", "train", "task=mine.reach", "--print-config")
+    done = python(*words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("task_name: tests.env.toy\n")  # where its class is
 
 
 def test_the_printed_configuration_is_the_one_that_trains(here, capsys):

@@ -1,14 +1,24 @@
 """From words to a configuration and back: which algorithm, which values, what is refused."""
 
-import pathlib
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import tasks
-from penspin_style.compose import FOLDER, UsageError, compose_train, differences, saved_words
-from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig
+from penspin_style.compose import (
+    FOLDER,
+    UsageError,
+    compose_train,
+    differences,
+    saved_words,
+    task_names,
+)
+from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig, weights_folder
+from penspin_style.plain_yaml import parse_mapping
 
 VISION = "task=panda_lift_cube_vision"
 
@@ -36,9 +46,8 @@ def test_a_task_chooses_its_algorithm_and_the_words_may_name_it():
 
 def test_the_vision_task_begins_from_its_teacher_and_says_how_far_its_cameras_see():
     cfg, _, _ = compose_train([VISION])
-    folder = pathlib.Path(__file__).parents[1]
-    assert (folder / cfg.algo.teacher / "policy" / "card.json").exists()
-    assert (folder / cfg.algo.encoder / "card.json").exists()
+    assert (weights_folder(cfg.algo.teacher) / "policy" / "card.json").exists()
+    assert (weights_folder(cfg.algo.encoder) / "card.json").exists()
     assert cfg.algo.max_depth.keys() == cfg.task.cameras.keys() == {"front", "wrist"}
     assert cfg.algo.group in cfg.task.observation
 
@@ -78,6 +87,131 @@ def test_words_that_cannot_be_meant_are_refused_in_one_line(words, message):
         compose_train(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Texts.
+
+
+TYPED = ("1e45678", "12e5", "true", "1.10", "1_000", "0x10", "nan", "-inf", "007", "1:30", "off")
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_a_text_stays_as_it_was_typed(tmp_path, text):
+    cfg, _, resolved = compose_train([VISION, f"name={text}", f"algo.teacher={text}"])
+    assert (cfg.name, cfg.algo.teacher) == (text, text)
+    (tmp_path / "config.yaml").write_text(resolved)
+    (word,) = (w for w in saved_words(tmp_path / "config.yaml") if w.startswith("algo.teacher="))
+    assert OverridesParser.create().parse_override(word).value() == text
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("out=/data/lr=0.1", "\"out='/data/lr=0.1'\""),
+        ("name=\u00fcn\u00ef", "\"name='\u00fcn\u00ef'\""),
+        ("name=run(2)", "\"name='run(2)'\""),
+        ("name=a,b", "\"name='a,b'\""),
+        ("name=it's", "\"name='it\\\\'s'\""),
+        ("name=5$(x)", "\"name='5\\$(x)'\""),
+    ],
+)
+def test_a_text_that_hydra_cannot_read_is_shown_in_quotation_marks(word, hint):
+    with pytest.raises(UsageError) as caught:
+        compose_train([word])
+    assert str(caught.value).endswith(f"a text of such characters is quoted: {hint}")
+    done = subprocess.run(["bash", "-c", f"printf %s {hint}"], capture_output=True, check=True)
+    again = done.stdout.decode()  # as a shell hands it on
+    key, _, value = word.partition("=")
+    assert getattr(compose_train([again])[0], key) == value
+
+
+def test_what_an_interpolation_stands_for_is_saved(monkeypatch):
+    monkeypatch.setenv("PENSPIN_TEST_NAME", "of the environment")
+    cfg, _, text = compose_train(["name=${oc.env:PENSPIN_TEST_NAME}", "seed=${num_envs}"])
+    assert (cfg.name, cfg.seed) == ("of the environment", 512)
+    assert parse_mapping(text)["name"] == cfg.name and "${" not in text
+
+
+# Which tasks.
+
+OWN = """
+import tests.env.toy as toy
+class Mine(toy.Cart):
+    pass
+TASK = Mine
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package in the current folder, which is not searched for imports."""
+    package = tmp_path / "ownpackage"
+    package.mkdir()
+    (package / "reach.py").write_text(OWN)
+    (package / "broken.py").write_text("import math\nimport nosuchlib\n")
+    (package / "wrong.py").write_text("x = 1\nx = y\n")
+    (package / "typo.py").write_text("x = 1\ndef f(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] == "ownpackage"]:
+        del sys.modules[name]
+
+
+def test_a_task_of_ones_own_is_found_in_the_current_folder_after_all_that_is_installed(own):
+    before = list(sys.path)
+    sys.modules.pop("this", None)
+    (own.parent / "this.py").write_text("raise SystemExit('this shadows the standard library')")
+    (own / "reach.py").write_text(f"import contextlib, io\n"
+                                  f"with contextlib.redirect_stdout(io.StringIO()):\n"
+                                  f"    import this\n{OWN}")  # fmt: skip
+    _, task, text = compose_train(["task=ownpackage.reach"])
+    assert task.__name__ == "Mine" and text.startswith("task_name: ownpackage.reach\n")
+    assert sys.path == before
+
+
+def test_a_file_does_not_find_it(own):
+    words = ["task=ownpackage.reach"]
+    with pytest.raises(UsageError, match=r"'ownpackage\.reach', which is not registered; if you"):
+        compose_train([], words)
+    assert "ownpackage.reach" not in sys.modules
+    assert compose_train(words, words)[1].__name__ == "Mine"
+    assert compose_train([], words, trusted=["ownpackage.reach"])[1].__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("broken", r"ModuleNotFoundError: No module named 'nosuchlib' \(.*broken\.py:2\)"),
+        ("wrong", r"NameError: name 'y' is not defined \(.*wrong\.py:2\)"),
+        ("typo", r"SyntaxError: .*typo\.py:2\)"),
+        ("nothing", r"there is no task 'ownpackage\.nothing' \(no module ownpackage\.nothing\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line_with_its_place(own, name, complaint):
+    with pytest.raises(UsageError, match=complaint) as caught:
+        compose_train([f"task=ownpackage.{name}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_installed_package_registers_its_tasks(own, monkeypatch):
+    monkeypatch.syspath_prepend(str(own.parent))
+    entries = [EntryPoint(n, f"ownpackage.{n}", "penspin_style.tasks") for n in ("reach", "broken")]
+    monkeypatch.setattr(
+        "penspin_style.env.task.entry_points",
+        lambda group: entries if group == "penspin_style.tasks" else [],
+    )
+    assert task_names() == [*tasks.task_names(), "broken", "reach"]
+    _, task, text = compose_train(["task=reach"])
+    assert task.__name__ == "Mine" and text.startswith("task_name: ownpackage.reach\n")
+    for name in ("reach", "ownpackage.reach"):  # a file may name it now
+        assert compose_train([], [f"task={name}"])[1] is task
+    with pytest.raises(UsageError, match="task 'broken' cannot be imported: ModuleNotFoundError"):
+        compose_train(["task=broken"])
+    with pytest.raises(
+        UsageError, match="it is for task=pen_spin"
+    ):  # the broken one is passed over
+        compose_train(["ablation=no_z_reward"])
 
 
 # Named changes.

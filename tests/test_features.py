@@ -167,3 +167,32 @@ def test_a_delay_travels_with_the_card_and_makes_no_other_feature():
     old = card.to_json().replace(',\n     "delay": 1', "")
     (read,) = PolicyCard.from_json(old).inputs[0].features
     assert "delay" not in old and read.delay == 0 and read == late
+
+
+@pytest.mark.parametrize("place", ["task", "run", "unit", "key", "score"])
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "a\nb", "\u202e", "\ud800", "\x9b31m"])
+def test_a_card_with_a_text_that_a_terminal_would_act_on_is_not_read(place, text):
+    change = {"task": {"task": text}, "run": {"run": text}, "score": {"score": {"a": [text]}}}
+    change |= {"key": {"versions": {text: "1"}}}
+    card = dataclasses.replace(CARD, **change.get(place, {}))
+    if place == "unit":
+        joint = dataclasses.replace(CARD.joints[0], unit=text)
+        card = dataclasses.replace(CARD, joints=(joint, *CARD.joints[1:]))
+    with pytest.raises(ValueError, match="has a text that is not printable"):
+        PolicyCard.from_json(card.to_json())
+
+
+def test_a_card_in_any_script_is_read():
+    card = dataclasses.replace(CARD, task="prüfung 試験 °·⁻¹")
+    assert PolicyCard.from_json(card.to_json()) == card
+
+
+def test_a_card_with_a_key_twice_or_nested_without_end_is_not_read():
+    text = CARD.to_json()
+    twice = text.replace('"task":', '"task": "other", "task":')
+    with pytest.raises(ValueError, match="not JSON: it holds the key 'task' twice"):
+        PolicyCard.from_json(twice)
+    deep = text.replace('"score": {', '"score": {"a": ' + "[" * 70 + "]" * 70 + ",")
+    assert deep != text
+    with pytest.raises(ValueError, match="nested more than 64 deep"):
+        PolicyCard.from_json(deep)

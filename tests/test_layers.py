@@ -13,19 +13,28 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLOOR = {"penspin_style", "features", "config", "rotation", "storage"}  # may be used anywhere
+# may be used anywhere
+_FILES = {"storage", "terminal", "plain_yaml", "tensors"}
+FLOOR = {"penspin_style", "features", "config", "rotation", "interrupt"} | _FILES
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS = {"penspin_style", "features", "storage", "tensors", "rotation", "nets"}
 LEARN = NETS | {"config", "algo"}
-TOP = ENV | LEARN | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run"}
+TOP = (
+    ENV
+    | LEARN
+    | {"checkpoint", "metrics", "evaluate", "compose", "deploy", "run", "run_folder", "run_faults"}
+)
+# needs no torch
 ROBOT = {
     "penspin_style",
     "features",
     "rotation",
+    "terminal",
+    "interrupt",
     "data",
     "data.episode",
     "deploy.bundle",
-}  # needs no torch
+}
 WORLD = TOP | ROBOT | {"source", "film", "tasks", "real"}  # what simulates, or learns, beside it
 
 EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.episode")
@@ -33,28 +42,35 @@ EPISODE = ("data.layout", "data.guard", "data.stage", "data.recorder", "data.epi
 # room -> rooms that it may import, itself aside
 LAYERS: dict[str, set[str]] = {
     "penspin_style": set(),
-    "features": set(),
+    "features": {"storage"},
     "config": set(),
     "rotation": set(),
     "storage": set(),
+    "plain_yaml": {"storage"},
+    "tensors": {"storage"},
+    "terminal": set(),
+    "interrupt": set(),
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
     "nets": NETS,
     "algo": LEARN | {"checkpoint", "data"},
     "data.layout": {"features"},
-    "data.guard": {"data.layout"},
+    "data.guard": {"storage", "data.layout"},
     "data.stage": {"storage"},
     "data.recorder": {"features", "storage", "data.layout", "data.stage"},
-    "data.episode": {"features", "data.layout", "data.guard", "data.recorder"},
-    "data": {"features", "storage", *EPISODE},
+    "data.episode": {"features", "storage", "data.layout", "data.guard", "data.recorder"},
+    "data": {"features", "storage", "terminal", *EPISODE},
     "deploy.onnx_scan": set(),
-    "deploy.bundle": {"features", "deploy.onnx_scan"},
-    "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan"},
-    "checkpoint": {"penspin_style", "storage"},
-    "metrics": {"penspin_style", "storage"},
+    "deploy.session": {"features", "deploy.onnx_scan"},
+    "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
+    "deploy": NETS | {"deploy.bundle", "deploy.onnx_scan", "deploy.session"},
+    "checkpoint": {"penspin_style", "storage", "tensors"},
+    "metrics": {"penspin_style", "storage", "interrupt"},
     "evaluate": ENV,
     "compose": ENV,
+    "run_faults": {"storage", "env", "sim"},
+    "run_folder": {"storage", "compose"},
     "run": TOP,
     "film": ENV | {"evaluate"},
     "report": {"evaluate"},
@@ -71,11 +87,13 @@ LAYERS: dict[str, set[str]] = {
         "film",
         "report",
         "source",
+        "task_error",
         "deploy.bundle",
         "deploy.onnx_scan",
     },
-    "data_verbs": {"features", "compose", "data", *EPISODE, "deploy.bundle"},
-    "__main__": TOP | {"verbs", "data_verbs"},
+    "task_error": set(),
+    "data_verbs": {"features", "storage", "terminal", "compose", "data", *EPISODE, "deploy.bundle"},
+    "__main__": TOP | {"verbs", "data_verbs", "task_error", "terminal"},
     "tasks": FLOOR | {"sim", "env"},
     "real": ROBOT,
     "real.twin": WORLD,
@@ -107,10 +125,14 @@ WITHOUT = {
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
+    "plain_yaml": {"torch", "mujoco"},
+    "tensors": {"mujoco"},
+    "interrupt": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "deploy.bundle": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
     "deploy.onnx_scan": {"torch", "onnx"},
+    "deploy.session": {"torch", "tensordict", "torchrl", "mujoco", "onnx"},
     **{name: {"torch", "mujoco"} for name in EPISODE},
     "tasks": {"torchrl", "warp", "mujoco_warp"},
     "real": {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"},

@@ -135,7 +135,7 @@ def test_the_card_and_the_json_have_the_figures_and_the_plot_is_written(run, tmp
     assert score["travel"] == score["measures"]["travel"]["mean"]
     capsys.readouterr()
     target = tmp_path / "eval.png"
-    line = f"eval {run.folder} --episodes 6 --seed {run.cfg.eval_seed}"
+    line = f"eval {run.folder} task=tests.env.measured --episodes 6 --seed {run.cfg.eval_seed}"
     assert call(f"{line} --json --plot {target}") == 0
     raw = json.loads(capsys.readouterr().out)
     assert raw["measures"] == score["measures"]

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 
-from penspin_style import run as run_module
+from penspin_style import interrupt, run_faults
 from penspin_style.__main__ import main
 from penspin_style.algo.algorithm import MAX_SKIPPED
 from penspin_style.algo.ppo import PPO
@@ -149,6 +149,7 @@ def test_the_comparison_could_fail(unbroken):
 def test_samples_add_up_over_a_resume_with_another_horizon(tmp_path):
     fit(tmp_path, *SMALL, f"total_samples={2 * ITERATION}")
     words = ("algo.horizon=4", f"total_samples={3 * ITERATION}", "resume=true")
+    words = (*words, "resume_changes=[algo.horizon]")
     resumed = fit(tmp_path, *SMALL, *words)
     assert [int(row["samples"]) for row in rows(resumed)] == [128, 256, 320, 384]
     assert resumed.samples == 3 * ITERATION
@@ -229,6 +230,13 @@ def test_resuming_with_other_sizes_is_refused_with_the_run_s_own_words(tmp_path,
     config = (run.folder / "config.yaml").read_text()
     for word, own in (("num_envs=8", "num_envs=16"), ("algo.hidden=[9]", "algo.hidden=[128,128]")):
         assert main(["train", *SMALL, f"out={tmp_path}", "resume=true", word]) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert "was trained with" in err[-1] and own in err[-1]
+        key = word.partition("=")[0]
+        assert f"resume_changes=[{key}]" in err[-1]
+        more = f"total_samples={2 * ITERATION}"
+        leave = [word, more, f"resume_changes=[{key}]"]
+        assert main(["train", *SMALL, f"out={tmp_path}", "resume=true", *leave]) == 2
         err = capsys.readouterr().err.splitlines()
         assert "does not fit this configuration; it was trained with" in err[-1]
         assert own in err[-1]
@@ -320,7 +328,7 @@ def _iteration(checkpoints):
     return int(published[-1].name) if published else -1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
 def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn, number, capsys):
     words = ("total_samples=1000000000", "num_envs=64", "algo.horizon=40")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
@@ -329,7 +337,7 @@ def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn
         child = spawn(tmp_path, *words, *(["resume=true"] if k else []))
         wait_for(lambda c=child, n=newest: _iteration(checkpoints) > n or c.poll() is not None)
         if k == 0:
-            _check_that_the_folder_is_taken(tmp_path, capsys)
+            _check_that_the_folder_is_taken(tmp_path, words, capsys)
         began = time.monotonic()
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
@@ -345,10 +353,10 @@ def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn
     assert most <= 20.0
 
 
-def _check_that_the_folder_is_taken(out, capsys):
+def _check_that_the_folder_is_taken(out, words, capsys):
     """Two more processes want it: one to continue the run, one to begin another."""
     for word, says in (("resume=true", "another process trains"), ("seed=0", "holds a run")):
-        assert main(["train", *SMALL, f"out={out}", word]) == 2
+        assert main(["train", *SMALL, *words, f"out={out}", word]) == 2
         printed, err = capsys.readouterr()
         assert printed == "" and err.count("\n") == 1 and says in err
 
@@ -626,8 +634,8 @@ def spoil_actions(monkeypatch, count, *, until=math.inf):
 
 
 def test_dumps_are_bounded_over_iterations_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "MAX_DUMPS", 7)
-    monkeypatch.setattr(run_module, "MAX_FAULTY_SHARE", 1.0)
+    monkeypatch.setattr(run_faults, "MAX_DUMPS", 7)
+    monkeypatch.setattr(run_faults, "MAX_SHARE", 1.0)
     spoil_actions(monkeypatch, 5)
     run = fit(tmp_path, f"total_samples={ITERATION}")
     assert len(list((run.folder / "faults").glob("*.npz"))) == 5
@@ -641,7 +649,7 @@ def test_dumps_are_bounded_over_iterations_and_resumes(tmp_path, monkeypatch):
 def test_a_dump_that_does_not_fit_on_the_disk_is_a_warning(
     tmp_path, full_disk, monkeypatch, capsys
 ):
-    monkeypatch.setattr(run_module, "MAX_FAULTY_SHARE", 1.0)
+    monkeypatch.setattr(run_faults, "MAX_SHARE", 1.0)
     spoil_actions(monkeypatch, 1, until=1)
     full_disk.add("00000001-env0-ACTION.npz")
     run = make(tmp_path, f"total_samples={ITERATION}")

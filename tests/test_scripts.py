@@ -92,3 +92,36 @@ def test_a_fresh_clone_installs_the_core_and_hands_the_words_on(words, tmp_path)
         assert told == ["train", "device=cpu", "seed=0", "name=mine", "task=reach"]
     installed = (tmp_path / "installed").read_text().splitlines()
     assert [line.split()[-1] for line in installed] == ["pip", "."]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train_teacher.sh cpu 0 mine algo.teacher=mine",
+        "train_student_sim.sh algo.teacher=mine",
+        "pretrain_encoder.sh data --out encoder",
+        "finetune_ppo.sh --real-dataset-folder=episodes",
+        "gen_grasp.sh cpu 0.28 --out grasps",
+    ],
+)
+def test_a_path_given_to_a_script_is_from_the_folder_it_is_called_in(line, tmp_path):
+    for name in ("bin", "elsewhere"):
+        (tmp_path / name).mkdir()
+    for name in ("penspin", "python"):
+        stub = tmp_path / "bin" / name
+        stub.write_text('#!/bin/sh\necho "$PWD" "$@"\n')
+        stub.chmod(0o755)
+    env = {"PENSPIN_SKIP_INSTALL": "1", "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / line.split()[0], *line.split()[1:]],
+        cwd=tmp_path / "elsewhere",
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder, *told = done.stdout.split()
+    assert folder == str(tmp_path / "elsewhere")
+    assert told[-1] == line.split()[-1]
+    files = [pathlib.Path(word) for word in told if word.endswith(".py")]
+    assert all(file.is_absolute() and file.exists() for file in files)

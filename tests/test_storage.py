@@ -1,5 +1,8 @@
 import errno
 import os
+import pathlib
+import socket
+import time
 
 import faultydisk
 import pytest
@@ -217,3 +220,87 @@ def test_a_manifest_of_another_kind_is_damaged_and_not_a_crash(target, text):
     (target / storage.MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(storage.DamagedError, match=r"manifest\.json"):
         storage.verify(target)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
+def test_only_a_regular_file_is_read_and_nothing_is_waited_for(tmp_path, kind):
+    path = tmp_path / "policy.onnx"
+    listener = socket.socket(socket.AF_UNIX)
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "socket": lambda: listener.bind(str(path)),
+        "folder": path.mkdir,
+    }
+    make[kind]()
+    began = time.monotonic()
+    with listener, pytest.raises(OSError, match=r"regular file|No such device"):
+        storage.read_file(path, 100)
+    assert time.monotonic() - began < 1
+
+
+def test_a_file_is_read_up_to_its_limit_and_a_sparse_one_costs_nothing(tmp_path):
+    (tmp_path / "whole").write_bytes(b"x" * 100)
+    (tmp_path / "link").symlink_to("whole")
+    assert storage.read_file(tmp_path / "link", 100) == b"x" * 100
+    assert storage.read_file(tmp_path / "link", 2**60) == b"x" * 100  # a limit costs no memory
+    with pytest.raises(OSError, match="whole is larger than 99 bytes"):
+        storage.read_file(tmp_path / "whole", 99)
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 2**42)
+    with pytest.raises(OSError, match=f"larger than {2**40} bytes"):
+        storage.read_file(tmp_path / "sparse", 2**40)
+    # what grows while it is read says that it is empty
+    with pytest.raises(OSError, match="larger than 10 bytes"):
+        storage.read_file(pathlib.Path("/proc/self/maps"), 10)
+
+
+@pytest.mark.parametrize("read", [storage.verify, storage.read_verified])
+@pytest.mark.parametrize("name", ["weights.bin", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_published_folder_with_a_pipe_or_a_device_in_it_is_damaged(target, read, name, kind):
+    (target / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(target / name)
+    else:
+        (target / name).symlink_to("/dev/zero")
+    with pytest.raises(storage.DamagedError, match=f"{name} is .*not a regular file"):
+        read(target, limit=2**20)
+
+
+def test_a_published_folder_gives_the_bytes_that_were_checked(target):
+    manifest, contents = storage.read_verified(target, limit=1024)
+    assert (manifest, contents) == (storage.verify(target), FILES)
+    with pytest.raises(storage.DamagedError, match=r"weights.bin is .*larger than 1023 bytes"):
+        storage.read_verified(target, limit=1023)
+    with pytest.raises(storage.DamagedError, match=r"weights.bin is larger than 1023 bytes"):
+        storage.verify(target, limit=1023)
+
+
+def test_a_manifest_nested_without_end_is_damaged(target):
+    (target / storage.MANIFEST).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(storage.DamagedError, match="missing or unreadable"):
+        storage.verify(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"task": "a", "run": "", "task": "b"}', "the key 'task' twice"),
+        ('[{"deep": {"x": 1, "x": 1}}]', "the key 'x' twice"),
+        ("[1, NaN]", "holds NaN"),
+        ("[-Infinity]", "holds -Infinity"),
+        ("[1e999]", "holds 1e999"),
+        ("[" * 100_000 + "]" * 100_000, "nested more than 64 deep"),
+        ("[" * 65 + "]" * 65, "nested more than 64 deep"),
+        ('{"a":' * 64 + "{}" + "}" * 64, "nested more than 64 deep"),
+        ("[1" + "0" * 5000 + "]", "digits"),
+        ("{", "Expecting"),
+        (b"\xff", "decode"),
+    ],
+)
+def test_json_that_two_readers_could_read_in_two_ways_is_refused(text, fault):
+    with pytest.raises(ValueError, match=fault):
+        storage.parse_json(text)
+    assert storage.parse_json("[" * 64 + "]" * 64)
+    assert storage.parse_json('{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}

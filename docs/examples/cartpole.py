@@ -152,7 +152,7 @@ def main(overrides: list[str]) -> None:
     for command in (
         ["train", *task, *sizes, *overrides],
         ["export", run],
-        ["eval", f"{run}/policy.onnx", "--episodes", "100"],
+        ["eval", f"{run}/policy.onnx", "task=examples.cartpole", "--episodes", "100"],
     ):
         print("$ penspin", *command, flush=True)
         penspin = [sys.executable, "-m", "penspin_style", *command]

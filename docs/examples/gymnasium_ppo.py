@@ -18,14 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-import tasks
-
 
 @dataclass
 class Args:
     """Settings; each is an option of the command line."""
 
-    task: str = "penspin_style/PandaLiftCube-v0"
+    task: str = "tasks:penspin_style/PandaLiftCube-v0"
     samples: int = 400_000
     """Environment steps, summed over environments."""
     num_envs: int = 64
@@ -135,7 +133,6 @@ def train(args: Args) -> list[float]:
     """Train; return the mean return of the episodes that ended in each iteration."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # so small a network learns no faster with more
-    tasks.register_gymnasium()
     envs = gymnasium.make_vec(args.task, num_envs=args.num_envs)
     agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0])
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)

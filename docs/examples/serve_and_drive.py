@@ -15,7 +15,6 @@ import sys
 import gymnasium
 import numpy as np
 
-import tasks
 from real.client import PolicyClient
 
 POLICY = "outputs/pretrained/panda_lift_cube/policy.onnx"
@@ -34,8 +33,7 @@ def serve(policy: str) -> tuple[subprocess.Popen[str], str]:
 
 def drive(url: str, episodes: int) -> float:
     """Run episodes by the served policy; return the share of those that succeeded."""
-    tasks.register_gymnasium()
-    env = gymnasium.make("penspin_style/PandaLiftCube-v0")
+    env = gymnasium.make("tasks:penspin_style/PandaLiftCube-v0")
     succeeded, milliseconds = [], []
     with PolicyClient(url, timeout=1.0) as client:
         print(f"{url} serves {client.metadata['task']}, {1 / client.metadata['control_dt']:g} Hz")

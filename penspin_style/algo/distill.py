@@ -21,7 +21,7 @@ from torchrl.objectives import BCLoss
 
 from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
 from penspin_style.algo.pupil import Pupil, make_pupil
-from penspin_style.config import DistillConfig
+from penspin_style.config import DistillConfig, weights_folder
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input
 from penspin_style.nets.policy import load_policy
@@ -61,7 +61,7 @@ class Distill:
         self.policy = self.pupil.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
         if not cfg.rollouts:
-            self.teacher = _load_teacher(pathlib.Path(cfg.teacher), observed, naction).to(device)
+            self.teacher = _load_teacher(weights_folder(cfg.teacher), observed, naction).to(device)
         self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
         self.collects = self.rollouts is None
         if self.rollouts is not None:

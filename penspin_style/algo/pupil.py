@@ -4,7 +4,6 @@ One class for each network of `algo.network`; nothing else in distillation depen
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from penspin_style.algo.augment import Augment
-from penspin_style.config import DistillConfig
+from penspin_style.config import DistillConfig, weights_folder
 from penspin_style.features import Input
 from penspin_style.nets.encoder import load_encoder
 from penspin_style.nets.student import StudentPolicy
@@ -83,7 +82,7 @@ class PicturePupil:
             rng=weights,
         )
         if cfg.encoder and self.policy.encoders:
-            self.policy.load_encoder(load_encoder(pathlib.Path(cfg.encoder))[0])
+            self.policy.load_encoder(load_encoder(weights_folder(cfg.encoder))[0])
         self.augment = Augment(cfg.augment, rng)
         self.vector = next((i.name for i in inputs if not i.is_picture), None)
         self.seen = tuple(f"seen/{i.name}" for i in inputs if i.is_picture)

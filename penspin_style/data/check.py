@@ -30,6 +30,7 @@ from penspin_style.data import guard, penspin
 from penspin_style.data.episode import Episode
 from penspin_style.data.layout import TIME, Channel, EpisodeError
 from penspin_style.features import PolicyCard
+from penspin_style.terminal import one_line
 
 MARGIN = 0.05
 """Share of a joint's range by which a value may be beyond it: noise, and joints that give way."""
@@ -37,7 +38,9 @@ RATE_MARGIN = 0.15
 """Share by which an episode's control step may differ from a card's."""
 MEMORY = 512 * 2**20  # bytes of the child
 PATIENCE, PACE = 30.0, 5e6  # s, and bytes that take one more
-_CHILD = (sys.executable, "-m", "penspin_style.data.check")
+NO_CARD = "no card is given: joint limits are not checked"
+# -P: no module of the current folder, which may hold files of others
+_CHILD = (sys.executable, "-P", "-m", "penspin_style.data.check")
 _ROOT = pathlib.Path(__file__).parents[2]
 _JOINT_TERMS = ("joint_pos", "qpos", "proprio")
 """Features that are joint positions, or those and targets, even where no names say so."""
@@ -94,7 +97,17 @@ def check(path: pathlib.Path, *, card: PolicyCard | None = None, key: str | None
     pack = penspin.read(path, gaps=key is not None)
     if key is not None:
         pack = dataclasses.replace(pack, keys=(key,))
-    return _pack_facts(pack, _joint_limits(card), values=True)
+    return _pack_facts(pack, card, values=True)
+
+
+def damaged(pack: penspin.Pack, card: PolicyCard | None = None) -> dict[str, str]:
+    """Return the trajectories of PenSpin's file that cannot be trusted, and why, by their keys."""
+    lost = {}
+    items = [(pack.path, key) for key in pack.keys]
+    for verdict, key in zip(verify(items, card=card), pack.keys, strict=True):
+        if verdict.fault is not None:
+            lost[key] = verdict.fault.args[0].removeprefix(f"{pack.path}: ")
+    return lost
 
 
 def info(path: pathlib.Path) -> Facts:
@@ -144,21 +157,33 @@ def facts_of(episode: Episode, notes: tuple[str, ...] = ()) -> Facts:
     )
 
 
-def _pack_facts(pack: penspin.Pack, limits: Any, *, values: bool) -> Facts:
+def _pack_facts(pack: penspin.Pack, card: PolicyCard | None, *, values: bool) -> Facts:
     """Return the facts of one of PenSpin's files, after checking its values if asked to."""
-    count, steps, columns = 0, 0, dict[str, str]()
+    limits = _joint_limits(card)
+    count, steps, columns, left_out = 0, 0, dict[str, str](), set[str]()
     for demo in pack.demos():
         if values:
             penspin.check_demo(demo, limits)
         count, steps = count + 1, steps + len(demo.qpos)
         columns |= {name: "(16,) float64 [rad]" for name in ("qpos", "current_target_qpos")}
         columns |= {name: f"{r.shape[1:]} {r.dtype}" for name, r in demo.pictures.items()}
-    notes = ("no card is given: joint limits are not checked",) if values and not limits else ()
+        left_out |= set(demo.left_out)
+    notes = (NO_CARD,) if values and not limits else ()
+    if left_out:
+        notes += (f"left out: {', '.join(map(repr, sorted(left_out)))}",)
+    notes += rate_notes(pack.control_dt, card)
     dt, size = pack.control_dt, pack.path.stat().st_size
     file, seconds = str(pack.path), steps * dt
     return Facts(
         file, pack.kind, "", "", "", count, steps, seconds, dt, None, size, columns, notes, ""
     )
+
+
+def rate_notes(control_dt: float, card: PolicyCard | None) -> tuple[str, ...]:
+    """Return what is to be said of trajectories at another rate than a card's."""
+    if card is None or abs(control_dt / card.control_dt - 1.0) <= RATE_MARGIN:
+        return ()
+    return (f"control steps of {control_dt:.4g} s, the policy has {card.control_dt:.4g} s",)
 
 
 # Values.
@@ -400,7 +425,7 @@ def _answer(run: Callable[[], Facts]) -> dict[str, Any]:
         what = f"needs more than {MEMORY // 2**20} MB to check; it is damaged or hostile"
         return {"key": None, "row": None, "what": what}
     except Exception as error:  # a verdict on this file, and the others are checked all the same
-        what = f"cannot be checked: {type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"cannot be checked: {type(error).__name__}: {one_line(error)}"
         return {"key": None, "row": None, "what": what}
 
 

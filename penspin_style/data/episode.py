@@ -5,7 +5,6 @@ much it claims, types, shapes, checksums; see `guard`.
 """
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import h5py
 import h5py.h5t
 import numpy as np
 
+from penspin_style import storage
 from penspin_style.data import guard
 from penspin_style.data.layout import (
     COMMANDS,
@@ -53,6 +53,7 @@ __all__ = [
     "write_episode",
 ]
 
+SUFFIXES = (".h5", ".hdf5")
 _TEXTS = {
     **{"task": MAX_NAME, "source": 16, "robot": MAX_NAME, "facts": MAX_FACTS},
     **{"created": 64, "card_sha256": 64, "sha256": 64},
@@ -105,7 +106,7 @@ class Episode:
             raise EpisodeError(path, None, None, f"success is {attributes['success']}")
         try:
             card = PolicyCard.from_json(text) if text else None
-            facts = json.loads(attributes["facts"])
+            facts = storage.parse_json(attributes["facts"])
             channels = tuple(c for c in columns if c.name != TIME)
             names = ("task", "source", "robot", "control_dt")
             said = {name: attributes[name] for name in names}
@@ -167,8 +168,12 @@ class Episode:
 
 
 def episodes(folder: pathlib.Path | str) -> list[pathlib.Path]:
-    """Return the episodes of a folder, demo_2 before demo_10; hidden files are none."""
-    found = [p for p in pathlib.Path(folder).glob("*.h5") if p.name[0] != "." and p.is_file()]
+    """Return the episodes of a folder, demo_2 before demo_10; hidden files are none.
+
+    Also what has such a name and is no file: to open it says so.
+    """
+    named = (p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES)
+    found = [p for p in named if p.name[0] != "." and not p.is_dir()]
     return sorted(found, key=lambda path: natural(path.name))
 
 
@@ -242,9 +247,7 @@ def _column(
     guard.check_attributes(path, key, owner, set(_COLUMN_TEXTS))
     unit, names, own = (guard.text(path, key, owner, n, k) for n, k in _COLUMN_TEXTS.items())
     try:
-        channel = Channel(key, rows.shape[1:], rows.dtype, unit, tuple(json.loads(names)))
-        if not all(isinstance(name, str) for name in channel.names):
-            raise ValueError("its names are not texts")
+        channel = Channel(key, rows.shape[1:], rows.dtype, unit, tuple(storage.parse_json(names)))
     except (ValueError, TypeError, RecursionError) as error:
         raise refuse(str(error)) from error
     if rows.chunk != channel.chunk:

@@ -10,7 +10,6 @@ import functools
 import itertools
 import math
 import pathlib
-import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,15 @@ import h5py.h5t
 import h5py.h5z
 import numpy as np
 
-from penspin_style.data.layout import DTYPES, MAX_ROW, MAX_STEPS, RATIO, EpisodeError
+from penspin_style import storage
+from penspin_style.data.layout import (
+    DTYPES,
+    MAX_ROW,
+    MAX_STEPS,
+    RATIO,
+    EpisodeError,
+    UnknownKindError,
+)
 
 BAD = (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError, MemoryError)
 """What h5py raises on damage, depending on where it stands."""
@@ -41,15 +48,16 @@ _STRIDE = 4 * 2**20  # bytes read at a time
 def opened(path: pathlib.Path) -> Iterator[h5py.File]:
     """Open a file for reading; whatever h5py raises inside comes out as EpisodeError."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for whoever writes to it
-            raise EpisodeError(path, None, None, "is not a file")
-        with path.open("rb") as raw:
+        with storage.open_file(path) as raw:
             if raw.read(len(_SIGNATURE)) != _SIGNATURE:
                 raise EpisodeError(path, None, None, "is not an HDF5 file")
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+            # the file that was looked at, whatever has its name by now
+            with h5py.File(raw, "r", locking=False) as file:
+                yield file
     except EpisodeError:
         raise
+    except storage.NotAFileError as error:
+        raise EpisodeError(path, None, None, "is not a file") from error
     except BAD as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EpisodeError(path, None, None, f"is damaged or unreadable: {reason}") from error
@@ -147,11 +155,11 @@ def dataset(path: pathlib.Path, file: h5py.File, key: str) -> Any:
     """Return the h5py identifier of a dataset that lies in this file.
 
     Raises:
-        EpisodeError: it is something else, or its values are elsewhere.
+        EpisodeError: its values are elsewhere; `UnknownKindError`: it is no dataset.
     """
     found = h5py.h5o.open(file.id, key.encode())
     if not isinstance(found, h5py.h5d.DatasetID):
-        raise EpisodeError(path, key, None, "is not a dataset")
+        raise UnknownKindError(path, key, None, "is not a dataset")
     plan = found.get_create_plist()
     # before anything else is asked: the shape of a virtual dataset opens other files
     if plan.get_layout() == h5py.h5d.VIRTUAL or plan.get_external_count():
@@ -238,18 +246,24 @@ def rows(path: pathlib.Path, file: h5py.File, key: str) -> Rows:
     """Return a dataset of numbers after checking everything that it claims.
 
     Raises:
-        EpisodeError: names the key and what cannot be.
+        EpisodeError: names the key and what cannot be; `UnknownKindError`: its type, filters or
+            axes are none that are read.
     """
 
     def refuse(what: str) -> EpisodeError:
         return EpisodeError(path, key, None, what)
 
+    def unknown_kind(what: str) -> UnknownKindError:
+        return UnknownKindError(path, key, None, what)
+
     data = dataset(path, file, key)
     dtype = dtype_of(data.get_type())
     if dtype is None:
-        raise refuse(f"its type {data.get_type().dtype!s:.60} is not one of {', '.join(DTYPES)}")
+        raise unknown_kind(
+            f"its type {data.get_type().dtype!s:.60} is not one of {', '.join(DTYPES)}"
+        )
     if data.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE or not data.shape:
-        raise refuse("is not a table with rows")
+        raise unknown_kind("is not a table with rows")
     shape, itemsize = tuple(data.shape), np.dtype(dtype).itemsize
     if not 1 <= shape[0] <= MAX_STEPS:
         raise refuse(f"claims {shape[0]} rows, not 1 to {MAX_STEPS}")
@@ -259,7 +273,7 @@ def rows(path: pathlib.Path, file: h5py.File, key: str) -> Rows:
     plan, chunk = data.get_create_plist(), None
     codes = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if unknown := [code for code in codes if code not in _FILTERS]:
-        raise refuse(f"goes through the filters {unknown}; only {_FILTERS} are read")
+        raise unknown_kind(f"goes through the filters {unknown}; only {_FILTERS} are read")
     if sorted(codes) != codes[::-1] or len(set(codes)) < len(codes):
         raise refuse(f"goes through its filters as {codes}, not first shuffled, then deflated")
     if plan.get_layout() == h5py.h5d.CHUNKED:

@@ -67,12 +67,17 @@ class EpisodeError(ValueError):
         super().__init__(f"{file}: {where}{what}")
 
 
+class UnknownKindError(EpisodeError):
+    """Something is whole, as far as can be seen, but of a kind that is not read."""
+
+
+class DataWarning(UserWarning):
+    """Something of a file is left out, or contradicts the rest."""
+
+
 def _plain(text: Any, limit: int) -> bool:
-    """Return whether a value is a text that a field of so many bytes can hold."""
-    try:
-        return isinstance(text, str) and len(text.encode()) <= limit and "\0" not in text
-    except UnicodeEncodeError:
-        return False
+    """Return whether a value is a text to print that a field of so many bytes can hold."""
+    return isinstance(text, str) and text.isprintable() and len(text.encode()) <= limit
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,11 @@ class Channel:
         if group == "measure" and self.shape:
             raise ValueError(f"channel {self.name!r}: a measure is one number, not {self.shape}")
         names = json.dumps(self.names)
-        if not _plain(self.unit, MAX_UNIT) or not _plain(names, MAX_NAMES):
+        plain = all(_plain(name, MAX_NAMES) for name in self.names)
+        if not _plain(self.unit, MAX_UNIT) or not plain or len(names) > MAX_NAMES:
             raise ValueError(
-                f"channel {self.name!r}: its unit must be a text of up to {MAX_UNIT} bytes, is "
-                f"{self.unit!r}; its names together may have {MAX_NAMES}"
+                f"channel {self.name!r}: its unit must be a text of up to {MAX_UNIT} bytes "
+                f"that can be printed, is {self.unit!r}; its names together may have {MAX_NAMES}"
             )
         if self.names and (not self.shape or len(self.names) != self.shape[0]):
             raise ValueError(
@@ -169,7 +175,10 @@ class Header:
         facts_text(self.facts)
         for name, text in (("task", self.task), ("robot", self.robot)):
             if not _plain(text, MAX_NAME):
-                raise ValueError(f"{name} must be a text of up to {MAX_NAME} bytes, is {text!r}")
+                raise ValueError(
+                    f"{name} must be a text of up to {MAX_NAME} bytes that can be printed, is "
+                    f"{text!r}"
+                )
 
     def _check_commands(self, channels: dict[str, Channel]) -> None:
         if missing := sorted(set(COMMANDS) - set(channels)):

@@ -5,18 +5,19 @@ must be what info.json says, row by row.
 """
 
 import itertools
-import json
 import math
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from penspin_style import storage
 from penspin_style.data import memory, tables
-from penspin_style.data.layout import MAX_STEPS, RATIO, Header
+from penspin_style.data.layout import MAX_STEPS, RATIO, DataWarning, Header
 from penspin_style.data.lerobot_layout import (
     DATA,
     EPISODES,
@@ -30,6 +31,7 @@ from penspin_style.data.video import read_video
 
 _MAX_JSON = 64 * 2**20  # bytes
 _MAX_EPISODES = 1_000_000
+_MAX_RATE = 1e6  # Hz
 _SMALL = 64 * 2**20  # bytes of an episode that are read whatever they were packed into
 _FILM_RATIO = 5000
 """Bytes of pictures that a byte of film may unfold to: a still scene in AV1 comes to some 500."""
@@ -57,11 +59,14 @@ class Info:
     rate: Fraction
     episodes: int
     frames: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Feature that is not read -> why."""
 
     @property
     def cameras(self) -> dict[str, Feature]:
         """The features that are videos."""
-        return {key: f for key, f in self.features.items() if f.dtype == "video"}
+        known = {k: f for k, f in self.features.items() if k not in self.left_out}
+        return {key: f for key, f in known.items() if f.dtype == "video"}
 
     @property
     def numbers(self) -> dict[str, tables.Kind]:
@@ -73,7 +78,8 @@ class Info:
 def read(folder: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
     """Yield the features of every episode, (T, *shape): numbers as stored, videos as uint8.
 
-    Features of text and single images are left out.
+    Text, single images, depth as a video and numbers of other types are left out; a DataWarning
+    names them, and another says where time stamps contradict the rate.
 
     Raises:
         ValueError: names the file that is missing, damaged or does not fit the others.
@@ -82,10 +88,13 @@ def read(folder: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
     folder = pathlib.Path(folder)
     info = read_info(folder)
     rows = _read_episodes(folder, info)
+    _say_what_is_left_out(folder, info, rows)
+    contradicted = False
     for number, (row, features) in enumerate(
         zip(rows, _read_numbers(folder, info, rows), strict=True)
     ):
         _check_indices(folder, number, row, features)
+        contradicted = contradicted or _contradicts(folder, number, info, features)
         for key, feature in info.cameras.items():
             features[key] = _read_film(folder, info, key, feature, row)
         yield features
@@ -111,7 +120,10 @@ def restore(folder: pathlib.Path) -> Iterator[memory.Recording]:
 
 
 def _feature(raw: Mapping[str, Any]) -> Feature:
-    return Feature(str(raw["dtype"]), tuple(raw["shape"]), raw.get("names"))
+    dtype, shape = str(raw["dtype"]), tuple(raw["shape"])
+    if dtype == "video" and len(shape) == 3 and shape[0] == 3 != shape[2]:
+        shape = (*shape[1:], 3)  # as other converters write it; the video is the same
+    return Feature(dtype, shape, raw.get("names"))
 
 
 def read_info(folder: pathlib.Path) -> Info:
@@ -128,13 +140,13 @@ def read_info(folder: pathlib.Path) -> Info:
         if raw["data_path"] != DATA or raw["video_path"] not in (VIDEO, None):
             raise LeRobotError(f"{path} keeps its files elsewhere than {DATA} and {VIDEO}")
         features = {str(key): _feature(f) for key, f in raw["features"].items()}
-        rate = Fraction(raw["fps"]).limit_denominator(1001)
-        info = Info(features, rate, raw["total_episodes"], raw["total_frames"])
+        left_out = {k: why for k, f in raw["features"].items() if (why := _unknown(f))}
+        rate = _rate(raw["fps"])
+        info = Info(features, rate, raw["total_episodes"], raw["total_frames"], left_out)
         for key, f in features.items():
-            if not all(type(n) is int and 0 < n <= 2**20 for n in f.shape):
+            known = key not in left_out
+            if known and not all(type(n) is int and 0 < n <= 2**20 for n in f.shape):
                 raise LeRobotError(f"{path}: {key!r} has the shape {f.shape}")
-            if f.dtype == "video" and (len(f.shape) != 3 or f.shape[2] != 3):
-                raise LeRobotError(f"{path}: {key!r} is not (height, width, 3) but {f.shape}")
             if "/" in key or key in ("", ".", ".."):
                 raise LeRobotError(f"{path}: {key!r} cannot be the name of a feature")
     except LeRobotError:
@@ -146,20 +158,72 @@ def read_info(folder: pathlib.Path) -> Info:
         raise LeRobotError(f"{path}: fps, total_episodes or total_frames is not a number")
     if info.episodes > _MAX_EPISODES:
         raise LeRobotError(f"{path} claims {info.episodes} episodes, more than {_MAX_EPISODES}")
-    if missing := sorted({"frame_index", "episode_index", "index"} - set(features)):
-        raise LeRobotError(f"{path} lists no features {missing}")
+    if missing := sorted({"frame_index", "episode_index", "index"} - set(info.numbers)):
+        raise LeRobotError(f"{path} lists no features {missing} of a type that is read")
     return info
+
+
+def _rate(fps: Any) -> Fraction:
+    """Return frames per second; 0 for what no camera has."""
+    if type(fps) not in (int, float):  # a Fraction of "1e999999999" would take for ever
+        raise TypeError(f"fps is {fps!r:.40}, not a number")
+    return Fraction(fps).limit_denominator(1001) if 0 < fps <= _MAX_RATE else Fraction(0)
+
+
+def _unknown(raw: Mapping[str, Any]) -> str:
+    """Return why a feature is not read, empty if it is."""
+    dtype, shape = raw["dtype"], tuple(raw["shape"])
+    if dtype == "video":
+        if len(shape) != 3 or 3 not in (shape[0], shape[2]):
+            return f"a video of shape {shape}, not (height, width, 3)"
+        if dict(raw.get("info") or {}).get("video.is_depth_map"):
+            return "depth, which the codec of a video spoils"
+    elif dtype not in tables.DTYPES:
+        return f"of type {dtype!r:.40}"
+    return ""
+
+
+def _say_what_is_left_out(
+    folder: pathlib.Path, info: Info, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    found = dict(info.left_out)
+    if rows:
+        place = {name: rows[0][f"data/{name}"] for name in ("chunk_index", "file_index")}
+        columns = tables.column_names(_inside(folder, DATA.format(**place)))
+        found |= {name: f"not in {INFO}" for name in columns if name not in info.features}
+    if found:
+        listed = "; ".join(f"{name!r}, {why}" for name, why in found.items())
+        warnings.warn(f"{folder}: left out: {listed}", DataWarning, stacklevel=3)
+
+
+def _contradicts(
+    folder: pathlib.Path, number: int, info: Info, features: Mapping[str, np.ndarray]
+) -> bool:
+    """Return whether an episode's time stamps contradict the rate; say so."""
+    stamps = features.get("timestamp")
+    if stamps is None or stamps.shape[1:] != (1,):
+        return False
+    stamp = stamps[:, 0].astype(np.float64)
+    wanted = np.arange(len(stamp)) / float(info.rate)
+    # LeRobot's tolerance, and what float32 resolves
+    wrong = np.flatnonzero(np.abs(stamp - wanted) > 1e-4 + 1e-6 * wanted)
+    if not len(wrong):
+        return False
+    k = int(wrong[0])
+    warnings.warn(
+        f"{folder}: episode {number}, frame {k}: the time stamp {stamp[k]:.6g} s contradicts the "
+        f"{float(info.rate):g} frames a second of {INFO}, which make it {wanted[k]:.6g} s",
+        DataWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 def _read_json(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, Any]:
     path = _inside(folder, name)
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise LeRobotError(f"{path} is larger than {_MAX_JSON} bytes")
-        return path, json.loads(path.read_text())
-    except LeRobotError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        return path, storage.parse_json(storage.read_file(path, _MAX_JSON))
+    except (OSError, ValueError) as error:
         raise LeRobotError(f"{path} is missing or unreadable ({error})") from error
 
 

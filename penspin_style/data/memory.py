@@ -4,12 +4,12 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from penspin_style import storage
 from penspin_style.data.episode import Episode
 from penspin_style.data.layout import Channel, Header, card_text, facts_text, sha256
 from penspin_style.features import PolicyCard
@@ -94,6 +94,6 @@ def headers(
     for one in own:
         card = cards[one["card_sha256"]] if one["card_sha256"] else None
         robot, control_dt = common["robot"], common["control_dt"]
-        facts = json.loads(one["facts"])
+        facts = storage.parse_json(one["facts"])
         header = Header(one["task"], one["source"], robot, control_dt, channels, card, facts)
         yield header, {1: True, 0: False, -1: None}[one["success"]]

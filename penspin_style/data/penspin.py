@@ -57,6 +57,7 @@ _PICTURES = {
     "obj_ends": ("obj_ends", "pen_ends"),
 }
 """Dataset of the full variant -> observations that it may be."""
+_KNOWN = {"qpos", "action", *_TARGETS, *_TIPS, *_PICTURES}
 _UNITS = {"pc": "m", "depth": "mm", "obj_ends": "m"}
 _POSITIONS = ("joint_pos", "qpos", "proprio")
 
@@ -76,6 +77,8 @@ class Demo:
     source: str = "real"
     pictures: dict[str, guard.Rows] = field(default_factory=dict)
     """Dataset of the full variant -> its rows, as long as the file is open."""
+    left_out: tuple[str, ...] = ()
+    """What else the file has of it: nothing that PenSpin knows."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Pack:
     """`pack` or `baked`."""
     keys: tuple[str, ...]
     control_dt: float
+    says_rate: bool = False
+    """Whether `control_dt` is the file's; PenSpin's own files do not say."""
 
     def demos(self) -> Iterator[Demo]:
         """Yield the trajectories. A demo's pictures can be read until the next is asked for.
@@ -114,7 +119,7 @@ def kind_of(path: pathlib.Path, file: h5py.File) -> str:
             return kind
     what = f"is neither an episode nor a file of PenSpin; it holds {names[:5]}"
     if "data" in names:
-        what += "; robomimic's files are written, not read"
+        what += "; robomimic's files are read by penspin_style.data.robomimic, by no verb"
     raise EpisodeError(path, None, None, what)
 
 
@@ -142,12 +147,12 @@ def read(path: pathlib.Path, *, gaps: bool = False) -> Pack:
             what = "is missing: numbers have gaps; penspin data repair makes episodes of the rest"
             raise EpisodeError(path, f"{prefix}{missing[0]}", None, what)
         control_dt = 1.0 / RATE
-        if h5py.h5a.exists(file.id, b"control_dt"):
+        if says_rate := h5py.h5a.exists(file.id, b"control_dt"):
             control_dt = guard.number(path, file, "control_dt", "f")
         if not 0 < control_dt < 60:
             raise EpisodeError(path, None, None, f"control_dt is {control_dt} s")
         keys = tuple(numbers[i] for i in sorted(numbers))
-        return Pack(path, kind, keys, control_dt)
+        return Pack(path, kind, keys, control_dt, says_rate)
 
 
 def demo(path: pathlib.Path, file: h5py.File, key: str) -> Demo:
@@ -178,7 +183,8 @@ def demo(path: pathlib.Path, file: h5py.File, key: str) -> Demo:
     for name in sorted(set(_PICTURES) & set(names)):
         pictures[name] = guard.rows(path, file, f"{key}/{name}")
         _same_length(path, f"{key}/{name}", pictures[name].shape[0], rows)
-    return Demo(path, key, qpos, both[0], tips, source, pictures)
+    left_out = tuple(name for name in names if name not in _KNOWN)
+    return Demo(path, key, qpos, both[0], tips, source, pictures, left_out)
 
 
 def check_demo(demo: Demo, limits: tuple[np.ndarray, np.ndarray] | None) -> None:

@@ -14,6 +14,7 @@ import h5py.h5d
 import h5py.h5g
 import numpy as np
 
+from penspin_style import storage
 from penspin_style.data import check, guard, penspin, stage
 from penspin_style.data.episode import episodes
 from penspin_style.data.layout import EpisodeError
@@ -44,12 +45,14 @@ def repair(
             lost[path.name] = "is being recorded" if alive else "was cut off before it was whole"
         return kept, lost
     with stage.stage_file(folder.parent) as copy:
-        path, size = _lengthened(source, copy.path)
         try:
+            path, size = _lengthened(source, copy.path)
             kind = check.kind_of(path)
             pack = penspin.read(path, gaps=True) if kind != "episode" else None
         except EpisodeError as error:
             return {}, {source.name: error.what}
+        except storage.NotAFileError:
+            return {}, {source.name: "is not a file"}
         if pack is None:
             return _copy_whole([source], folder)
         return _rescue(pack, size, folder, hand())
@@ -64,7 +67,7 @@ def _copy_whole(
         if verdict.fault is not None:
             lost[verdict.file.name] = verdict.fault.args[0].removeprefix(f"{verdict.file}: ")
             continue
-        with stage.stage_file(folder) as copy, verdict.file.open("rb") as whole:
+        with stage.stage_file(folder) as copy, storage.open_file(verdict.file) as whole:
             shutil.copyfileobj(whole, copy)
             copy.publish(folder / verdict.file.name)
         kept[verdict.file.name] = str(folder / verdict.file.name)
@@ -74,11 +77,7 @@ def _copy_whole(
 def _rescue(
     pack: penspin.Pack, size: int, folder: pathlib.Path, hand: penspin.Hand
 ) -> tuple[dict[str, str], dict[str, str]]:
-    lost: dict[str, str] = {}
-    items = [(pack.path, key) for key in pack.keys]
-    for verdict, key in zip(check.verify(items), pack.keys, strict=True):
-        if verdict.fault is not None:
-            lost[key] = verdict.fault.args[0].removeprefix(f"{pack.path}: ")
+    lost = check.damaged(pack)
     with guard.opened(pack.path) as file:
         for key in pack.keys:
             if key not in lost and _end(file, key) > size:
@@ -101,9 +100,8 @@ def _rescue(
 
 def _lengthened(source: pathlib.Path, copy: pathlib.Path) -> tuple[pathlib.Path, int]:
     """Return a path under which HDF5 opens the file, and how many bytes are really there."""
-    size = source.stat().st_size
-    with source.open("rb") as raw:
-        head = raw.read(64)
+    with storage.open_file(source) as raw:
+        size, head = source.stat().st_size, raw.read(64)
     at = _END.get(head[8]) if len(head) == 64 else None
     if at is None:
         return source, size

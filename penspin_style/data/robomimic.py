@@ -19,6 +19,7 @@ There are no `states`: only the simulator that made them could use them.
 import json
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,11 +36,14 @@ from penspin_style.data.layout import (
     MAX_NAME,
     TIME,
     Channel,
+    DataWarning,
     EpisodeError,
     Header,
+    UnknownKindError,
 )
 from penspin_style.data.recorder import deflate
 from penspin_style.data.stage import remove_stages, stage_file
+from penspin_style.terminal import one_line
 
 OWN = "penspin"
 GYM_TYPE = 2
@@ -52,6 +56,7 @@ _MAX_MEMBERS = 1024
 _MAX_OWN = 64 * 2**20  # bytes
 _TEXT_LIMITS = {"task": MAX_NAME, "source": 16, "facts": MAX_FACTS, "card_sha256": 64}
 _DEMO = re.compile(r"demo_(\d{1,9})")
+_IN_DEMO = re.compile(r"^data/demo_\d+/?")
 _BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -161,15 +166,24 @@ def _text_type(text: bytes) -> Any:
 def read(path: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns of every demo, demo_2 before demo_10: actions, obs/<x>, ..., (T, ...).
 
-    Anyone's file; what is no column that robomimic or we know is left out.
+    Anyone's file. What is no column that robomimic or we know, or of a kind that is not read, is
+    left out, and so is a demo without steps; a DataWarning names each kind of it once.
 
     Raises:
         EpisodeError: names file, key and row of what is damaged, missing or hostile.
     """
     path = pathlib.Path(path)
+    left_out = _LeftOut(path)
     with guard.opened(path) as file:
+        for name in guard.members(path, "", file, _MAX_MEMBERS):
+            if name not in ("data", "mask", OWN):
+                left_out(name, "is nothing that robomimic or we know")
         for name in _demos(path, file):
-            yield _read_demo(path, file, f"data/{name}")
+            demo = guard.group(path, file, f"data/{name}")
+            if guard.number(path, demo, "num_samples", "iu") == 0:
+                left_out(f"data/{name}", "has no steps")
+                continue
+            yield _read_demo(path, file, f"data/{name}", left_out)
 
 
 def restore(path: pathlib.Path) -> Iterator[memory.Recording]:
@@ -183,7 +197,7 @@ def restore(path: pathlib.Path) -> Iterator[memory.Recording]:
         demos = _demos(path, file)
         headers = _read_headers(path, file, demos)
         for name, (header, success) in zip(demos, headers, strict=True):
-            columns = _read_demo(path, file, f"data/{name}")
+            columns = _read_demo(path, file, f"data/{name}", _LeftOut(path))
             yield header, _own_columns(path, f"data/{name}", header, columns), success
 
 
@@ -201,9 +215,27 @@ def _demos(path: pathlib.Path, file: h5py.File) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _read_demo(path: pathlib.Path, file: h5py.File, key: str) -> dict[str, np.ndarray]:
+class _LeftOut:
+    """Warn of what is left out of the demos, of each name once."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path, self._said = path, set[str]()
+
+    def __call__(self, key: str, why: str) -> None:
+        name = _IN_DEMO.sub("", key)
+        if name not in self._said:
+            self._said.add(name)
+            text = f"{self._path}: {key}: {why}; it is left out here and wherever else it is so"
+            warnings.warn(one_line(text), DataWarning, stacklevel=3)
+
+
+def _read_demo(
+    path: pathlib.Path, file: h5py.File, key: str, left_out: _LeftOut
+) -> dict[str, np.ndarray]:
     demo = guard.group(path, file, key)
     names = guard.members(path, key, demo, _MAX_MEMBERS)
+    for name in sorted(set(names) - set(_COLUMNS) - set(_GROUPS)):
+        left_out(f"{key}/{name}", "is no column that robomimic or we know")
     keys = [name for name in _COLUMNS if name in names]
     for name in _GROUPS:
         if name in names:
@@ -214,9 +246,15 @@ def _read_demo(path: pathlib.Path, file: h5py.File, key: str) -> dict[str, np.nd
         raise EpisodeError(path, f"{key}/actions", None, "is missing")
     columns = {}
     for name in keys:
-        if name == "states" and 0 in guard.dataset(path, file, f"{key}/{name}").shape:
-            continue  # what robomimic asks for where there is no simulator's state
-        rows = guard.rows(path, file, f"{key}/{name}")
+        try:
+            if name == "states" and 0 in guard.dataset(path, file, f"{key}/{name}").shape:
+                continue  # what robomimic asks for where there is no simulator's state
+            rows = guard.rows(path, file, f"{key}/{name}")
+        except UnknownKindError as error:
+            if name == "actions":  # without them it is no demo
+                raise
+            left_out(f"{key}/{name}", error.what)
+            continue
         values = columns[name] = rows.read(0, rows.shape[0])
         if values.dtype.kind == "f":
             guard.check_values(path, f"{key}/{name}", 0, values, -np.inf, np.inf)
@@ -245,7 +283,7 @@ def _read_headers(
             what = f"lacks an attribute: {error}"
             raise EpisodeError(path, f"data/{name}", None, what) from error
     try:
-        return list(memory.headers(json.loads(_own_text(path, file)), own))
+        return list(memory.headers(storage.parse_json(_own_text(path, file)), own))
     except EpisodeError:
         raise
     except _BAD as error:

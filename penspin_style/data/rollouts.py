@@ -26,6 +26,7 @@ from penspin_style.features import Input
 
 LABEL = "label"
 _CARD = "card.json"
+_MAX_CARD, _MAX_SHARD = 2**26, 2**36  # bytes
 _REMEDY = "record anew with penspin record"
 
 
@@ -84,7 +85,7 @@ class Rollouts:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         try:
-            card = json.loads((folder / _CARD).read_text())
+            card = storage.parse_json(storage.read_file(folder / _CARD, _MAX_CARD))
             self.inputs = tuple(Input.from_dict(raw) for raw in card["inputs"])
             self.rows, self.shards = int(card["rows"]), int(card["shards"])
             self.naction, self._sums = int(card["naction"]), list(card["sha256"])
@@ -110,7 +111,10 @@ class Rollouts:
         Raises:
             ValueError: it does not match its checksum.
         """
-        data = self._path(index).read_bytes()
+        try:
+            data = storage.read_file(self._path(index), _MAX_SHARD)
+        except OSError as error:
+            raise ValueError(f"{self._path(index)} is unreadable ({error}); {_REMEDY}") from error
         if hashlib.sha256(data).hexdigest() != self._sums[index]:
             raise ValueError(f"{self._path(index)} does not match its checksum; {_REMEDY}")
         return load_tensors(data)
@@ -122,7 +126,10 @@ class Rollouts:
         """Return the number of rows in a shard, from its header."""
         path = self._path(index)
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with (
+                storage.open_file(path) as raw,
+                safe_open(f"/dev/fd/{raw.fileno()}", framework="pt") as file,  # type: ignore[no-untyped-call]
+            ):
                 shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
                 types = {key: file.get_slice(key).get_dtype() for key in shapes}
         except (OSError, SafetensorError) as error:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from penspin_style import storage
+
 DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32", "float64")
 MAX_ROWS, MAX_BYTES = 10**8, 2**30
 """Of one file, decompressed."""
@@ -104,12 +106,28 @@ def read_table(path: pathlib.Path, kinds: Mapping[str, Kind]) -> Iterator[dict[s
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(str(path), memory_map=False) as file:
+        with storage.open_file(path) as raw, pq.ParquetFile(raw) as file:
             _check_size(path, file.metadata)
             if missing := sorted(set(kinds) - set(file.schema_arrow.names)):
                 raise TableError(f"{path} has no columns {missing}")
             for batch in file.iter_batches(_ROWS, columns=list(kinds)):
                 yield {name: _numpy(path, name, batch[name], kinds[name]) for name in kinds}
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(f"{path} is not a readable Parquet file ({error})") from error
+
+
+def column_names(path: pathlib.Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        TableError: not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_file(path) as raw, pq.ParquetFile(raw) as file:
+            return [str(name) for name in file.schema_arrow.names]
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"{path} is not a readable Parquet file ({error})") from error
 
@@ -159,7 +177,7 @@ def read_texts(path: pathlib.Path, names: Sequence[str]) -> dict[str, list[str]]
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(str(path), memory_map=False) as file:
+        with storage.open_file(path) as raw, pq.ParquetFile(raw) as file:
             _check_size(path, file.metadata)
             types = {name: file.schema_arrow.field(name).type for name in names}
             if wrong := [name for name, kind in types.items() if not pa.types.is_string(kind)]:

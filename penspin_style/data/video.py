@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from penspin_style import storage
+
 CODEC = "h264"
 # 18 is where H.264 begins to look like its source; zerolatency hands over every packet at once,
 # so the size of the file is known after every episode
@@ -122,7 +124,9 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     import av
 
     try:
-        with av.open(str(path)) as file:
+        # a file and not its name, and as MP4: FFmpeg would take it for a playlist if it looks like
+        # one, and open what that names
+        with storage.open_file(path) as raw, av.open(raw, format="mp4") as file:
             yield file
-    except (av.FFmpegError, EOFError) as error:
+    except (av.FFmpegError, EOFError, OSError) as error:
         raise VideoError(f"{path} is not a readable video ({error})") from error

@@ -1,7 +1,7 @@
 """A policy as one ONNX file: read, checked and run with numpy and onnxruntime alone.
 
-The file comes from elsewhere, so its bytes are read once and scanned before onnxruntime sees them;
-what runs is then what was checked.
+The file comes from elsewhere, so its bytes are read once, scanned, and opened and run in a child
+with limits before onnxruntime sees them here; what runs is then what was checked.
 """
 
 import difflib
@@ -13,22 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
+from penspin_style import storage
+from penspin_style.deploy import session
 from penspin_style.deploy.onnx_scan import BundleError, Scan
+from penspin_style.deploy.session import ONNX_TYPES
 from penspin_style.features import Feature, Input, PolicyCard
 
 __all__ = ["Bundle", "BundleError", "ObservationError", "check_features"]
 
 CARD_KEY = "penspin_style.card"
-OUTPUT = "action"
 MAX_BYTES = 64 * 2**20
 _MAX_CARD = 2**20
 _MODES = ("delta", "absolute")
 _TEXTS = ("name", "unit", "mode")
-# onnxruntime's tanh exceeds 1 by a rounding
-_SQUASHED = 1.0 + 1e-6
-_ONNX_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
 class ObservationError(ValueError):
@@ -42,40 +40,44 @@ class Bundle:
     sha256: of the bytes that run.
     """
 
-    def __init__(self, data: bytes, where: str = "the model") -> None:
+    def __init__(self, data: bytes, where: str = "the model", *, try_first: bool = False) -> None:
         """Check the bytes of an ONNX file and make them ready to run.
 
         where: how errors call the file.
+        try_first: whether a child with limits opens and runs them before this process does.
 
         Raises:
             BundleError: see the module's docstring.
         """
         try:
             self.card = _read_card(data)
-            self._session = _open_session(data)
-            _check_graph(self._session, self.card)
+            if try_first:
+                session.try_out(data, self.card)
+            self._session = session.open_session(data, self.card)
             self.sha256 = hashlib.sha256(data).hexdigest()
             self._types = [group.tensor for group in self.card.inputs]
             self._slots = [_slots_of(group) for group in self.card.inputs]
-            self._probe()
         except BundleError as error:
             raise BundleError(f"{where}: {error}") from error.__cause__
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{where}: is damaged, a name in it is not UTF-8") from error
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Bundle":
-        """Read a file once, check it and make it ready to run.
+        """Read a file once, check it, try it in a child and make it ready to run.
 
         Raises:
-            BundleError: not a file, too large, damaged, hostile, or without a card that fits it.
+            BundleError: not a file, too large, damaged, hostile, without a card that fits it, or
+                one that takes more than `session.SECONDS` or `session.MEMORY` to open and try.
         """
         path = pathlib.Path(path)
-        if not path.is_file():
-            raise BundleError(f"{path} is not a file; give the .onnx that `export` wrote")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        return cls(data, str(path))
+        try:
+            data = storage.read_file(path, MAX_BYTES)
+        except OSError as error:
+            if not path.is_file():
+                raise BundleError(
+                    f"{path} is not a file; give the .onnx that `export` wrote"
+                ) from error
+            raise BundleError(str(error)) from error
+        return cls(data, str(path), try_first=True)
 
     def __call__(self, observation: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """Return the action, (naction,) or (batch, naction) float32 as the observation has it.
@@ -89,7 +91,7 @@ class Bundle:
             BundleError: the policy answered with something that is not an action.
         """
         tensors, batched = self._tensors(observation)
-        action = self._run(tensors)
+        action = session.run(self._session, tensors)
         return action if batched else action[0]
 
     def check_features(self, offered: Mapping[str, Feature]) -> None:
@@ -128,39 +130,6 @@ class Bundle:
             head = ("joint", "unit", "low", "high", "default", "stiffness", "damping")
             blocks.append(_table(head, joints))
         return "\n\n".join("\n".join(block) for block in blocks)
-
-    def _run(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
-        # onnxruntime types the result as a union over tensors, sequences and maps
-        action = np.asarray(self._session.run([OUTPUT], tensors)[0])
-        # one comparison refuses NaN, infinity and what a squash would have excluded
-        fine = np.abs(action) <= _SQUASHED
-        if not fine.all():
-            bad = action[~fine].flat[0]
-            raise BundleError(f"the policy answered {bad}, which is not in [-1, 1]; do not run it")
-        return np.clip(action, -1.0, 1.0)
-
-    def _probe(self) -> None:
-        """Run random observations, so that a policy that cannot act is refused now."""
-        rng = np.random.default_rng(0)
-        for batch in (1, 3):
-            tensors = {}
-            for group, (dtype, shape) in zip(self.card.inputs, self._types, strict=True):
-                draw = rng.normal(0.0, 3.0, (batch, *shape))
-                if dtype == "uint8":
-                    draw = rng.integers(0, 256, (batch, *shape))
-                tensors[group.name] = draw.astype(dtype)
-            # onnxruntime's exceptions have no common base of their own
-            try:
-                action = self._run(tensors)
-            except BundleError:
-                raise
-            except Exception as error:
-                raise BundleError(f"the graph fails on a batch of {batch}: {error}") from error
-            if action.shape != (batch, len(self.card.actions)):
-                raise BundleError(
-                    f"the graph answers a batch of {batch} with shape {action.shape}, the card "
-                    f"has {len(self.card.actions)} actions"
-                )
 
     def _tensors(self, observation: Mapping[str, Any] | np.ndarray) -> tuple[dict[str, Any], bool]:
         """Return the input tensors, and whether the observation was a batch."""
@@ -393,8 +362,8 @@ def check_card(card: PolicyCard) -> None:
 def _feature_faults(group: Input, card: PolicyCard) -> list[str]:
     faults = [] if group.features else [f"input {group.name!r} has no features"]
     for f in group.features:
-        if f.dtype not in _ONNX_TYPES:
-            faults.append(f"feature {f.name!r}: type {f.dtype!r} is not one of {(*_ONNX_TYPES,)}")
+        if f.dtype not in ONNX_TYPES:
+            faults.append(f"feature {f.name!r}: type {f.dtype!r} is not one of {(*ONNX_TYPES,)}")
         if not all(type(n) is int and n > 0 for n in (*f.shape, f.history)):
             faults.append(f"feature {f.name!r}: shape {f.shape}, history {f.history}")
         if type(f.delay) is not int or f.delay < 0:
@@ -412,48 +381,3 @@ def _feature_faults(group: Input, card: PolicyCard) -> list[str]:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _open_session(data: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # one thread: a policy is small, and a robot's other loops need the cores
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    # what goes wrong is raised; onnxruntime would print it as well
-    options.log_severity_level = 4
-    # onnxruntime's exceptions have no common base of their own
-    try:
-        # its fallback prints the error and tries the same again
-        return onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"], enable_fallback=False
-        )
-    except Exception as error:
-        raise BundleError(f"onnxruntime refuses it: {error}") from error
-
-
-def _check_graph(session: onnxruntime.InferenceSession, card: PolicyCard) -> None:
-    """Check the graph's inputs and output against the card."""
-    inputs = session.get_inputs()
-    got, want = [i.name for i in inputs], [i.name for i in card.inputs]
-    if got != want:
-        raise BundleError(f"the graph has inputs {got}, its card {want}")
-    outputs = [o.name for o in session.get_outputs()]
-    if outputs != [OUTPUT]:
-        raise BundleError(f"the graph has outputs {outputs}, a policy has [{OUTPUT!r}]")
-    for node, group in zip(inputs, card.inputs, strict=True):
-        dtype, shape = group.tensor
-        _check_node(f"input {node.name!r}", node, _ONNX_TYPES[dtype], shape)
-    output = session.get_outputs()[0]
-    _check_node("the output", output, _ONNX_TYPES["float32"], (len(card.actions),))
-
-
-def _check_node(
-    what: str, node: onnxruntime.NodeArg, onnx_type: str, shape: tuple[int, ...]
-) -> None:
-    if node.type != onnx_type:
-        raise BundleError(f"{what} is {node.type} in the graph, {onnx_type} in the card")
-    got = list(node.shape)
-    if got[1:] != list(shape):
-        raise BundleError(f"{what} has shape {got} in the graph, (batch, ...) {shape} in the card")
-    if isinstance(got[0], int):
-        raise BundleError(f"{what} has a fixed batch of {got[0]}; export it with a dynamic one")

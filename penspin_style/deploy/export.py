@@ -25,7 +25,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from penspin_style import storage
-from penspin_style.deploy.bundle import CARD_KEY, OUTPUT, Bundle, check_card
+from penspin_style.deploy.bundle import CARD_KEY, Bundle, check_card
+from penspin_style.deploy.session import OUTPUT
 from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.normalizer import Normalizer
 

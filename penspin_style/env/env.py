@@ -6,7 +6,7 @@ TensorDict with batch size [num_envs]:
 
 | key | shape, type | meaning |
 | --- | --- | --- |
-| action | (naction,) float32 | in [-1, 1]; clipped here |
+| action | (naction,) float32 | clipped to [-1, 1]; NaN or infinity is a fault |
 | teacher, critic, ... | (size,) float32 | observation groups of the task's config |
 | <camera>_rgb | (height, width, 3) uint8 | pictures that some group lists |
 | <camera>_depth | (height, width) float32 | metres along the optical axis; 0: nothing there |
@@ -22,13 +22,13 @@ TensorDict with batch size [num_envs]:
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import mujoco
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from penspin_style.env.checks import check_action, check_reward_keys, count_substeps
 from penspin_style.env.measures import Tally
 from penspin_style.env.pictures import Pictures
 from penspin_style.env.task import Task
@@ -85,7 +85,7 @@ class Env(EnvBase):
         self.holdout = holdout
         self.rng = torch.Generator(device=self.device).manual_seed(seed)
         self.model = task.spec().compile()
-        self.n_substeps = _substeps(self.cfg.control_dt, self.model)
+        self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
         self._varied = task.varied if self.cfg.randomize else ()
         self.sim = make_sim(
@@ -148,6 +148,7 @@ class Env(EnvBase):
 
     def _advance(self, tensordict: TensorDictBase, *, pictures: bool) -> TensorDict:
         action = tensordict["action"]
+        check_action(action, self.num_envs, self._naction)
         bad_action = ~torch.isfinite(action).all(dim=1)
         action = torch.where(bad_action[:, None], 0.0, action).clamp(-1.0, 1.0)
         before = self.sim.get_state()
@@ -233,8 +234,12 @@ class Env(EnvBase):
         self.groups.draw_latency(mask)
         terms = self._terms(pictures=pictures)
         keep = ~mask
-        for name, value in self.groups.observe(terms, mask).items():
-            self._last[name] = _where(mask, value, self._last[name])
+        observation = self.groups.observe(terms, mask)
+        # an episode that begins so ends with its first step, as a fault; nobody sees how it began
+        self.unusable.logical_and_(keep).logical_or_(mask & self._is_unusable(observation))
+        usable = mask & ~self.unusable
+        for name, value in observation.items():
+            self._last[name] = _where(usable, value, self._last[name])
         self.step_count.mul_(keep)
         if self.stagger:
             age = torch.randint(
@@ -266,9 +271,10 @@ class Env(EnvBase):
 
     def _allocate(self) -> None:
         n, device = self.num_envs, self.device
+        self._naction = len(self.task.actions)
         observed = self.task.observe(self.sim)
-        rewarded = self.task.reward(self.sim, torch.zeros(n, len(self.task.actions), device=device))
-        _check_reward_keys(rewarded, self.cfg.reward)
+        rewarded = self.task.reward(self.sim, torch.zeros(n, self._naction, device=device))
+        check_reward_keys(rewarded, self.cfg.reward)
         self.groups = Groups(
             self.cfg.observation,
             {**observed, **self.cameras.empty()},
@@ -285,12 +291,13 @@ class Env(EnvBase):
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
         self.counted = torch.zeros(n, dtype=torch.bool, device=device)
         self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
+        self.unusable = torch.zeros(n, dtype=torch.bool, device=device)
         self.columns = ("return", "episode_len", *(f"reward/{name}" for name in rewarded))
         self.episode = torch.zeros(len(self.columns), n, device=device)
         self.reward_terms: dict[str, Tensor] = {}  # of the last step, weighted
         self.measures: dict[str, Tensor] = {}  # of the last step
         self.tally = Tally(self.task, self.sim)
-        self.means = (*self.columns, *self.tally.names, "success_once")
+        self.means = (*self.columns, *self.tally.names, "success_once", "success_at_end")
         self.finished = torch.zeros(len(self.means) + 1, device=device, dtype=torch.float64)
         self.fault_counts = torch.zeros(len(Fault), dtype=torch.long, device=device)
         self._fault_code = torch.zeros(n, dtype=torch.int32, device=device)
@@ -311,8 +318,7 @@ class Env(EnvBase):
         if self.holdout:
             spec["hidden"] = flag()
         self.observation_spec = Composite(spec, shape=n, device=device)
-        naction = len(self.task.actions)
-        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, naction]), device=device)
+        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
         done = {"done": flag(), "terminated": flag(), "truncated": flag()}
         self.full_done_spec = Composite(done, shape=n, device=device)
@@ -346,24 +352,29 @@ class Env(EnvBase):
         self, before: Tensor, bad_action: Tensor, observation: dict[str, Tensor], reward: Tensor
     ) -> Tensor:
         """Return which environments are faulty after this step, and note why. No host sync."""
-        vectors = [value for name, value in observation.items() if name not in self.groups.pictures]
-        seen = torch.cat(vectors, dim=1).sum(dim=1)
-        bad = bad_action | ~torch.isfinite(seen + reward)
-        fault = (self.sim.faults != 0) | bad
+        bad_observation = self._is_unusable(observation) | self.unusable
+        bad_reward = ~(reward.abs() <= self.task.largest)
+        fault = (self.sim.faults != 0) | bad_action | bad_observation | bad_reward
         if self._is_empty(fault):
             return fault
         code = (
             self.sim.faults
             | bad_action * int(Fault.ACTION)
-            | ~torch.isfinite(seen) * int(Fault.OBSERVATION)
-            | ~torch.isfinite(reward) * int(Fault.REWARD)
+            | bad_observation * int(Fault.OBSERVATION)
+            | bad_reward * int(Fault.REWARD)
         ).to(torch.int32)
         self.sim.faults.zero_()
+        self.unusable.zero_()
         self.fault_counts += ((code[:, None] & self._bits) != 0).sum(dim=0)
         first = fault & (self._fault_code == 0)
         self._fault_code = torch.where(first, code, self._fault_code)
         self._fault_row = torch.where(first[:, None], before, self._fault_row)
         return fault
+
+    def _is_unusable(self, observation: dict[str, Tensor]) -> Tensor:
+        """Return where a number is NaN, infinite or beyond what the task says can be observed."""
+        vectors = [value for name, value in observation.items() if name not in self.groups.pictures]
+        return ~(torch.cat(vectors, dim=1).abs().amax(dim=1) <= self.task.largest)
 
     def _count_episode(
         self,
@@ -380,16 +391,17 @@ class Env(EnvBase):
         if self._is_empty(ended):
             return
         judged = self.tally.judge(self.episode[1], terminated)  # columns[1]: the length
-        others = torch.stack((*judged, self.succeeded.float(), self._one))
+        others = torch.stack((*judged, self.succeeded.float(), success.float(), self._one))
         columns = torch.cat((self.episode, others))
         self.finished.add_(torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64))
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the episodes that ended since the last call, and clear them.
 
-        Keys: env/return, env/episode_len, env/success_once, env/num_trajectories, env/<name> of
-        what the task judges, reward/<term> (episode sums, weighted), env/fault (number of faulty
-        transitions, all kinds). Means are absent when no episode ended. One host sync.
+        Keys: env/return, env/episode_len, env/success_once (at some step), env/success_at_end,
+        env/num_trajectories, env/<name> of what the task judges, reward/<term> (episode sums,
+        weighted), env/fault (number of faulty transitions, all kinds). Means are absent when no
+        episode ended. One host sync.
         """
         *sums, count = self.finished.tolist()
         self.finished.zero_()
@@ -424,7 +436,7 @@ class Env(EnvBase):
             "rng": self.rng.get_state(),
             "total_steps": torch.tensor(self.total_steps),
             "stagger": torch.tensor(self.stagger),
-            **{name: getattr(self, name).clone() for name in _BUFFERS},
+            **{name: getattr(self, name).clone() for name in (*_BUFFERS, *_NEWER)},
             **{f"last/{k}": v.clone() for k, v in self._last.items()},
             **{f"params/{k}": self.sim.params[k].clone() for k in dir(self.sim.params)},
             **{f"memory/{k}": v.clone() for k, v in self.task.memory.items()},
@@ -447,6 +459,9 @@ class Env(EnvBase):
         self.stagger = bool(state_dict["stagger"])
         for name in _BUFFERS:
             getattr(self, name).copy_(state_dict[name])
+        for name in _NEWER:
+            own, saved = getattr(self, name), state_dict.get(name)
+            own.copy_(own.zero_() if saved is None or saved.shape != own.shape else saved)
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
         for name, value in self.task.memory.items():
             value.copy_(state_dict[f"memory/{name}"])
@@ -458,16 +473,11 @@ class Env(EnvBase):
 
 
 _BUFFERS = (
-    "step_count",
-    "counted",
-    "succeeded",
-    "hidden",
-    "episode",
-    "finished",
-    "fault_counts",
-    "_fault_code",
-    "_fault_row",
+    *("step_count", "counted", "succeeded", "hidden", "episode"),
+    *("fault_counts", "_fault_code", "_fault_row"),
 )
+_NEWER = ("finished", "unusable")
+"""Buffers that older checkpoints lack, or have shorter, and whose content is then known to be 0."""
 
 
 def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
@@ -479,22 +489,3 @@ def _zeros(num_envs: int, group: Input, device: torch.device) -> Tensor:
     """Return an empty observation of an input: a vector, or a stack of pictures."""
     dtype, shape = group.tensor
     return torch.zeros((num_envs, *shape), dtype=getattr(torch, dtype), device=device)
-
-
-def _substeps(control_dt: float, model: mujoco.MjModel) -> int:
-    n = round(control_dt / model.opt.timestep)
-    if n < 1 or abs(n * model.opt.timestep - control_dt) > 1e-9:
-        raise ValueError(
-            f"task.control_dt {control_dt} s must be a multiple of the timestep, "
-            f"{model.opt.timestep} s"
-        )
-    return n
-
-
-def _check_reward_keys(terms: dict[str, Tensor], weights: dict[str, float]) -> None:
-    if set(terms) != set(weights):
-        missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
-        raise ValueError(
-            f"task.reward must weigh exactly the task's terms {sorted(terms)}: "
-            f"missing {missing}, unknown {unknown}"
-        )

@@ -1,11 +1,14 @@
 """Tasks as Gymnasium environments: one, or many in one batch.
 
-    gymnasium.make("penspin_style/PandaLiftCube-v0", render_mode="rgb_array")
-    gymnasium.make_vec("penspin_style/PandaLiftCube-v0", num_envs=64, config={"episode_length": 40})
+    gymnasium.make("tasks:penspin_style/PandaLiftCube-v0", render_mode="rgb_array")
+    gymnasium.make_vec("tasks:penspin_style/PandaLiftCube-v0", num_envs=64, config={"latency": {}})
 
-Thin fronts of `Env` for programs that speak Gymnasium; training does not go through them. Both
-take the name of a task, `render_mode` (None or `rgb_array`, the task's camera) and the fields of
-`Settings`; they return NumPy arrays of their own. `info` after a step has
+`tasks:` lets Gymnasium import the package that registers the ids; after `import tasks` they do
+without. Thin fronts of `Env` for programs that speak Gymnasium; training does not go through them.
+Both take the name of a task, `render_mode` (None or `rgb_array`, the task's camera) and the fields
+of `Settings`; they return NumPy arrays of their own. An action is finite real numbers in the shape
+of the action space, anything else is a ValueError; what is outside [-1, 1] is clipped. `info` after
+a step has
 
 | key | type | meaning |
 | --- | --- | --- |
@@ -66,9 +69,13 @@ class GymEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._front.reset(seed)[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, Info]:
-        """Return observation, reward, terminated, truncated and info."""
+        """Return observation, reward, terminated, truncated and info.
+
+        Raises:
+            ValueError: the action has another shape, or is not finite real numbers.
+        """
         front = self._front
-        after: Any = front.env.step(front.pack(action[None]))["next"]
+        after: Any = front.env.step(front.pack(action, front.action_space.shape))["next"]
         info = front.info(after)
         terms = info.pop("reward_terms")
         return (
@@ -133,17 +140,24 @@ class GymVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError("the environments draw from one generator: give one seed, not a list")
         super().reset(seed=seed)
         mask = None if options is None else options.get("reset_mask")
-        if mask is not None and (mask.shape != (self.num_envs,) or mask.dtype != np.bool_):
-            shape = f"{mask.shape} {mask.dtype}"
-            raise ValueError(f"options['reset_mask'] must be ({self.num_envs},) bool, got {shape}")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                got, legal = f"{mask.shape} {mask.dtype}", f"({self.num_envs},) bool"
+                raise ValueError(f"options['reset_mask'] must be {legal}, got {got}")
         return self._front.reset(seed, mask), {}
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
-        """Return observations, rewards, terminations, truncations and infos."""
+        """Return observations, rewards, terminations, truncations and infos.
+
+        Raises:
+            ValueError: the actions have another shape, or are not finite real numbers.
+        """
         front = self._front
-        transition, root = front.env.step_and_maybe_reset(front.pack(actions))
+        packed = front.pack(actions, (self.num_envs, *front.action_space.shape))
+        transition, root = front.env.step_and_maybe_reset(packed)
         after: Any = transition["next"]
         done = _column(after["done"])
         info = front.info(after)
@@ -215,8 +229,17 @@ class _Front:
         root["_reset"] = torch.from_numpy(mask)[:, None].to(self.env.device)
         return self.observation(self.env.reset(root))
 
-    def pack(self, actions: np.ndarray) -> TensorDict:
-        action = torch.as_tensor(actions, dtype=torch.float32, device=self.env.device)
+    def pack(self, given: np.ndarray, shape: tuple[int, ...]) -> TensorDict:
+        actions = np.asarray(given)
+        if actions.shape != shape or actions.dtype.kind not in "fiu":
+            got = f"{actions.shape} {actions.dtype}"
+            raise ValueError(f"the action must be {shape} real numbers, got {got}")
+        finite = np.isfinite(actions)
+        if not finite.all():
+            at = np.argwhere(~finite)[0]
+            raise ValueError(f"the action must be finite, got {actions[*at]} at {at.tolist()}")
+        rows = torch.from_numpy(actions.clip(-1.0, 1.0).astype(np.float32))
+        action = rows.view(self.env.num_envs, shape[-1]).to(self.env.device)
         return TensorDict({"action": action}, self.env.batch_size, device=self.env.device)
 
     def observation(self, td: TensorDictBase) -> np.ndarray:

@@ -19,8 +19,11 @@ about the world, the task says what it wishes: it never steps.
 """
 
 import importlib
+import importlib.util
+import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 import mujoco
@@ -30,7 +33,10 @@ from torch import Tensor
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
-from penspin_style.sim.sim import Sim
+from penspin_style.sim.sim import Sim, check_rows
+
+ENTRY_POINTS = "penspin_style.tasks"
+"""Group of the entry points by which other packages register tasks."""
 
 
 @dataclass
@@ -163,6 +169,9 @@ class Task(ABC, Generic[C]):
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
     `success_rate`, `success_at_end`, `return` or a name of `judge`."""
+    largest: ClassVar[float] = 1e6
+    """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
+    single 1e38 would leave running means and variances useless for good."""
     kind_names: ClassVar[tuple[str, ...]] = ()
     """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
 
@@ -209,7 +218,11 @@ class Task(ABC, Generic[C]):
         """Start the masked environments from given positions, (num_envs, nq), after `reset`.
 
         Whatever the task derived from the positions that it drew must follow these instead.
+
+        Raises:
+            ValueError: positions of another shape.
         """
+        check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
     def hide(self, sim: Sim, mask: Tensor) -> None:
@@ -276,20 +289,48 @@ class Task(ABC, Generic[C]):
         return torch.zeros(sim.num_envs, dtype=torch.long, device=sim.device)
 
 
+def installed_tasks() -> dict[str, EntryPoint]:
+    """Return the tasks that installed packages register as entry points, by name.
+
+    One is `reach = my_package.reach`: a module that binds `TASK`. None of them is imported.
+    """
+    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS))}
+
+
 def load_task(name: str) -> type[Task[Any]]:
-    """Return the task class of `tasks/NAME.py`, or of a dotted module of the user's own.
+    """Return the task class of `tasks/NAME.py`, of an entry point, or of a dotted module.
+
+    The module is imported, so that it runs: a name that comes from a file must have been compared
+    with the registered ones before; `compose.find_task` does.
 
     Raises:
-        ValueError: no such module, or it binds no Task to `TASK`.
+        ValueError: no such module, one that cannot be imported (names file and line), or one that
+            binds no Task to `TASK`.
     """
     path = name if "." in name else f"tasks.{name}"
+    if "." not in name and importlib.util.find_spec(path) is None and name in installed_tasks():
+        path = installed_tasks()[name].module
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
-            raise
-        raise ValueError(f"there is no task {name!r} (no module {path})") from error
+        if error.name and f"{path}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no task {name!r} (no module {path})") from error
+        raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
+    except Exception as error:
+        if path.startswith("tasks."):
+            raise  # a mistake of ours
+        raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
     found = getattr(module, "TASK", None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{path} binds no Task subclass to TASK")
     return found
+
+
+def _where(error: Exception) -> str:
+    """Return what went wrong in somebody's module, with file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    file, line = frames[-1].filename, frames[-1].lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or file, error.lineno
+    return f"{type(error).__name__}: {error.args[0] if error.args else ''} ({file}:{line})"

@@ -11,13 +11,12 @@ import pathlib
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penspin_style import storage
+from penspin_style.tensors import check_finite, read_tensors
 
 MEAN = (0.4914, 0.4822, 0.4465)
 """Of red, green and blue over CIFAR-10's training images; subtracted from pixels in [0, 1]."""
@@ -156,18 +155,17 @@ def load_encoder(folder: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: a file is missing or damaged, or the weights are not of a `NatureCNN`.
     """
-    storage.verify(folder)
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
     try:
-        state = load_tensors((folder / _WEIGHTS).read_bytes())
-        card = json.loads((folder / _CARD).read_text())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no encoder: {error}") from error
+        state = read_tensors(contents[_WEIGHTS], folder / _WEIGHTS)
+        card = storage.parse_json(contents[_CARD])
+    except (KeyError, ValueError) as error:
+        raise storage.DamagedError(f"{folder} holds no encoder: {error}") from error
     wanted = {f"convs.{i}.weight": conv.shape for i, conv in enumerate(LAYERS)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != wanted:
         raise ValueError(f"{folder}: the weights are {found}, those of a NatureCNN are {wanted}")
-    if odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"{folder}: {odd[0]} is not finite")
+    check_finite(state, folder / _WEIGHTS)
     return state, card
 
 
@@ -177,14 +175,15 @@ def load_head(folder: pathlib.Path) -> nn.Linear:
     Raises:
         ValueError: the folder is damaged, or the encoder was published without such a layer.
     """
-    storage.verify(folder)
-    if not (folder / _HEAD).exists():
+    _, contents = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if _HEAD not in contents:
         raise ValueError(f"{folder} was published without {_HEAD}")
     try:
-        state = load_tensors((folder / _HEAD).read_bytes())
+        state = read_tensors(contents[_HEAD], folder / _HEAD)
         outputs, inputs = state["weight"].shape
         head = nn.Linear(inputs, outputs)
         head.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder / _HEAD} is no linear layer: {error}") from error
+    check_finite(state, folder / _HEAD)
     return freeze(head)

@@ -14,6 +14,8 @@ class Normalizer(nn.Module):
     var: Tensor
     count: Tensor
     clip = 10.0
+    largest = 1e18
+    """A row with a number beyond it does not count: its square would not be finite."""
     epsilon = 1e-5
 
     def __init__(self, size: int) -> None:
@@ -37,11 +39,10 @@ class Normalizer(nn.Module):
 
         keep: (n,) bool, rows that count; the others may hold anything.
         """
-        if keep is None:
-            weight = torch.ones(len(x), device=x.device)
-        else:
-            weight = keep.to(x.dtype)
-            x = torch.where(keep[:, None], x, 0.0)  # a weight of 0 does not undo infinity
+        usable = (x.abs() <= self.largest).all(dim=1)
+        keep = usable if keep is None else keep & usable
+        weight = keep.to(x.dtype)
+        x = torch.where(keep[:, None], x, 0.0)  # a weight of 0 does not undo infinity
         n = weight.sum(dtype=torch.float64)
         share = (weight / n.clamp(min=1.0).to(x.dtype))[:, None]
         mean = (share * x).sum(dim=0)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.oracle import OraclePolicy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
+from penspin_style.tensors import check_finite, read_tensors
 
 
 class GaussianPolicy(nn.Module):
@@ -89,10 +89,17 @@ class ValueFunction(nn.Module):
 
 
 _WEIGHTS, _CARD = "policy.safetensors", "card.json"
+CONFIG = "config.yaml"
+"""The configuration that a policy was trained with, in its folder."""
 
 
-def save_policy(policy: nn.Module, card: PolicyCard, folder: pathlib.Path) -> None:
+def save_policy(
+    policy: nn.Module, card: PolicyCard, folder: pathlib.Path, config: str = ""
+) -> None:
     """Publish weights and card as one folder, complete or absent.
+
+    config: the resolved YAML of the run, from which the policy's environment is built again; it is
+        published too, so that the manifest covers it. Empty for none.
 
     Raises:
         FileExistsError: the folder is there already.
@@ -101,6 +108,30 @@ def save_policy(policy: nn.Module, card: PolicyCard, folder: pathlib.Path) -> No
     with storage.publish(folder, {}) as stage:
         (stage / _WEIGHTS).write_bytes(weights)
         (stage / _CARD).write_text(card.to_json())
+        if config:
+            (stage / CONFIG).write_text(config)
+
+
+def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], str]:
+    """Return card, weights and configuration (empty for none) of a published folder, verified.
+
+    Raises:
+        storage.DamagedError: a file is missing or altered, or a weight is not finite.
+        ValueError: the card is none.
+    """
+    _, files = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
+    if missing := {_WEIGHTS, _CARD} - {*files}:
+        raise storage.DamagedError(f"{folder / min(missing)} is missing")
+    try:
+        card = PolicyCard.from_json(files[_CARD].decode())
+        config = files.get(CONFIG, b"").decode()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if not all(part.isidentifier() for part in str(card.task).split(".")):
+        raise ValueError(f"{folder}: the card's task {card.task!r} is not the name of a task")
+    weights = read_tensors(files[_WEIGHTS], folder / _WEIGHTS)
+    check_finite(weights, folder / _WEIGHTS)
+    return card, weights, config
 
 
 def load_policy(
@@ -111,11 +142,22 @@ def load_policy(
     Its `act` takes the tensors of `card.inputs`, in that order.
 
     Raises:
-        ValueError: a file is missing or damaged, the card names a network that is unknown here, or
-            one that does not fit the weights.
+        ValueError: a file is missing or damaged, a weight is not finite, the card names a network
+            that is unknown here, or one that does not fit the weights.
     """
-    storage.verify(folder)
-    card = PolicyCard.from_json((folder / _CARD).read_text())
+    policy, card, _ = load_policy_and_config(folder)
+    return policy, card
+
+
+def load_policy_and_config(
+    folder: pathlib.Path,
+) -> tuple[GaussianPolicy | OraclePolicy | StudentPolicy | TemporalPolicy, PolicyCard, str]:
+    """Return what `load_policy` does, and the configuration in the folder, empty for none.
+
+    Raises:
+        ValueError: as `load_policy`.
+    """
+    card, weights, config = read_policy(folder)
     network = dict(card.network)
     kind = network.pop("kind", None)
     if kind not in _BUILDERS:
@@ -124,12 +166,12 @@ def load_policy(
         )
     try:
         policy = _BUILDERS[kind](card, network)
-        policy.load_state_dict(load_tensors((folder / _WEIGHTS).read_bytes()))
+        policy.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{folder}: the card's network {card.network} does not fit its weights: {error!r}"
         ) from error
-    return policy.eval(), card
+    return policy.eval(), card, config
 
 
 def _gaussian(card: PolicyCard, network: dict[str, Any]) -> GaussianPolicy:

@@ -20,6 +20,7 @@ from penspin_style.sim.sim import (
     Fault,
     FieldView,
     check_inputs,
+    check_mask,
     check_rows,
 )
 
@@ -101,19 +102,19 @@ class BatchSim:
 
     def reset(self, mask: Tensor | None = None, keyframe: int = -1) -> None:
         """Set the masked states to a keyframe or the defaults; `forward` makes the rest current."""
-        self.batch.reset(_ids(mask), keyframe, _NONE)
+        self.batch.reset(self._ids(mask), keyframe, _NONE)
         self._seen = self._warnings.copy()  # a reset clears the counters
 
     def forward(self, mask: Tensor | None = None) -> None:
         """Run `mj_forward` on the masked simulations."""
         with self._noting_errors():
-            self.batch.forward(_ids(mask), _ACC)
+            self.batch.forward(self._ids(mask), _ACC)
         self._collect_faults()
         self._refresh()
 
     def set_const(self, mask: Tensor | None = None) -> None:
         """Run `mj_setConst` on the masked simulations."""
-        self.batch.set_const(_ids(mask))
+        self.batch.set_const(self._ids(mask))
 
     def overflow_hint(self) -> str:
         """Repeat MuJoCo's last error, if any, and say how to give it more memory."""
@@ -132,8 +133,15 @@ class BatchSim:
         if mask is None:
             self._rows.copy_(rows)
         else:
+            check_mask(mask, self.num_envs)
             self._rows.copy_(torch.where(mask[:, None], rows, self._rows))
         self.forward(mask)
+
+    def _ids(self, mask: Tensor | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        check_mask(mask, self.num_envs)
+        return mask.numpy()
 
     def _bind(self, name: str) -> Tensor:
         if name in STATE_FIELDS:
@@ -191,7 +199,3 @@ def controls(inputs: Mapping[str, Tensor]) -> tuple[np.ndarray, int]:
     rows = [inputs[name].flatten(2).numpy() for name in names]
     spec = sum(int(getattr(mujoco.mjtState, f"mjSTATE_{name.upper()}")) for name in names)
     return np.concatenate(rows, axis=2, dtype=np.float64).swapaxes(0, 1), spec
-
-
-def _ids(mask: Tensor | None) -> np.ndarray | None:
-    return None if mask is None else mask.numpy()

@@ -84,9 +84,9 @@ class Fault(enum.IntFlag):
     ACTION = 16
     """The policy sent a NaN or infinite action."""
     OBSERVATION = 32
-    """An observation is NaN or infinite."""
+    """An observation is NaN, infinite or beyond `Task.largest`."""
     REWARD = 64
-    """A reward term is NaN or infinite."""
+    """The reward is NaN, infinite or beyond `Task.largest`."""
 
 
 class FieldView:
@@ -197,6 +197,17 @@ def check_rows(rows: Tensor, like: Tensor) -> None:
     """
     if rows.shape != like.shape:
         raise ValueError(f"state rows must be {tuple(like.shape)}, got {tuple(rows.shape)}")
+
+
+def check_mask(mask: Tensor, num_envs: int) -> None:
+    """Refuse a mask that an engine would broadcast, or take for ids.
+
+    Raises:
+        ValueError: what it is, and what it must be.
+    """
+    if mask.shape != (num_envs,) or mask.dtype != torch.bool:
+        got = f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
+        raise ValueError(f"a mask must be ({num_envs},) bool, got {got}")
 
 
 def check_inputs(inputs: Mapping[str, Tensor], nstep: int, data: FieldView) -> None:

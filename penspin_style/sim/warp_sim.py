@@ -23,6 +23,7 @@ from penspin_style.sim.sim import (
     Fault,
     FieldView,
     check_inputs,
+    check_mask,
     check_rows,
 )
 from penspin_style.sim.warp_log import start_warp
@@ -261,6 +262,7 @@ class WarpSim:
         if mask is None:
             self._mask.fill_(True)
         else:
+            check_mask(mask, self.num_envs)
             self._mask.copy_(mask)
 
     def _make_buffers(self) -> None:

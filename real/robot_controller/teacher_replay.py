@@ -8,6 +8,7 @@ recorded as an episode. `penspin replay run` is the same for all trajectories of
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -17,6 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script, from wherever, also where nothing is installed
     sys.path.insert(0, str(ROOT))
 
+from penspin_style import interrupt  # noqa: E402
+from penspin_style.terminal import one_line  # noqa: E402
 from real.arguments import add_arguments, natural, positive  # noqa: E402
 
 HAND = "allegro_ros"
@@ -33,15 +36,18 @@ def main(words: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _failed(2, f"{error}; pip install penspin_style")
     try:
-        return _replay(args)
+        with interrupt.raising():
+            return _replay(args)
     except (RobotError, EpisodeError, RecorderError) as error:
         is_missing = isinstance(error, RosError)
         hint = "; without a hand, --robot pen replays on its twin" if is_missing else ""
         return _failed(3, f"{error}{hint}")
     except (ValueError, OSError) as error:
         return _failed(2, str(error))
-    except KeyboardInterrupt:
-        return _failed(130, "interrupted; the hand was left safe")
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(OSError):
+            _failed(0, "interrupted; the hand was left safe")
+        return 128 + error.number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +103,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _failed(code: int, message: str) -> int:
-    print(f"teacher_replay.py: {' '.join(message.split())}", file=sys.stderr)
+    print(f"teacher_replay.py: {one_line(message)}", file=sys.stderr)
     return code
 
 

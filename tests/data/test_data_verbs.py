@@ -204,3 +204,124 @@ def test_convert_writes_a_dataset_of_robomimic(folder, tmp_path, penspin_data):
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert file["data"].attrs["total"] == 166
         np.testing.assert_array_equal(file["data/demo_0/actions"], hand_columns()["action"])
+
+
+# What is left out, and what contradicts itself.
+
+
+def spoilt(path, tmp_path):
+    """A pack of four trajectories, two of them bad."""
+    pack(opened(record(tmp_path / "four")), path)
+    with h5py.File(path, "r+") as file:
+        del file["replay_demon_0/qpos"].attrs["sha256"]
+        file["replay_demon_0/qpos"][5, 5] = np.nan
+        del file["replay_demon_2/current_target_qpos"]
+    return path
+
+
+def test_unpack_names_the_bad_trajectories_and_writes_the_others(tmp_path, penspin_data):
+    real = spoilt(tmp_path / "real.h5", tmp_path)
+    faults = {
+        "replay_demon_0": "replay_demon_0/qpos, row 5: nan at (5,) is not finite",
+        "replay_demon_2": "replay_demon_2/current_target_qpos or current_target: is missing",
+    }
+    code, out, err = penspin_data("unpack", real, tmp_path / "out")
+    assert code == 3
+    assert out == f"2 episodes in {tmp_path}/out, 20 Hz; 2 that cannot be trusted left out\n"
+    assert err == "".join(f"penspin: {real}: {why}; it is left out\n" for why in faults.values())
+    sent = [Episode.open(path)["sent"] for path in episodes(tmp_path / "out")]
+    np.testing.assert_array_equal(sent[0], hand_columns(41, 1)["sent"])
+    np.testing.assert_array_equal(sent[1], hand_columns(43, 3)["sent"])
+    code, out, _ = penspin_data("unpack", real, tmp_path / "json", "--json")
+    assert code == 3 and json.loads(out)["left_out"] == faults
+
+
+def test_unpack_writes_nothing_where_no_trajectory_is_whole(tmp_path, penspin_data):
+    recorded(tmp_path / "real.h5")
+    with h5py.File(tmp_path / "real.h5", "r+") as file:
+        file["replay_demon_0/qpos"][5, 5] = np.inf
+    code, out, err = penspin_data("unpack", tmp_path / "real.h5", tmp_path / "out")
+    assert (code, out) == (3, "") and "replay_demon_0/qpos, row 5: inf" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_pack_holds_beside_trajectories_is_named(tmp_path, penspin_data):
+    real = tmp_path / "real.h5"
+    recorded(real)
+    code, out, _ = penspin_data("verify", real)
+    assert code == 0 and out.startswith("good  ") and "; left out: 'tactile'\n" in out
+    assert "; left out: 'tactile'\n" in penspin_data("info", real)[1]
+    code, out, err = penspin_data("unpack", real, tmp_path / "out")
+    assert (code, err) == (0, f"penspin: {real}: left out: 'tactile'\n")
+
+
+def test_a_rate_that_contradicts_the_files_or_the_cards_is_said(folder, tmp_path, penspin_data):
+    real, card = tmp_path / "real.h5", tmp_path / "card.json"
+    pack(opened(folder), real)
+    code, _, err = penspin_data("unpack", real, tmp_path / "a", "--rate", "30")
+    assert (code, err) == (0, f"penspin: {real}: the file says 20 Hz, --rate 30 is taken\n")
+    assert penspin_data("unpack", real, tmp_path / "b", "--rate", "20")[2] == ""
+    card.write_text(dataclasses.replace(CARD, control_dt=0.1).to_json())
+    code, out, _ = penspin_data("verify", real, "--card", card)
+    said = "control steps of 0.05 s, the policy has 0.1 s\n"
+    assert code == 0 and f"; {said}" in out
+    code, _, err = penspin_data("unpack", real, tmp_path / "c", "--card", card)
+    assert (code, err) == (0, f"penspin: {real}: {said}")
+    code, _, err = penspin_data("unpack", real, tmp_path / "d", "--card", card, "--rate", "10")
+    assert (code, err) == (0, f"penspin: {real}: the file says 20 Hz, --rate 10 is taken\n")
+
+
+# What comes from a file and goes to a terminal.
+
+EVIL = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_no_name_in_a_file_reaches_the_terminal_as_a_command(folder, tmp_path, penspin_data):
+    bad = folder / f"episode{EVIL}.h5"
+    bad.write_bytes(b"half")
+    with h5py.File(folder / "other.h5", "w") as file:
+        file[f"a{EVIL}\u202e"] = 1
+    with h5py.File(folder / "pack.h5", "w") as file:
+        file.create_group("replay_demon_0")
+        file[EVIL] = 1
+    for words in (["verify", folder], ["repair", folder, tmp_path / "new"]):
+        code, out, err = penspin_data(*words)
+        assert code in (0, 3) and r"episode\x1b]0;owned\x07\x1b[2J.h5: is not an HDF5 file" in err
+        assert (out + err).replace("\n", "").isprintable()
+    assert (folder / bad.name).exists()
+    code, _, err = penspin_data("info", bad)
+    assert code == 3 and err.count("\n") == 1 and err.replace("\n", "").isprintable()
+
+
+def test_what_has_an_episodes_name_and_is_no_file_is_named(folder, penspin_data):
+    os.mkfifo(folder / "pipe.h5")
+    (folder / "gone.hdf5").symlink_to("nowhere")
+    (folder / "endless.h5").symlink_to("/dev/zero")
+    code, out, err = penspin_data("verify", folder)
+    assert code == 3 and "4 of 7 files can be trusted" in out
+    assert f"BAD   {folder}/pipe.h5: is not a file\n" in err
+    assert f"BAD   {folder}/endless.h5: is not a file\n" in err
+    assert f"BAD   {folder}/gone.hdf5: is damaged or unreadable: " in err
+    code, _, err = penspin_data("unpack", folder / "pipe.h5", folder / "out")
+    assert code == 3 and "is not a file" in err
+    code, _, err = penspin_data("repair", folder / "pipe.h5", folder / "out")
+    assert (code, err) == (3, "lost  pipe.h5: is not a file\n")
+
+
+def test_a_card_that_is_a_pipe_or_has_no_end_is_not_waited_for(folder, tmp_path, penspin_data):
+    (tmp_path / "card.json").symlink_to("/dev/zero")
+    code, _, err = penspin_data("verify", folder, "--card", tmp_path / "card.json")
+    assert code == 2 and "holds no card.json" in err
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    code, _, err = penspin_data("verify", folder, "--card", tmp_path / "deep.json")
+    assert code == 2 and "nested more than 64 deep" in err and err.count("\n") == 1
+
+
+def test_the_child_that_verifies_imports_no_module_of_the_current_folder(
+    folder, tmp_path, monkeypatch
+):
+    for name in ("h5py", "numpy", "json", "resource"):
+        (tmp_path / f"{name}.py").write_text("import os\nos.mkdir('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    assert all(v.fault is None for v in verify(episodes(folder)))
+    assert not (tmp_path / "imported").exists()

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from penspin_style.data import guard
 from penspin_style.data.episode import (
     Channel,
     Episode,
@@ -182,12 +183,42 @@ def test_a_file_that_is_absent_or_a_folder_is_refused(tmp_path):
         Episode.open(tmp_path)
 
 
+def test_a_folder_that_is_not_there_holds_no_episodes(tmp_path):
+    assert episodes(tmp_path / "absent") == []
+
+
 def test_a_file_exchanged_after_it_was_opened_is_refused(tmp_path, path):
     episode = Episode.open(path)
     head = header(more=(Channel("measure/turns", (), "float32"),))
     os.replace(write_episode(tmp_path, head, columns(STEPS, head), True), path)
     with pytest.raises(EpisodeError, match=r"measure/turns: has changed since it was opened"):
         episode["measure/turns"]
+
+
+def test_the_file_that_was_looked_at_is_the_one_that_is_read(path, monkeypatch):
+    """Also where its name is another file's by the time HDF5 opens it."""
+    real = guard.h5py.File
+    other = path.with_name("other.h5")
+
+    def late(name, *args, **kwargs):
+        other.write_bytes(b"something else")
+        os.replace(other, path)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(guard.h5py, "File", late)
+    with guard.opened(path) as file:
+        assert "time" in file
+    assert path.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J", "two\nlines", "\u202eodd", "\ud800"])
+def test_a_text_that_a_terminal_would_act_on_is_stored_in_no_header(text):
+    for change in ({"task": text}, {"robot": text}):
+        with pytest.raises(ValueError, match="that can be printed"):
+            dataclasses.replace(header(), **change)
+    for change in ({"unit": text}, {"names": (text,), "shape": (1,)}):
+        with pytest.raises(ValueError, match="that can be printed"):
+            Channel(**{"name": "observation/x", "shape": (), **change})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Reading LeRobotDataset v3.0: TorchRL's reader of ours, ours of others' and of what is damaged."""
 
 import json
+import os
 import shutil
 import sys
+import time
 import types
 import warnings
 from fractions import Fraction
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from penspin_style.data import lerobot, lerobot_read, tables
+from penspin_style.data.layout import DataWarning
 from penspin_style.data.video import VideoWriter
 from tests.data.robots import STEPS, film, record
 
@@ -229,6 +232,10 @@ def other_film(height, width, frames):
             r"has no columns \['more'\]",
         ),
         (edit_json(INFO, lambda i: i["features"].pop("index")), r"lists no features \['index'\]"),
+        (
+            edit_json(INFO, lambda i: i["features"]["index"].update(dtype="uint64")),
+            r"lists no features \['index'\] of a type that is read",
+        ),
         (lead_out(DATA), r"file-000\.parquet is a link elsewhere; links are never followed"),
         (lead_out(EPISODES), r"file-000\.parquet is a link elsewhere"),
         (lead_out(INFO), r"info\.json is a link elsewhere"),
@@ -359,8 +366,109 @@ def test_a_dataset_as_lerobot_writes_it_is_read(tmp_path):
     where = {"length": [3, 2], "dataset_from_index": [0, 3], "dataset_to_index": [3, 5]}
     where |= {"episode_index": [0, 1], "data/chunk_index": [0, 0], "data/file_index": [0, 0]}
     pq.write_table(pa.table(where), tmp_path / EPISODES)
-    first, second = lerobot.read(tmp_path)
+    with pytest.warns(DataWarning, match=r"left out: 'note', not in meta/info\.json$"):
+        first, second = lerobot.read(tmp_path)
     np.testing.assert_array_equal(first["observation.state"], [[0, 0], [1, -1], [2, -2]])
     np.testing.assert_array_equal(second["action"], [[3], [4]])
     with pytest.raises(ValueError, match="another program wrote it, use read"):
         next(lerobot.restore(tmp_path))
+
+
+# What is not understood, and what contradicts itself.
+
+
+def test_what_is_not_understood_is_named_and_the_rest_is_read(copy):
+    more = {
+        "language": number("string"),
+        "observation.images.still": {**number("image", (3, 16, 32)), "names": None},
+        "grip": number("float16"),
+        "observation.images.depth": number("video", (16, 32, 1)),
+        "observation.images.range": {
+            **number("video", (16, 32, 3)),
+            "info": {"video.is_depth_map": True},
+        },
+    }
+    edit_json(INFO, lambda info: info["features"].update(more))(copy)
+    edit_table(DATA, lambda t: t.append_column("mood", pa.array(["calm"] * 25)))(copy)
+    with pytest.warns(DataWarning) as said:
+        episodes = list(lerobot.read(copy))
+    (text,) = [str(warning.message) for warning in said]
+    assert text == (
+        f"{copy}: left out: 'language', of type 'string'; "
+        "'observation.images.still', of type 'image'; 'grip', of type 'float16'; "
+        "'observation.images.depth', a video of shape (16, 32, 1), not (height, width, 3); "
+        "'observation.images.range', depth, which the codec of a video spoils; "
+        "'mood', not in meta/info.json"
+    )
+    assert [len(episode["action"]) for episode in episodes] == list(STEPS)
+    assert not set(more) & set(episodes[0]) and set(CAMERAS) <= set(episodes[0])
+
+
+def test_a_video_whose_shape_is_said_with_the_colours_first_is_read(copy, dataset):
+    edit_json(INFO, lambda info: info["features"][CAMERAS[0]].update(shape=[3, 16, 32]))(copy)
+    for theirs, ours in zip(lerobot.read(copy), lerobot.read(dataset), strict=True):
+        np.testing.assert_array_equal(theirs[CAMERAS[0]], ours[CAMERAS[0]])
+
+
+def test_time_stamps_that_contradict_the_rate_are_said_once(copy):
+    half = edit_table(
+        DATA, put("timestamp", lambda c: pa.array([t / 2 for t in c.to_pylist()], pa.float32()))
+    )
+    half(copy)
+    with pytest.warns(DataWarning) as said:
+        assert len(list(lerobot.read(copy))) == len(STEPS)
+    (text,) = [str(warning.message) for warning in said]
+    assert text == (
+        f"{copy}: episode 0, frame 1: the time stamp 0.025 s contradicts the 20 frames a second of "
+        "meta/info.json, which make it 0.05 s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fps", "message"),
+    [
+        ("1e999999999", "fps is '1e999999999', not a number"),
+        ("1/0", "fps is '1/0', not a number"),
+        ("20", "fps is '20', not a number"),
+        (True, "fps is True, not a number"),
+        ([20], "not a number"),
+        (None, "not a number"),
+        (0, "fps, total_episodes or total_frames is not a number"),
+        (1e300, "fps, total_episodes or total_frames is not a number"),
+        (10**400, "fps, total_episodes or total_frames is not a number"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused_at_once(copy, fps, message):
+    edit_json(INFO, lambda info: info.update(fps=fps))(copy)
+    began = time.monotonic()
+    with pytest.raises(lerobot.LeRobotError, match=message):
+        next(lerobot.read(copy))
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("text", ['{"fps": 20, "fps": 10}', '{"fps": 1e999}', "[" * 100_000])
+def test_an_info_that_readers_could_take_in_two_ways_is_refused(copy, text):
+    (copy / INFO).write_text(text)
+    with pytest.raises(lerobot.LeRobotError, match=r"info\.json is missing or unreadable"):
+        next(lerobot.read(copy))
+
+
+@pytest.mark.parametrize("name", [INFO, DATA, EPISODES, FRONT])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(ValueError, match="is not a regular file"):
+        list(lerobot.read(copy))
+
+
+def test_a_playlist_that_is_called_a_video_opens_nothing(copy, dataset):
+    """FFmpeg would take it for one of HLS and open the files that it names."""
+    secret = shutil.copy(dataset / FRONT, copy / "secret.mp4")
+    (copy / FRONT).write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{secret}\n#EXT-X-ENDLIST\n"
+    )
+    with pytest.raises(ValueError, match=r"file-000\.mp4 is not a readable video"):
+        list(lerobot.read(copy))
+    (copy / FRONT).write_text(f"ffconcat version 1.0\nfile {secret}\n")
+    with pytest.raises(ValueError, match=r"file-000\.mp4 is not a readable video"):
+        list(lerobot.read(copy))

@@ -10,6 +10,7 @@ import pytest
 
 from penspin_style.data import robomimic
 from penspin_style.data.episode import Channel, EpisodeError, write_episode
+from penspin_style.data.layout import DataWarning
 from tests.data.robots import CARD, CHANNELS, check_same, record
 
 STEPS = (7, 3, 1, *(2 for _ in range(8)))  # eleven: demo_10 must not come after demo_1
@@ -163,7 +164,10 @@ def foreign(path, demos=(3, 1, 2)):
 
 def test_a_file_of_robosuites_tools_is_read_but_not_restored(tmp_path):
     path = foreign(tmp_path / "lift.hdf5")
-    demos = list(robomimic.read(path))
+    with pytest.warns(DataWarning) as said:
+        demos = list(robomimic.read(path))
+    (text,) = [str(warning.message) for warning in said]  # once, not of every demo
+    assert text.startswith(f"{path}: data/demo_0/datagen_info: is no column that robomimic or we")
     assert [len(demo["actions"]) for demo in demos] == [3, 1, 2]
     names = {"actions", "rewards", "dones", "obs/eef_pos", "obs/agentview_image"}
     assert set(demos[0]) == names and set(demos[1]) == {*names, "states"}
@@ -245,6 +249,7 @@ POS = "data/demo_0/obs/eef_pos"
 KEY = r"lift\.hdf5: data/demo_0/obs/eef_pos"
 
 
+@pytest.mark.filterwarnings("ignore:.*datagen_info")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -269,22 +274,10 @@ KEY = r"lift\.hdf5: data/demo_0/obs/eef_pos"
         (replace(POS, lambda file: h5py.SoftLink(f"/{POS}")), rf"{KEY}: is a link elsewhere"),
         (virtual, rf"{KEY}: keeps its values in other files"),
         (elsewhere, rf"{KEY}: keeps its values in other files"),
-        (
-            replace(POS, np.array(["a", "b", "c"], object), dtype=h5py.string_dtype()),
-            rf"{KEY}: its",
-        ),
-        (replace(POS, np.zeros(3, [("a", "f8")])), rf"{KEY}: its type"),
-        (replace(POS, np.zeros((3, 3), complex)), rf"{KEY}: its type"),
         (replace(POS, np.zeros((2, 3))), rf"{KEY}: has 2 rows, num_samples is 3"),
-        (replace(POS, 1.0), rf"{KEY}: is not a table with rows"),
-        (replace(POS, np.zeros((3, 3)), compression="lzf"), rf"{KEY}: goes through the filters"),
         (
             replace(POS, np.array([[0.0], [np.nan], [0.0]])),
             rf"{KEY}, row 1: nan at .* is not finite",
-        ),
-        (
-            replace(POS, lambda file: file["data/demo_0"]),
-            r"lift\.hdf5: data/demo_0/obs/eef_pos: is",
         ),
         (replace("data/demo_0/obs", np.zeros(3)), r"data/demo_0/obs: is not a group"),
         (
@@ -311,6 +304,72 @@ def test_what_is_damaged_or_hostile_is_refused_by_key(lift, damage, message):
         return
     with pytest.raises(EpisodeError, match=message):
         list(robomimic.read(lift))
+
+
+ACTIONS = "data/demo_0/actions"
+
+
+@pytest.mark.filterwarnings("ignore:.*datagen_info")
+@pytest.mark.parametrize(
+    ("values", "kwargs", "message"),
+    [
+        (
+            np.array(["a", "b", "c"], object),
+            {"dtype": h5py.string_dtype()},
+            "its type object is not",
+        ),
+        (np.zeros(3, [("a", "f8")]), {}, "its type .* is not one of"),
+        (np.zeros((3, 3), complex), {}, "its type .* is not one of"),
+        (np.zeros((3, 3), np.float16), {}, "its type float16 is not one of"),
+        (np.zeros(3, bool), {}, "its type bool is not one of"),
+        (1.0, {}, "is not a table with rows"),
+        (np.zeros((3, 3)), {"compression": "lzf"}, "goes through the filters"),
+        (lambda file: file["data/demo_0"], {}, "is not a dataset"),
+    ],
+)
+def test_a_column_of_a_kind_that_is_not_read_is_named_and_left_out(lift, values, kwargs, message):
+    replace(POS, values, **kwargs)(lift)
+    with pytest.warns(DataWarning, match=rf"{KEY}: {message}.*; it is left out"):
+        demos = list(robomimic.read(lift))
+    assert [len(demo["actions"]) for demo in demos] == [3, 1, 2]
+    assert "obs/eef_pos" not in demos[0] and demos[2]["obs/eef_pos"].shape == (2, 3)
+    with h5py.File(lift) as file:
+        np.testing.assert_array_equal(
+            demos[0]["obs/agentview_image"], file["data/demo_0/obs/agentview_image"][()]
+        )
+    replace(ACTIONS, values, **kwargs)(lift)
+    with pytest.raises(EpisodeError, match=f"{ACTIONS}: {message}"):  # no demo is whole without
+        list(robomimic.read(lift))
+
+
+@pytest.mark.filterwarnings("ignore:.*datagen_info")
+def test_what_the_relatives_of_robomimic_add_is_named_and_left_out(lift):
+    """As Isaac Lab, MimicGen and RoboCasa write it: states in groups, more actions, empty demos."""
+    with h5py.File(lift, "r+") as file:
+        for name, demo in file["data"].items():
+            n = demo.attrs["num_samples"]
+            del demo["states"]
+            demo["states/articulation/robot/joint_position"] = np.zeros((n, 9))
+            demo["initial_state/root_pose"] = np.zeros((1, 7))
+            demo["actions_abs"] = np.zeros((n, 7))
+            demo["obs/subtask/grasp"] = np.zeros((n, 1))
+            assert name.startswith("demo_")
+        file["data"].create_group("demo_3").attrs["num_samples"] = 0
+        file["meta"] = 1
+    with pytest.warns(DataWarning) as said:
+        demos = list(robomimic.read(lift))
+    assert len(demos) == 3
+    names = {"actions", "rewards", "dones", "obs/eef_pos", "obs/agentview_image"}
+    assert all(set(demo) == names for demo in demos)
+    texts = [str(warning.message).removeprefix(f"{lift}: ").split(";")[0] for warning in said]
+    assert [text for text in texts if "datagen_info" not in text] == [
+        "meta: is nothing that robomimic or we know",
+        "data/demo_0/actions_abs: is no column that robomimic or we know",
+        "data/demo_0/initial_state: is no column that robomimic or we know",
+        "data/demo_0/states: is not a dataset",
+        "data/demo_0/obs/subtask: is not a dataset",
+        "data/demo_3: has no steps",
+    ]
 
 
 def own_text(text):

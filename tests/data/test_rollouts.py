@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -289,3 +290,30 @@ def test_a_full_disk_leaves_no_half_of_a_shard_and_no_card(tmp_path, monkeypatch
         writer.add(rows(2, 2))
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["00000.safetensors"]
     assert (writer.rows, writer.shards) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["card.json", "00001.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_in_a_recording_is_not_waited_for(folder, name, kind):
+    (folder / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"is not a regular file.*{REMEDY}"):
+        Rollouts(folder)
+
+
+def test_a_shard_that_became_a_pipe_is_not_waited_for(folder):
+    recording = Rollouts(folder)
+    (folder / "00001.safetensors").unlink()
+    os.mkfifo(folder / "00001.safetensors")
+    with pytest.raises(ValueError, match=rf"is not a regular file.*{REMEDY}"):
+        recording.shard(1)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"rows": 1, "rows": 2}', '{"rows": NaN}'])
+def test_a_card_that_readers_could_take_in_two_ways_is_refused(folder, text):
+    (folder / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"no complete recording .*{REMEDY}"):
+        Rollouts(folder)

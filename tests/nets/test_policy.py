@@ -8,11 +8,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from penspin_style import config
+from penspin_style import config, storage
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from penspin_style.nets.mlp import ACTIVATIONS, mlp
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.policy import GaussianPolicy, ValueFunction, load_policy, save_policy
+from penspin_style.nets.policy import (
+    GaussianPolicy,
+    ValueFunction,
+    load_policy,
+    read_policy,
+    save_policy,
+)
+from penspin_style.storage import DamagedError
 from tests.damage import DAMAGES, check_refused
 
 SIZE, NACTION = 5, 3
@@ -260,6 +267,56 @@ def test_a_folder_with_a_file_of_its_own_is_refused(saved):
     (saved[1] / "extra.py").write_text("print('hello')")
     with pytest.raises(ValueError, match="is not in the manifest"):
         load_policy(saved[1])
+
+
+def test_the_configuration_is_under_the_manifest(tmp_path):
+    policy, folder = make(), tmp_path / "policy"
+    save_policy(policy, card(policy), folder, "task_name: cart\n")
+    assert read_policy(folder)[2] == "task_name: cart\n"
+    (folder / "config.yaml").write_text("task_name: carts\n")
+    with pytest.raises(DamagedError, match=r"config\.yaml does not match its checksum"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["net.2.weight", "normalizer.mean", "raw_std"])
+def test_a_weight_that_is_not_finite_is_damage_and_named(tmp_path, name, value):
+    policy = make()
+    policy.state_dict()[name].view(-1)[-1] = value
+    save_policy(policy, card(policy), tmp_path / "policy")
+    with pytest.raises(DamagedError, match=rf"policy\.safetensors: {name} is not finite"):
+        load_policy(tmp_path / "policy")
+
+
+def republished(folder, **files):
+    """Write files of a published folder anew, as one who can make a manifest does."""
+    _, contents = storage.read_verified(folder, limit=2**30)
+    storage.remove(folder)
+    with storage.publish(folder, {}) as stage:
+        for name, content in {**contents, **files}.items():
+            (stage / name.replace("_", ".")).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"policy_safetensors": b"no weights"}, "is not readable as safetensors"),
+        ({"card_json": b"[" * 100_000}, "policy: policy card is not JSON"),
+        ({"card_json": b"\xff"}, "policy: .*decode"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_a_line_that_names_the_folder(saved, files, complaint):
+    republished(saved[1], **files)
+    with pytest.raises(ValueError, match=complaint):
+        load_policy(saved[1])
+
+
+@pytest.mark.parametrize("task", ["../../elsewhere", "a/b", "", "a..b", "a b"])
+def test_a_task_that_is_no_name_leads_to_no_folder(tmp_path, task):
+    policy = make()
+    save_policy(policy, card(policy, task=task), tmp_path / "policy")
+    with pytest.raises(ValueError, match="is not the name of a task"):
+        load_policy(tmp_path / "policy")
 
 
 def test_a_network_of_another_kind_is_refused_by_name(tmp_path):

@@ -3,7 +3,9 @@
 
 `franky_api.json` records these names and their parameters as the real wheel has them; a test holds
 this file against the record, and the record against the wheel where that is installed. The arm's
-tool goes to its target with a lag, the fingers at their speed until they meet an object.
+tool goes to its target with a lag, the fingers at their speed until they meet an object. As in
+franky, one lock is held across every call but `Robot.stop`; `hang` makes the next call of a kind
+hang with that lock in its hands.
 """
 
 import builtins
@@ -165,7 +167,21 @@ class Robot:
         self.motion, self.used, self.fault = None, [], None
         self.broken = False
         self.lock = threading.RLock()
+        self.hang = {}  # name of a call -> (event that it has begun to hang, event that ends that)
+        self.stops, self.deaf = 0, 0  # orders to stop that came, and how many more will fail
         Robot.made.append(self)
+
+    def enter(self, call):
+        if call in self.hang:
+            hangs, release = self.hang.pop(call)
+            hangs.set()
+            assert release.wait(10.0)
+
+    def hear_stop(self):
+        if self.deaf:
+            self.deaf -= 1
+            raise NetworkException("libfranka: UDP send: network is unreachable")
+        self.stops += 1
 
     def live(self):
         with self.lock:
@@ -201,18 +217,24 @@ class Robot:
 
     @property
     def is_in_control(self):
-        self.live()
-        return self.motion is not None
+        with self.lock:
+            self.live()
+            return self.motion is not None
 
     @property
     def current_cartesian_state(self):
-        self.live()
+        with self.lock:
+            self.enter("state")
+            self.live()
         pose = RobotPose(Affine(self.place, (1, 0, 0, 0)))
         return CartesianState(pose, RobotVelocity(Twist(self.speed, np.zeros(3))))
 
     def move(self, motion, asynchronous=False):
         assert asynchronous
         with self.lock:
+            self.enter("move")
+            if motion.goal is None:
+                self.hear_stop()
             self.live()
             self.check()
             if any(motion is other for other in self.used):
@@ -241,9 +263,9 @@ class Robot:
             return self.motion is not None
 
     def stop(self):
-        with self.lock:
-            if self.motion is not None:
-                self.fault, self.motion = "Move command preempted!", None
+        self.hear_stop()
+        if self.motion is not None:
+            self.fault, self.motion = "Move command preempted!", None
 
 
 class BoolFuture:

@@ -3,14 +3,38 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
 
 from real.robot import RobotError, StoppedError
 
+HOLD, STOP = 0.1, 0.3
+"""Seconds that a hold and a stop may take while another call hangs."""
 
-def check_robot(robot, *, let_pass: Callable[[], None] | None = None) -> None:
+
+class Hang:
+    """A call of a driver that hangs: in the midst of it, with all the locks that it takes."""
+
+    def __init__(self, stops: Callable[[], int] | None = None) -> None:
+        """stops: how many stops have reached what is behind the driver; None: those it confirms."""
+        self.began, self.release = threading.Event(), threading.Event()
+        self.stops = stops
+
+    def __call__(self) -> None:
+        """Hang; to be called by what is behind the driver."""
+        self.began.set()
+        assert self.release.wait(10.0)
+
+
+Hangs = Callable[[str], AbstractContextManager[Hang]]
+"""Makes the next `observe`, `command` or `reset` hang."""
+
+
+def check_robot(
+    robot, *, let_pass: Callable[[], None] | None = None, hangs: Hangs | None = None
+) -> None:
     """Take a robot that was never connected through its life; it ends disconnected.
 
     let_pass: lets a control step pass; None to sleep for it.
@@ -31,6 +55,8 @@ def check_robot(robot, *, let_pass: Callable[[], None] | None = None) -> None:
     check_commands(robot, step)
     check_refusals(robot)
     check_stop(robot, step)
+    for call in ("observe", "command", "reset") if hangs else ():
+        check_hanging(robot, hangs, call, step)
     robot.disconnect()
     robot.disconnect()
     check_unconnected(robot)
@@ -160,3 +186,57 @@ def check_stop(robot, step) -> None:
     robot.reset()
     robot.command(robot.target)
     step()
+
+
+def check_hanging(robot, hangs: Hangs, call: str, step) -> None:
+    """A call that hangs delays neither hold nor stop, and moves nothing when it comes back."""
+    robot.reset()
+    robot.command(robot.target)
+    step()
+    began_at = robot.observe().measured
+    middle = np.array([0.5 * (c.low + c.high) for c in robot.channels])
+    scale = np.array([c.scale for c in robot.channels])
+    before_hang = robot.target
+    wanted = before_hang + 0.9 * scale * np.sign(middle - before_hang)
+    calls = {
+        "observe": robot.observe,
+        "command": lambda: robot.command(wanted),
+        "reset": robot.reset,
+    }
+    said = []
+
+    def run(what):
+        try:
+            what()
+        except Exception as error:
+            said.append((what, error))
+
+    with hangs(call) as hang:
+        stopping = threading.Thread(target=run, args=(robot.stop,))
+        late = threading.Thread(target=run, args=(calls[call],))
+        late.start()
+        assert hang.began.wait(5.0)
+        before = 0 if hang.stops is None else hang.stops()
+        began = time.monotonic()
+        robot.hold()
+        assert time.monotonic() - began < HOLD
+        began = time.monotonic()
+        stopping.start()
+        while stopping.is_alive() if hang.stops is None else hang.stops() == before:
+            assert time.monotonic() - began < STOP, f"a hanging {call} delays stop"
+            time.sleep(0.001)
+        hang.release.set()
+        late.join()
+        stopping.join()
+    refused = [error for what, error in said if what == calls[call]]
+    assert all(isinstance(error, RobotError) for error in refused)
+    assert call == "observe" or refused, "a stopped robot said nothing"
+    assert robot.stop not in [what for what, _ in said]
+    with pytest.raises(StoppedError):
+        robot.command(wanted)
+    for _ in range(3):
+        step()
+    time.sleep(0.1)
+    if call == "command":  # had it been followed, most channels would have gone most of the way
+        way = (robot.observe().measured - began_at) / (wanted - before_hang)
+        assert np.median(way) < 0.5, way

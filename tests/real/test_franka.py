@@ -1,6 +1,7 @@
 """The Franka's driver against a stand-in for franky, and that against the real wheel."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -14,17 +15,19 @@ import time
 import franky_fake
 import numpy as np
 import pytest
-from robot_contract import check_robot
+from robot_contract import Hang, check_robot
 
 from penspin_style.features import Feature, PolicyCard
-from real import franka
-from real.external import External, named, read
+from real import franka, franka_gripper
+from real.external import External, named
 from real.franka import FrankaConfig, FrankaRobot
-from real.robot import RobotError, StoppedError, check_channels
+from real.match import check_commands
+from real.robot import RobotError, StoppedError
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECORD = json.loads(pathlib.Path(__file__).with_name("franky_api.json").read_text())
-OWN = {"live", "check", "fail", "made", "now", "order", "end", "kind", "ends", "goal"}
+OWN = {"live", "check", "fail", "made", "now", "order", "end", "kind", "ends", "goal", "enter"}
+OWN |= {"hear_stop"}
 """What the stand-in has beside the real names."""
 
 
@@ -54,20 +57,29 @@ def settle(condition, patience=3.0):
         time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def hangs(call):
+    """The next such call hangs inside franky, with franky's lock."""
+    moved = franky_fake.Robot.made[-1]
+    hang = Hang(lambda: moved.stops)
+    moved.hang["state" if call == "observe" else "move"] = (hang.began, hang.release)
+    yield hang
+
+
 # The driver.
 
 
 def test_the_driver_keeps_the_contract(franky):
     cube = External(Feature("box_pos", (3,), "m"), lambda: np.array([0.4, 0.0, 0.02]))
-    check_robot(FrankaRobot(FrankaConfig("arm", control_dt=0.02), also=[cube]))
+    check_robot(FrankaRobot(FrankaConfig("arm", control_dt=0.02), also=[cube]), hangs=hangs)
 
 
 def test_the_channels_are_those_of_the_shipped_policy():
     card = ROOT / "outputs/pretrained/panda_lift_cube/policy/card.json"
-    actions = PolicyCard.from_json(card.read_text()).actions
+    policy = PolicyCard.from_json(card.read_text())
     robot = FrankaRobot(FrankaConfig("arm"))
-    check_channels(robot, actions)
-    assert robot.channels == actions
+    check_commands(policy, robot)
+    assert robot.channels == policy.actions
 
 
 def test_the_tool_goes_to_its_target_with_the_hand_pointing_down(arm):
@@ -166,6 +178,101 @@ def test_a_stop_on_the_way_to_the_start_ends_it(arm, monkeypatch):
         arm.command(np.array([0.4, 0.0, 0.3, 1.0]))
 
 
+def moved():
+    return franky_fake.Robot.made[-1]
+
+
+def is_still(arm):
+    place = arm.observe().values["tcp_pos"]
+    time.sleep(0.1)
+    return np.array_equal(arm.observe().values["tcp_pos"], place)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 5])
+def test_a_stop_that_failed_is_sent_again_until_the_arm_rests(arm, fails):
+    arm.command(arm.target + np.array([0.05, 0.0, 0.0, 0.0]))
+    moved().deaf = fails
+    for _ in range(fails // 2):  # each asks for a smooth stop, and then for a hard one
+        with pytest.raises(RobotError, match=r"arm at arm cannot stop: .*unreachable"):
+            arm.stop()
+        with pytest.raises(StoppedError):  # from the first try on
+            arm.command(np.array([0.4, 0.0, 0.3, 1.0]))
+        assert moved().is_in_control and moved().stops == 0
+    arm.stop()
+    assert not moved().is_in_control and moved().stops == 1 and is_still(arm)
+    arm.stop()
+    assert moved().stops == 1  # it rests, and is not told again
+
+
+def test_an_arm_that_cannot_be_stopped_is_disconnected_and_that_is_said(arm):
+    arm.command(arm.target + np.array([0.05, 0.0, 0.0, 0.0]))
+    with pytest.raises(RobotError):
+        moved().deaf = 2
+        arm.stop()
+    moved().deaf = 2
+    arm.disconnect()  # tries more than once
+    assert moved().stops == 1 and not moved().is_in_control
+    arm.connect()
+    arm.reset()
+    arm.command(arm.target + np.array([0.05, 0.0, 0.0, 0.0]))
+    moved().deaf = 100
+    with pytest.raises(RobotError, match=r"may still move, 3 stops .*unreachable.*emergency stop"):
+        arm.disconnect()
+    with pytest.raises(RobotError, match="not connected"):
+        arm.observe()
+
+
+def test_a_command_that_comes_after_a_stop_is_braked_again(arm):
+    wanted = arm.target + np.array([0.05, 0.0, 0.0, -0.5])
+    hang = Hang()
+    moved().hang["move"] = (hang.began, hang.release)
+    said = []
+
+    def command():
+        try:
+            arm.command(wanted)
+        except RobotError as error:
+            said.append(error)
+
+    late = threading.Thread(target=command)
+    late.start()
+    assert hang.began.wait(5.0)
+    orders = [*hand().orders]
+    stopping = threading.Thread(target=arm.stop)
+    stopping.start()
+    settle(lambda: moved().stops == 1, 0.5)
+    hang.release.set()
+    late.join()
+    stopping.join()
+    assert isinstance(said[0], StoppedError) and len(said) == 1
+    assert moved().stops >= 2 and is_still(arm)
+    assert hand().orders == orders  # nor does the hand follow
+
+
+def test_a_stop_before_the_arm_sets_off_to_its_start_brakes_it_there(arm):
+    hang = Hang()
+    moved().place = franky_fake.HOME + 0.1
+    moved().hang["move"] = (hang.began, hang.release)
+    said = []
+
+    def reset():
+        try:
+            arm.reset()
+        except RobotError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=reset)
+    thread.start()
+    assert hang.began.wait(5.0)
+    stopping = threading.Thread(target=arm.stop)
+    stopping.start()
+    settle(lambda: moved().stops == 1, 0.5)
+    hang.release.set()
+    thread.join()
+    stopping.join()
+    assert len(said) == 1 and not moved().is_in_control and is_still(arm)
+
+
 def test_a_start_outside_the_workspace_is_refused(arm):
     with pytest.raises(RobotError, match=r"the tool starts at .* outside of its workspace"):
         arm.reset({"joint1": np.array(1.0)})
@@ -188,22 +295,10 @@ def test_without_franky_the_driver_says_what_to_install(monkeypatch):
         FrankaRobot(FrankaConfig("arm")).connect()
 
 
-# Values from elsewhere.
-
-
-def test_values_from_elsewhere_are_checked():
+def test_two_sources_of_one_value_are_refused():
     feature = Feature("box_pos", (3,), "m")
     with pytest.raises(RobotError, match="two sources of the feature 'box_pos'"):
         named([feature], [External(feature, lambda: np.zeros(3))])
-    for value, complaint in (
-        (np.zeros(2), r"must give \(3,\)"),
-        (np.full(3, np.nan), "not finite"),
-    ):
-        with pytest.raises(RobotError, match=complaint):
-            read([External(feature, lambda value=value: value)])
-    given = np.ones(3, np.float32)
-    read([External(feature, lambda: given)])["box_pos"][:] = 9
-    assert (given == 1).all()
 
 
 # The stand-in.
@@ -264,9 +359,10 @@ def test_the_stand_in_has_no_name_that_the_record_lacks():
 
 
 def test_the_driver_asks_franky_for_no_name_that_the_record_lacks():
-    tree = ast.parse(pathlib.Path(franka.__file__).read_text())
+    trees = [ast.parse(pathlib.Path(m.__file__).read_text()) for m in (franka, franka_gripper)]
     asked = {
         node.attr
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("franky", "self._franky")
     }

@@ -1,16 +1,20 @@
 """What a control loop gets from a policy that dies, freezes or lags behind a real server."""
 
 import dataclasses
+import threading
 import time
 
 import numpy as np
 import pytest
+from websockets.sync.server import serve as plain_serve
 
 from penspin_style.deploy.bundle import ObservationError
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from real.client import PolicyClient
 from real.link import LinkError, Remote
 from real.server import PolicyServer, ServerLimits
+from real.session import hello
+from real.wire import pack
 
 CARD = PolicyCard(
     task="reach",
@@ -152,3 +156,29 @@ def test_a_server_without_a_card_is_refused(link):
     link.client.card = None
     with pytest.raises(LinkError, match="sends no policy card"):
         Remote(link.client)
+
+
+def test_without_a_deadline_a_day_of_patience_is_legal(link):
+    link.patience = 86_400.0
+    assert link.ask(at(0.25), NEVER).tolist() == [0.25]
+
+
+def test_a_server_that_answers_without_end_cannot_use_up_more_than_the_patience():
+    def talk(ws):
+        ws.send(pack(hello(Echo())))
+        for _ in ws:
+            for _ in range(1000):
+                ws.send(b"\x80" * 10)
+
+    with plain_serve(talk, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        found = Remote(PolicyClient(url), patience=0.5)
+        began = time.monotonic()
+        with pytest.raises(LinkError):
+            found.ask(at(0.1), NEVER)
+        assert time.monotonic() - began < 1.5
+        found.close()
+        server.shutdown()
+        thread.join()

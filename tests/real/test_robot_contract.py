@@ -3,20 +3,43 @@
 The drivers of real robots run it in their own tests.
 """
 
+import contextlib
+
 import pytest
-from robot_contract import check_robot
+from robot_contract import Hang, check_robot
 
 from real.robot import RobotError
 from real.sim_robot import SimRobot, load_twin
 
 
+def hangs_of(twin):
+    """Make the next such call of the world hang, which the driver makes with its lock."""
+
+    @contextlib.contextmanager
+    def hangs(call):
+        name = "send" if call == "command" else call
+        hang, whole = Hang(), getattr(twin.fleet, name)
+
+        def hanging(*args):
+            setattr(twin.fleet, name, whole)
+            hang()
+            return whole(*args)
+
+        setattr(twin.fleet, name, hanging)
+        yield hang
+
+    return hangs
+
+
 @pytest.mark.parametrize("changes", [{}, {"observation_latency": 0.02, "command_latency": 0.01}])
 def test_the_twin_keeps_the_contract(changes):
-    check_robot(SimRobot(load_twin("pen", **changes)), let_pass=lambda: None)
+    twin = SimRobot(load_twin("pen", **changes))
+    check_robot(twin, let_pass=lambda: None, hangs=hangs_of(twin))
 
 
 def test_the_twin_keeps_the_contract_in_real_time():
-    check_robot(SimRobot(load_twin("pen", realtime=True)))
+    twin = SimRobot(load_twin("pen", realtime=True))
+    check_robot(twin, hangs=hangs_of(twin))
 
 
 class Numb(SimRobot):

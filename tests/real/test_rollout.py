@@ -1,5 +1,6 @@
 """The control loop, on carts and on twins."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -47,6 +48,11 @@ def loop_of(carts, policy, folder=None, judge=BY_RULE, **options):
         recorder = Recorder(folder, head)
     options = {"realtime": False, **options}
     return Loop(safe, Closed(policy), judge, recorder=recorder, **options)
+
+
+def at_rate(policy, control_dt):
+    policy.card = dataclasses.replace(policy.card, control_dt=control_dt)
+    return policy
 
 
 def test_an_action_is_decoded_from_what_was_sent_before(carts):
@@ -184,7 +190,7 @@ def test_a_robot_that_fails_leaves_no_episode(carts, tmp_path):
 
 def test_real_time_keeps_the_rate_and_gives_the_policy_until_the_next_tick(carts):
     carts.clock, carts.control_dt = time.monotonic, 0.01
-    policy = Script([])
+    policy = at_rate(Script([]), 0.01)
     safe = SafeRobot(carts)
     with watch(safe) as watchdog:
         loop = Loop(safe, Closed(policy), Judge(), watchdog=watchdog)
@@ -223,7 +229,8 @@ def test_a_silent_policy_gets_the_robot_held_and_then_stopped(carts):
     carts.clock, carts.control_dt = time.monotonic, 0.02
     safe = SafeRobot(carts)
     with watch(safe) as watchdog:
-        loop = Loop(safe, Closed(Script([None] * 100)), Judge(), watchdog=watchdog)
+        policy = at_rate(Script([None] * 100), 0.02)
+        loop = Loop(safe, Closed(policy), Judge(), watchdog=watchdog)
         outcome = loop.run(100)
         (held, what), (stopped, then) = watchdog.events
     assert outcome.stopped == "no fresh action for 0.5 s"
@@ -281,7 +288,7 @@ def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, 
     [
         ("--policy {onnx} --robot pan", 2, "there is no robot 'pan'; there are panda,"),
         ("--policy nothing.onnx --robot pen", 2, "nothing.onnx is not a file"),
-        ("--policy {onnx} --robot pen", 3, "the policy commands ['tcp_x'"),
+        ("--policy {onnx} --robot pen", 2, "the policy commands ['tcp_x'"),
         ("--policy {onnx} --robot {blind}", 2, "box_pos: not offered"),
         ("--server ws://127.0.0.1:9 --robot pen --patience 0.2", 3, "start one with penspin serve"),
         ("--policy {onnx} --robot {twin} --success turns", 3, "does not measure 'turns'"),

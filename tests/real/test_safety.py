@@ -1,7 +1,9 @@
 """The limits between a policy and a robot, by hand and under attack; the watchdog's times."""
 
+import contextlib
 import pathlib
 import sys
+import threading
 import time
 from collections import Counter
 from typing import ClassVar
@@ -375,7 +377,409 @@ def test_a_hold_brakes_step_by_step_as_the_acceleration_allows():
     assert fake.log[2:] == ["hold"] * (len(fake.log) - 2)
 
 
+# What a driver says.
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        np.array([1.01, 0.0]),  # outside the limits
+        np.array([0.0, -7.0]),
+        np.array([0.25, 0.0]),  # farther than a step from what was asked, 0.1
+        np.zeros(3),
+        np.array([np.inf, 0.0]),
+        None,
+        "sent",
+        [[0.1, 0.0], [0.1, 0.0]],
+    ],
+)
+def test_a_driver_that_says_it_sent_what_cannot_be_is_stopped(said):
+    robot, fake = safe(velocity=1.0, acceleration=1e9)
+    fake.command = lambda target: said
+    with pytest.raises(StoppedError, match=r"its driver says that it sent .* was to be sent"):
+        robot.command(np.array([0.1, 0.0]))
+    assert fake.log[-1] == "stop" and "its driver says" in robot.reason
+    with pytest.raises(StoppedError):
+        robot.command(np.zeros(2))
+
+
+def test_a_driver_may_round_to_single_precision_at_a_limit():
+    robot, fake = safe(Fake((0.95, 0.0)))
+    robot.guard.limits.high.setflags(write=False)
+    fake.moves = lambda target: np.nextafter(target.astype(np.float32), np.float32(2)).astype(float)
+    robot.command(np.array([1.0, 0.0]))
+    assert robot.command(np.array([1.0, 0.0]))[0] > 1.0 and not robot.reason
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        lambda now: now + 3600.0,
+        lambda now: now - 3600.0,
+        lambda now: 1e6 - now,  # backwards
+        lambda now: 0.0,
+        lambda now: float("nan"),
+        lambda now: float("inf"),
+    ],
+    ids=["ahead", "behind", "backwards", "frozen", "nan", "infinite"],
+)
+def test_no_time_stamp_switches_the_comparison_with_the_measured_joints_off(stamp):
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.observe = lambda: Observation({}, stamp(fake.now), np.zeros(2))  # y is stuck
+    with pytest.raises(StoppedError, match=r"y has been more than 0\.25 from its target"):
+        for step in range(40):
+            robot.observe()
+            robot.command(np.array([0.0, 0.1 * (step + 1)]))
+    # farther than 0.25 m after 0.3 s; then twice 0.36 s, up to the next step
+    assert fake.now <= 0.3 + 0.8 + 1e-9 and fake.log[-1] == "stop"
+
+
+def test_measurements_of_another_shape_are_not_compared_but_stop_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    fake.observe = lambda: Observation({}, fake.now, np.zeros((2, 1)))
+    with pytest.raises(StoppedError, match="more than"):
+        for _ in range(20):
+            robot.observe()
+            robot.command(np.zeros(2))
+    assert fake.now == pytest.approx(0.8)
+
+
+def test_measurements_that_are_repeated_for_too_long_stop_the_robot():
+    robot, fake = safe(tolerance=0.25, patience=0.36)
+    frozen = []
+    fake.observe = lambda: Observation({}, frozen[0] if frozen else fake.now, fake.at.copy())
+    for _ in range(20):  # a frame that is lost now and then is no fault
+        frozen[:] = [] if len(fake.log) % 3 else [fake.now - DT]
+        robot.observe()
+        robot.command(np.zeros(2))
+    frozen[:] = [fake.now]
+    with pytest.raises(StoppedError, match=r"it has measured nothing new for 0\.8"):
+        for _ in range(20):
+            robot.observe()
+            robot.command(np.zeros(2))
+    assert robot.interventions["self_check"] > 0
+
+
+# Calls that hang.
+
+
+class Hanging(Fake):
+    """One whose calls can be made to hang; time passes by itself."""
+
+    clock = staticmethod(time.monotonic)
+    control_dt = 0.04
+
+    def __init__(self):
+        super().__init__()
+        self.hangs, self.began, self.release = "", threading.Event(), threading.Event()
+        self.fails, self.stop_hangs = 0, 0
+
+    def enter(self, call):
+        if self.hangs == call:
+            self.hangs = ""
+            self.began.set()
+            assert self.release.wait(10.0)
+
+    def reset(self, start=None):
+        self.enter("reset")
+        super().reset(start)
+
+    def observe(self):
+        self.enter("observe")
+        return super().observe()
+
+    def command(self, target):
+        self.enter("command")
+        return super().command(target)
+
+    def hold(self):
+        self.enter("hold")
+        super().hold()
+
+    def stop(self):
+        if self.stop_hangs:
+            self.stop_hangs -= 1
+            assert self.release.wait(10.0)
+        if self.fails:
+            self.fails -= 1
+            self.log.append("stop failed")
+            raise RobotError("the cable is out")
+        super().stop()
+
+
+def told(fake):
+    """What it was told beside targets and resets."""
+    return [entry for entry in fake.log if isinstance(entry, str)]
+
+
+def hanging(fake, use, call):
+    """Let a call hang in a thread; return that, and a list that gets what it raises."""
+    said = []
+
+    def run():
+        try:
+            use()
+        except Exception as error:
+            said.append(error)
+
+    fake.hangs = call
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert fake.began.wait(5.0)
+    return thread, said
+
+
+def reactions(dog, fed, count):
+    """Wait for so many events; return what came, and how many s after the last fresh action."""
+    until = time.monotonic() + 10.0
+    while len(dog.events) < count:
+        assert time.monotonic() < until, dog.events
+        time.sleep(0.002)
+    return [what for _, what in dog.events], [at - fed for at, _ in dog.events]
+
+
+@pytest.mark.parametrize("call", ["observe", "command"])
+def test_a_call_that_hangs_delays_neither_hold_nor_stop_and_is_not_followed(call):
+    robot, fake = safe(Hanging())
+    robot.command(np.zeros(2))
+    with Watchdog(robot, hold=0.1, stop=0.3) as dog:
+        dog.feed()
+        fed = time.monotonic()
+        uses = {"observe": robot.observe, "command": lambda: robot.command(np.full(2, 0.1))}
+        thread, said = hanging(fake, uses[call], call)
+        what, when = reactions(dog, fed, 2)
+        assert what == ["hold", "stop"] and thread.is_alive()
+        assert when[0] < 0.2 and when[1] < 0.4  # 0.1 and 0.3 where the machine is free
+        fake.release.set()
+        thread.join()
+    if call == "command":  # it has been sent after the stop, so that goes out again
+        assert told(fake)[-2:] == ["stop", "stop"] and fake.log[-1] == "stop"
+        assert isinstance(said[0], StoppedError) and not robot.stopping
+    with pytest.raises(StoppedError, match=r"no fresh action for 0\.3 s"):
+        robot.command(np.zeros(2))
+
+
+def test_a_command_that_fails_after_a_stop_is_followed_by_another_stop():
+    robot, fake = safe(Hanging())
+
+    def command(target):
+        fake.enter("command")
+        raise RobotError("who knows whether that was sent")
+
+    fake.command = command
+    thread, said = hanging(fake, lambda: robot.command(np.zeros(2)), "command")
+    robot.stop("enough")
+    fake.release.set()
+    thread.join()
+    assert told(fake) == ["stop", "stop"]
+    assert isinstance(said[0], StoppedError) and "enough" in str(said[0])
+
+
+def test_a_robot_that_hangs_is_disconnected_without_waiting_for_it():
+    robot, fake = safe(Hanging())
+    thread, _ = hanging(fake, robot.observe, "observe")
+    robot.disconnect()
+    assert thread.is_alive() and fake.log[-1] == "disconnect"
+    fake.release.set()
+    thread.join()
+
+
+def test_a_stop_during_a_reset_is_not_forgotten():
+    robot, fake = safe(Hanging())
+    thread, said = hanging(fake, robot.reset, "reset")
+    robot.stop("somebody has entered the cell")
+    fake.release.set()
+    thread.join()
+    assert isinstance(said[0], StoppedError)
+    assert fake.log[-1] == "stop" and robot.reason == "somebody has entered the cell"
+
+
+def test_a_hold_that_hangs_does_not_delay_the_stop():
+    robot, fake = safe(Hanging())
+    dog = Watchdog(robot, hold=0.1, stop=0.3)
+    dog.start()
+    fake.hangs = "hold"
+    dog.feed()
+    fed = time.monotonic()
+    what, when = reactions(dog, fed, 1)
+    assert what == ["stop"] and when[0] < 0.4
+    fake.release.set()
+    dog.close()
+
+
+def test_a_brake_that_hangs_does_not_delay_the_stop():
+    robot = SafeRobot(fake := Hanging(), Limits.of(CHANNELS, 0.04, acceleration=5.0))
+    robot.reset()
+    for _ in range(3):
+        robot.command(np.full(2, 0.9))
+        time.sleep(0.04)
+    assert not robot.guard.can_rest
+    with Watchdog(robot, hold=0.1, stop=0.3) as dog:
+        fake.hangs = "command"
+        dog.feed()
+        fed = time.monotonic()
+        what, when = reactions(dog, fed, 1)
+        assert what == ["stop"] and when[0] < 0.4
+        fake.release.set()
+
+
+# Stops that fail.
+
+
+def test_a_stop_that_failed_is_sent_again_until_it_is_confirmed(caplog):
+    robot, fake = safe(Hanging())
+    fake.fails = 2
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    fed = time.monotonic()
+    what, when = reactions(dog, fed, 4)
+    assert what == ["hold", "stop failed", "stop failed", "stop"]
+    assert when[3] < 0.2 + 0.1 + 0.2 + 0.3
+    assert fake.log[-3:] == ["stop failed", "stop failed", "stop"] and not robot.stopping
+    assert [r.levelname for r in caplog.records] == ["CRITICAL"] * 2
+    with pytest.raises(RobotError, match=r"make the robot safe: the cable is out$"):
+        dog.feed()
+    dog.close()
+
+
+def test_a_robot_that_does_not_stop_is_told_again_and_again_and_everybody_hears_of_it():
+    robot, fake = safe(Hanging())
+    fake.fails = 1000
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 4)
+    with pytest.raises(RobotError, match=r"the cable is out; it MAY STILL MOVE"):
+        dog.feed()
+    dog.rest()  # does not put it off
+    told = len(fake.log)
+    reactions(dog, time.monotonic(), 6)
+    assert len(fake.log) > told and robot.stopping
+    with pytest.raises(StoppedError):
+        robot.command(np.zeros(2))
+    with pytest.raises(RobotError, match="the cable is out"):
+        robot.reset()  # nothing moves again before it has stopped
+    with pytest.raises(RobotError, match="MAY STILL MOVE"):
+        dog.close()
+    fake.fails = 0
+    robot.reset()
+    assert fake.log[-2:] == ["stop", ("reset", None)]
+    robot.command(np.zeros(2))
+
+
+def test_a_stop_that_hangs_is_tried_from_another_thread(monkeypatch, caplog):
+    monkeypatch.setattr("real.watchdog._SLOW", 0.05)
+    monkeypatch.setattr("real.watchdog._HANGS", 0.05)
+    robot, fake = safe(Hanging())
+    fake.stop_hangs = 2
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    what, _ = reactions(dog, time.monotonic(), 4)
+    assert what == ["hold", "stop hangs", "stop hangs", "stop"]
+    assert "2 stops have not returned" in caplog.text
+    with pytest.raises(RobotError, match=r"2 stops have not returned for 0\.\d s$"):
+        dog.feed()
+    robot.reset()
+    dog.feed()
+    fake.release.set()  # those two come back, and say nothing of what is now
+    time.sleep(0.05)
+    assert dog.events[-1][1] != "stop" or len(dog.events) == 4
+    reactions(dog, time.monotonic(), 6)
+    assert [w for _, w in dog.events[-2:]] == ["hold", "stop"]
+    dog.close()
+
+
+def test_a_stop_that_only_hangs_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("real.watchdog._SLOW", 0.02)
+    monkeypatch.setattr("real.watchdog._HANGS", 0.02)
+    monkeypatch.setattr("real.watchdog._SETTLE", 0.1)
+    robot, fake = safe(Hanging())
+    fake.stop_hangs = 1000
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 5)
+    time.sleep(0.1)
+    assert fake.stop_hangs >= 996  # four hang; no more are begun
+    with pytest.raises(RobotError, match=r"stops have not returned .*MAY STILL MOVE"):
+        dog.close()
+    assert robot.stopping
+    fake.release.set()
+
+
+def test_a_loop_whose_own_stop_failed_leaves_it_to_the_watchdog():
+    robot, fake = safe(Hanging())
+    fake.fails = 1
+    dog = Watchdog(robot, hold=0.1, stop=5.0)
+    dog.start()
+    dog.feed()
+    with pytest.raises(RobotError, match="the cable is out"):
+        robot.stop("it went astray")
+    dog.rest()
+    reactions(dog, time.monotonic(), 1)
+    assert dog.events[-1][1] == "stop" and not robot.stopping
+    assert robot.reason == "it went astray"
+    dog.close()
+
+
+def test_a_late_action_does_not_take_a_stop_back():
+    robot, fake = safe(Hanging())
+    fake.fails = 3
+    dog = Watchdog(robot, hold=0.1, stop=0.2)
+    dog.start()
+    dog.feed()
+    reactions(dog, time.monotonic(), 2)
+    for _ in range(200):
+        with contextlib.suppress(RobotError):
+            dog.feed()
+        time.sleep(0.005)
+    assert [w for _, w in dog.events].count("stop failed") == 3
+    assert "stop" in [w for _, w in dog.events]
+    with contextlib.suppress(RobotError):
+        dog.close()
+
+
 # The watchdog.
+
+
+def test_a_watchdog_that_does_not_run_is_not_fed():
+    dog = Watchdog(Fake(), hold=0.2)
+    with pytest.raises(RobotError, match=r"the watchdog does not run: start\(\) it"):
+        dog.feed()
+    dog.start()
+    dog.feed()
+    dog.close()
+    with pytest.raises(RobotError, match="does not run"):
+        dog.feed()
+
+
+def test_a_fault_in_the_watchdog_itself_stops_the_robot(monkeypatch):
+    robot, fake = safe(Hanging())
+    dog = Watchdog(robot, hold=0.1, stop=5.0)
+    dog.start()
+    monkeypatch.setattr(dog, "_due", lambda: 1 / 0)
+    dog.feed()
+    reactions(dog, time.monotonic(), 2)
+    assert {what for _, what in dog.events} == {"watchdog failed", "stop"}
+    assert told(fake) == ["stop"]
+    with pytest.raises(RobotError, match="make the robot safe: division by zero"):
+        dog.close()
+
+
+def test_a_watchdog_that_gets_no_thread_calls_the_robot_itself(monkeypatch):
+    robot, fake = safe(Hanging())
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Watchdog(robot, hold=0.1, stop=0.2) as dog:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        dog.feed()
+        what, _ = reactions(dog, time.monotonic(), 2)
+        monkeypatch.undo()
+    assert what == ["hold", "stop"] and fake.log[-1] == "stop"
 
 
 def test_a_robot_that_gets_no_fresh_action_holds_then_stops():

@@ -28,6 +28,7 @@ from penspin_style.features import PolicyCard
 from real.client import PolicyClient, Refused, Unreachable
 from real.server import PolicyServer, ServeError, ServerLimits
 from real.wire import pack
+from scripts.attack_server import Plan, attack
 from scripts.fuzz_server import fuzz
 
 
@@ -51,6 +52,15 @@ def refused(url, **headers):
     with pytest.raises(InvalidStatus) as caught, client(url, additional_headers=headers):
         pass
     return caught.value.response
+
+
+def all_of(sock):
+    """What the server says until it hangs up."""
+    said = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := sock.recv(65536):
+            said += part
+    return said
 
 
 def end_of(ws):
@@ -265,7 +275,8 @@ def test_a_policy_that_fails_tells_the_log_and_not_the_client(caplog):
 
     policy = Failing()
     with PolicyServer(policy, port=0) as server:
-        for failure in (RuntimeError("secret"), SystemExit(3), StopIteration(), MemoryError()):
+        failures = RuntimeError("secret"), SystemExit(3), StopIteration(), MemoryError()
+        for failure in (*failures, TimeoutError("secret")):
             policy.failure = failure
             with client(server.url) as ws:
                 said = ask(ws, asking())
@@ -302,11 +313,115 @@ def test_fragments_are_joined_but_not_without_end(server):
         ws.send([frame[:9], b"", frame[9:]])
         assert isinstance(ws.recv(timeout=5), bytes)
     with bare(server.url) as sock:
-        sock.sendall(UPGRADE + masked(b"", fin=False) + masked(b"", opcode=0, fin=False) * 1024)
-        said = b""
-        while part := sock.recv(65536):
-            said += part
-    assert b"more than 1024 fragments" in said
+        sock.sendall(UPGRADE)
+        time.sleep(0.1)
+        sock.sendall(masked(b"", fin=False) + masked(b"", opcode=0, fin=False) * 64)
+        assert b"a message has more than 64 fragments" in all_of(sock)
+    with bare(server.url) as sock:  # as many fragments again, of 1 KiB each, are none too many
+        parts = masked(bytes(1024), fin=False) + masked(bytes(1024), opcode=0, fin=False) * 60
+        sock.sendall(UPGRADE + parts + masked(b"", opcode=0, fin=False) * 3 + masked(b"", opcode=0))
+        assert b"bytes follow the message" in all_of(sock)
+
+
+@pytest.mark.parametrize(
+    ("flood", "reason"),
+    [
+        (masked(b"", opcode=9), "more than 64 pings or pongs at once"),
+        (masked(b"never asked", opcode=10), "more than 64 pings or pongs at once"),
+        (masked(b""), "more than 64 messages that nobody has taken yet"),
+        (masked(pack(asking(delay=0.5))), "more than 64 messages that nobody has taken yet"),
+    ],
+    ids=["pings", "pongs", "empty", "requests"],
+)
+def test_a_packet_of_thousands_of_frames_costs_the_others_nothing(server, caplog, flood, reason):
+    with client(server.url) as other, bare(server.url) as sock:
+        sock.sendall(UPGRADE)
+        time.sleep(0.05)
+        sender = threading.Thread(target=send_all, args=(sock, flood * 60_000))
+        sender.start()
+        took = []
+        for _ in range(20):
+            began = time.perf_counter()
+            other.ping().wait(5)
+            took.append(time.perf_counter() - began)
+        assert "actions" in ask(other, asking())
+        assert reason.encode() in all_of(sock)
+        sender.join()
+    wait_for(lambda: "cut off" in caplog.text)  # by the count, or the first empty message is
+    assert max(took) < 0.2  # a packet of 256 KiB, parsed whole, takes longer
+
+
+def wait_for(condition, seconds=5.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def send_all(sock, data):
+    with contextlib.suppress(OSError):
+        sock.sendall(data)
+
+
+def test_a_message_has_its_time_from_the_first_byte_on_whatever_follows():
+    fragment, ping = masked(b"", opcode=0, fin=False), masked(b"", opcode=9)
+    drips = {
+        "payload": (UPGRADE + masked(bytes(1000))[:10], b"x"),
+        "header": (UPGRADE + masked(bytes(2**16 - 1))[:1], b""),
+        "fragments": (UPGRADE + masked(b"", fin=False), fragment),
+        "pings": (UPGRADE + masked(b"x", fin=False), ping),
+        "a ping's payload": (UPGRADE + masked(bytes(100), opcode=9)[:7], b"x"),
+        "handshake": (UPGRADE[:30], b"x"),
+    }
+    with limited(open=0.4, message=0.4) as server:
+        for what, (begin, drop) in drips.items():
+            with bare(server.url) as sock:
+                sock.sendall(begin)
+                began = time.monotonic()
+                with contextlib.suppress(OSError):
+                    while time.monotonic() - began < 3.0:
+                        sock.sendall(drop)
+                        time.sleep(0.05)
+                        if not drop:
+                            break
+                said = all_of(sock)
+                assert time.monotonic() - began < 2.0, what
+                assert what == "handshake" or b"did not end in time" in said, what
+        with client(server.url) as ws:  # a pause between messages is none within one
+            for _ in range(3):
+                time.sleep(0.3)
+                assert "actions" in ask(ws, asking())
+
+
+def test_those_who_hold_the_most_are_cut_off_before_the_memory_is_full(caplog):
+    with (
+        limited(max_frame=2**20, max_held=2**20) as server,
+        client(server.url) as ws,
+        contextlib.ExitStack() as stack,
+    ):
+        large = [stack.enter_context(bare(server.url)) for _ in range(4)]
+        for size, sock in zip((600_000, 610_000, 500_000, 450_000), large, strict=True):
+            sock.sendall(UPGRADE + masked(bytes(900_000))[:size])
+            time.sleep(0.1)
+            assert "actions" in ask(ws, asking())
+        # two frames may be held in all, so the fourth is too many, and the second holds the most
+        assert hung_up(large[1], 1.0) < 1.0
+        wait_for(lambda: "cut off, holds the most, 6099" in caplog.text)
+        for sock in (large[0], large[2], large[3]):
+            with pytest.raises(TimeoutError):
+                hung_up(sock, 0.05)
+
+
+def test_new_connections_come_one_after_the_other():
+    with limited(pace=0.05) as server:
+        began = time.monotonic()
+        socks = [bare(server.url) for _ in range(7)]
+        for sock in socks:
+            sock.sendall(UPGRADE)
+        for sock in socks:
+            assert sock.recv(12) == b"HTTP/1.1 101"
+            sock.close()
+        assert time.monotonic() - began >= 6 * 0.05
 
 
 def test_a_client_that_says_nothing_or_half_is_sent_away():
@@ -562,6 +677,17 @@ def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
             PolicyClient(process.url, KEY)
         with pytest.raises(Unreachable):
             PolicyClient(process.url.replace("wss", "ws"), KEY)
+
+
+@pytest.mark.parametrize("kind", ["batch", "pings"])
+def test_an_attack_costs_a_good_client_no_answer(kind):
+    figures = attack(kind, Plan(ONNX, seconds=1.0, turn=1.0))
+    assert figures["requests"] > 10
+    assert figures["lost"] == figures["wrong"] == figures["exit_code_of_the_server"] == 0
+    assert figures["connections"] == 1
+    assert figures["rss_growth_mb"] < 50
+    assert sum(figures["did"].values()) > 0
+    assert figures["during"]["p99"] < 500  # not a figure, that takes a minute of each
 
 
 def test_no_mutated_frame_crashes_or_stalls_it_or_touches_another_client():

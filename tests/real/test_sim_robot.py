@@ -20,6 +20,7 @@ from real.judge import judge
 from real.robot import RobotError, StoppedError
 from real.sim_robot import SimRobot, TwinConfig, load_twin, twin_names
 from real.twin import Measured
+from tests.test_plain_yaml import BOMB
 
 RAIL = TwinConfig("tests.real.rail")
 DT = 0.05
@@ -457,7 +458,7 @@ def test_the_twins_that_come_with_us_can_be_built():
         assert not pictures and np.isfinite(fleet.observe().measured).all()
 
 
-WHOLE = "task: tests.real.rail\n"
+WHOLE = "task: panda_lift_cube\n"
 
 
 @pytest.mark.parametrize(
@@ -466,6 +467,11 @@ WHOLE = "task: tests.real.rail\n"
         (None, "there is no twin"),
         ("a: [", "not readable"),
         ("- 1", "must be a mapping with a task"),
+        (WHOLE + "words: ['name=${oc.env:HOME}']", r"words has \$\{...\}: write the value"),
+        (WHOLE + "task: pen_spin", "the key 'task' for the second time"),
+        (BOMB + WHOLE, r"line 2 has an alias"),
+        ("task: idlelib.idle", "'idlelib.idle', which is not registered; if you trust"),
+        ("task: [pen_spin]", r"\['pen_spin'\], which is not registered"),
         (WHOLE + "shfit: []", "unknown key 'shfit'; did you mean shift?"),
         (WHOLE + "shift: [{field: body_mass, value: .nan}]", "value must be finite"),
         (WHOLE + "shift: [{fild: body_mass}]", "fild"),
@@ -513,6 +519,12 @@ def card_of(feature=None, channels=None, control_dt=DT):
     return PolicyCard("t", (Input("student", (feature,)),), channels, (), control_dt)
 
 
+def test_a_twin_of_a_task_that_the_user_names_is_read(tmp_path):
+    path = tmp_path / "twin.yaml"
+    path.write_text("task: tests.real.rail\n")
+    assert load_twin(path, trusted=["tests.real.rail"]) == RAIL
+
+
 def test_a_policy_is_judged_in_closed_loop_on_many_twins():
     """It moves on while it sees itself before 0.6 m, half a control step and one step late."""
     config = dataclasses.replace(RAIL, words=("task.start=0.4",))
@@ -532,10 +544,10 @@ def test_a_policy_is_judged_in_closed_loop_on_many_twins():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"feature": Feature("place", (2,), "m")}, "reads place"),
-        ({"feature": Feature("place", (1,), "mm")}, "in mm"),
-        ({"feature": Feature("camera", (1,), "m")}, "the twin has place"),
-        ({"control_dt": 0.1}, r"every 0\.1 s, the twin every 0\.05 s"),
+        ({"feature": Feature("place", (2,), "m")}, r"place: .* shape \(2,\), the robot has \(1,\)"),
+        ({"feature": Feature("place", (1,), "mm")}, "place: .* unit mm, the robot has m"),
+        ({"feature": Feature("camera", (1,), "m")}, "camera: not offered"),
+        ({"control_dt": 0.1}, r"every 0\.1 s, the robot every 0\.05 s"),
     ],
 )
 def test_a_policy_for_another_robot_is_not_judged(fields, complaint):
@@ -550,6 +562,8 @@ def test_channels_in_another_order_are_refused():
         ((other,), "commands \\['wheel'\\], the robot takes \\['rail'\\]"),
         ((dataclasses.replace(rail_channel, unit="cm"),), "unit cm, the robot m"),
         ((dataclasses.replace(rail_channel, mode="absolute"),), "mode absolute"),
+        ((dataclasses.replace(rail_channel, scale=0.25),), r"scale 0\.25, the robot 0\.125"),
+        ((dataclasses.replace(rail_channel, high=2.0),), r"high 2\.0, the robot 1\.0"),
     ):
         with pytest.raises(RobotError, match=complaint):
             judge(RAIL, card_of(channels=channels), lambda inputs: None, episodes=1, seed=0)

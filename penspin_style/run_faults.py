@@ -1,0 +1,90 @@
+"""The faults of a run: counted, a bounded number of them dumped, and too many of them end it."""
+
+import collections
+import io
+import pathlib
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+
+from penspin_style import storage
+from penspin_style.env.env import Env, FaultRecord
+from penspin_style.sim.sim import Fault
+
+WINDOW = 10
+"""Iterations over which the share of faulty environments is taken."""
+MAX_SHARE = 0.01
+MAX_DUMPS = 16
+
+
+class FaultyRunError(RuntimeError):
+    """The run cannot go on with meaningful physics or numbers; exit code 3."""
+
+
+class FaultWatch:
+    """Looks at an environment's faults after every iteration."""
+
+    def __init__(self, env: Env, folder: pathlib.Path) -> None:
+        """Prepare.
+
+        folder: where faulty states are dumped.
+        """
+        self.env, self.folder = env, folder
+        self.recent: collections.deque[float] = collections.deque(maxlen=WINDOW)
+        """Shares of faulty environments, of the last iterations."""
+        self._dumps = len(list(folder.glob("*.npz")))
+
+    def check(self, iteration: int, say: Callable[[str], None]) -> dict[str, float]:
+        """Count and dump the faults of this iteration; return the counts for the log.
+
+        Raises:
+            FaultyRunError: a buffer overflowed, or too many environments are faulty.
+        """
+        counts = self.env.fault_counts.tolist()
+        self.env.fault_counts.zero_()
+        out = {
+            f"fault/{f.name.lower()}": float(c)
+            for f, c in zip(Fault, counts, strict=True)
+            if f.name
+        }
+        records = self.env.take_faults() if any(counts) else []
+        out["env/fault"] = float(len(records))
+        self.recent.append(len(records) / self.env.num_envs)
+        try:
+            for record in records[: max(0, MAX_DUMPS - self._dumps)]:
+                self._dump(record, iteration)
+        except OSError as error:
+            say(f"warning: faulty state not written ({error})")
+        if any(record.code & Fault.OVERFLOW for record in records):
+            raise FaultyRunError(f"a contact buffer overflowed: {self.env.sim.overflow_hint()}")
+        share = sum(self.recent) / WINDOW
+        if share > MAX_SHARE:
+            raise FaultyRunError(
+                f"{share:.1%} of the environments were faulty over {WINDOW} iterations "
+                f"(limit {MAX_SHARE:.0%}){_kinds(records)}; states are in {self.folder}; a smaller "
+                "timestep or stiffer solver settings may help"
+            )
+        return out
+
+    def _dump(self, record: FaultRecord, iteration: int) -> None:
+        self.folder.mkdir(exist_ok=True)
+        model = self.folder / "model.xml"
+        if not model.exists():
+            storage.write_file(model, self.env.task.spec().to_xml().encode())
+        kind = "+".join(f.name or "" for f in record.code)
+        content = io.BytesIO()
+        np.savez(
+            content,
+            state=record.row.cpu().numpy(),
+            signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
+        )
+        name = f"{iteration:08d}-env{record.env_id}-{kind}.npz"
+        storage.write_file(self.folder / name, content.getvalue())
+        self._dumps += 1
+
+
+def _kinds(records: list[FaultRecord]) -> str:
+    """Return which kinds of faults the records are of."""
+    names = sorted({f.name or "" for record in records for f in record.code})
+    return f", now {', '.join(names)}" if names else ""

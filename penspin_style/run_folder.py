@@ -1,0 +1,135 @@
+"""What a run's folder says that the run depends on, and which changes a resume may make.
+
+`config.yaml`, `git.txt`, `git.diff` and `versions.json` are those of the last stretch of training.
+`changes.jsonl` has a line for every resume that changed something: from which iteration on, and of
+each key what it was and what it became. Lines are added, never removed, so the four files of every
+earlier stretch can be told.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+from collections.abc import Sequence
+
+from yaml import YAMLError
+
+from penspin_style import storage
+from penspin_style.compose import differences
+
+CHANGES = "changes.jsonl"
+FREE = frozenset(
+    (
+        *("resume", "resume_changes", "name", "out", "video", "loggers", "keep_last"),
+        *("total_samples", "stop_at_success", "checkpoint_every"),
+        *("eval_every", "eval_episodes", "final_episodes"),
+        *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax"),
+    )
+)
+"""Keys that every resume may change: how long, where, how fast, how often something is kept; none
+of them changes what is learned from. (A distillation's learning rate ends with `total_samples`.)"""
+_UNSAID = frozenset(("resume", "resume_changes"))
+
+
+def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
+    """Return what the configuration has otherwise than `config.yaml`: key -> (there, now).
+
+    Raises:
+        ValueError: `config.yaml` is missing or unreadable.
+    """
+    path = folder / "config.yaml"
+    try:
+        found = differences(path.read_text(), resolved)
+        if found.get("task_name", ("",))[0] == "absent":
+            raise ValueError("it names no task")
+    except (OSError, ValueError, YAMLError) as error:
+        raise ValueError(
+            f"{path} is missing or unreadable, so nobody can tell whether this is how the run was "
+            f"trained ({error}); put it back, or write it with penspin train --print-config"
+        ) from error
+    return {key: value for key, value in found.items() if key not in _UNSAID}
+
+
+def check_changes(folder: pathlib.Path, resolved: str, allowed: Sequence[str]) -> list[str]:
+    """Return the changed keys that needed to be, and were, allowed.
+
+    Raises:
+        ValueError: others; names them, with what they were and what they would become.
+    """
+    found = {k: v for k, v in changes(folder, resolved).items() if k not in FREE}
+    if refused := [key for key in found if key not in allowed]:
+        listed = ", ".join(f"{key}={found[key][0]}, now {found[key][1]}" for key in refused)
+        raise ValueError(
+            f"resume=true: {folder} was trained with {listed}; leave that as it was, or go on with "
+            f"the change by resume_changes=[{','.join(found)}]"
+        )
+    return list(found)
+
+
+def describe(folder: pathlib.Path, resolved: str) -> None:
+    """Write what the run depends on."""
+    for name, text in _files(resolved).items():
+        storage.write_file(folder / name, text.encode())
+
+
+def note_changes(folder: pathlib.Path, resolved: str, iteration: int) -> dict[str, tuple[str, str]]:
+    """Add a line of what a resume changes to `changes.jsonl`; return the changes of keys.
+
+    iteration: after which they apply.
+    """
+    found = changes(folder, resolved)
+    files = {}
+    for name, text in _files(resolved).items():
+        path = folder / name
+        before = path.read_text(errors="replace") if path.exists() else ""
+        if name != "config.yaml" and before != text:
+            files[name] = (before, text)
+    if found or files:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = {"after_iteration": iteration, "time": now, "changes": found, "files": files}
+        path = folder / CHANGES
+        lines = path.read_bytes() if path.exists() else b""
+        storage.write_file(path, lines + json.dumps(line).encode() + b"\n")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
+    names = ("penspin_style", "torch", "torchrl", "tensordict", "mujoco", "mujoco-warp", "numpy")
+    out = {}
+    for name in names:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def _files(resolved: str) -> dict[str, str]:
+    return {
+        "config.yaml": resolved,
+        "git.txt": _git("rev-parse", "HEAD"),
+        "git.diff": _git("diff", "HEAD"),
+        "versions.json": json.dumps(versions(), indent=1),
+    }
+
+
+def _git(*words: str) -> str:
+    """Return what git says about the code, or why it says nothing; never fail a run for it."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed: a repository further up is somebody else's
+        return f"{root} is not a git checkout\n"
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no git: {error}\n"
+    return done.stdout or done.stderr

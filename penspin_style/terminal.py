@@ -1,0 +1,17 @@
+"""What goes to a terminal of texts that others wrote.
+
+A name in a file, an error that quotes it and the name of the file itself may hold sequences that
+move the cursor, recolour the screen or type for the user; a terminal sees none of them.
+"""
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what is no character to print written out, as \x1b."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: object) -> str:
+    """Return a text, or an error's, printable and on one line."""
+    return printable(" ".join(str(text).split()))

@@ -1,0 +1,234 @@
+"""The package as others install it: a wheel in its own environment, used from an empty folder."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+from penspin_style import compose
+from penspin_style.__main__ import main
+from penspin_style.config import PRETRAINED, DistillConfig, weights_folder
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+FOLDERS = ("penspin_style", "tasks", "real", "cfg", "outputs/pretrained")
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir")
+SMALL = (
+    "num_envs=4 algo.horizon=4 total_samples=16 eval_every=0 final_episodes=2 video=false "
+    "task.episode_length=12 loggers=[csv]"
+)
+USES = f"""
+tasks
+twin
+doctor
+train task=pen_spin name=t {SMALL} algo.hidden=[16] algo.num_minibatches=1
+train task=pen_spin_student name=s {SMALL} algo.epochs=1
+train task=panda_lift_cube_vision name=v {SMALL}
+eval outputs/pen_spin/t --episodes 2
+play outputs/panda_lift_cube_vision/v --video video.mp4 --episodes 1 --size 64
+export outputs/pen_spin_student/s --samples 20 --out s.onnx
+record outputs/panda_lift_cube_vision/v rows --episodes 2 --num-envs 2
+pretrain rows --out encoder --epochs 1
+bench sim num_envs=4 --rounds 1 --steps 2
+bench train num_envs=4 --rounds 1 --steps 2
+bench render task=panda_lift_cube_vision num_envs=2 --rounds 1 --steps 2
+bench onnx s.onnx --calls 10
+twin pen s.onnx --episodes 1
+replay make outputs/pen_spin/t made --robot pen --episodes 1 --num-envs 2 --best turns --share 0.5
+replay run made --robot pen --out episodes --fast --seconds 0.5
+rollout --robot pen --policy s.onnx --fast --seconds 0.5
+data verify episodes
+data info episodes
+data pack episodes real.h5 --all
+data unpack real.h5 unpacked
+data repair real.h5 repaired
+data convert episodes hdf5 --to robomimic
+""".strip().splitlines()
+PROGRAM = """
+import json, shlex, sys, penspin_style, real, tasks
+from penspin_style.__main__ import main
+homes = [module.__file__ for module in (penspin_style, real, tasks)]
+codes = {line: main(shlex.split(line)) for line in sys.stdin.read().splitlines()}
+print(json.dumps({"homes": homes, "codes": codes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The sources alone, with nothing that an earlier build left."""
+    path = tmp_path_factory.mktemp("checkout")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, path / name)
+    for name in FOLDERS:
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, path / name, symlinks=True, ignore=skip)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(checkout):
+    """The wheel, and what building it printed."""
+    words = ("wheel", "-v", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", ".")
+    done = subprocess.run([*PIP, *words], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    return wheel, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def environment(built, tmp_path_factory):
+    """An environment with the wheel, in somebody else's repository; other packages are ours."""
+    home = tmp_path_factory.mktemp("home")
+    identity = ("-c", "user.name=n", "-c", "user.email=e")
+    for words in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "theirs")):
+        subprocess.run(["git", *words], cwd=home, check=True)
+    venv = home / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    ours = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
+    (packages / "ours.pth").write_text("\n".join(sorted(ours)) + "\n")
+    words = ("--python", str(venv / "bin" / "python"), "install", "-q", "--no-deps", "--no-index")
+    done = subprocess.run([*PIP, *words, str(built[0])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return venv
+
+
+@pytest.fixture(scope="module")
+def used(environment):
+    """An empty folder, after every verb was used in it."""
+    folder = environment.parent / "empty"
+    folder.mkdir()
+    done = subprocess.run(
+        [environment / "bin" / "python", "-c", PROGRAM],
+        input="\n".join(line for line in USES if has_opengl() or not line.startswith("play")),
+        cwd=folder,
+        env=alone(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder, done.stdout, done.stderr
+
+
+def alone():
+    """The environment of a process that must not find our sources."""
+    outside = ("PYTHONPATH", "PYTHONSAFEPATH")
+    return {k: v for k, v in os.environ.items() if k not in outside} | {"OMP_NUM_THREADS": "1"}
+
+
+def has_opengl():
+    from penspin_style.render.gl_renderer import NoOpenGLError, choose_platform
+
+    try:
+        choose_platform()
+    except NoOpenGLError:
+        return False
+    return True
+
+
+# What is built.
+
+
+def test_neither_a_wheel_nor_an_editable_install_prints_a_warning(built, checkout, tmp_path):
+    code = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=checkout, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for said in (built[1], done.stdout + done.stderr):
+        assert re.findall(r".*Warning:.*|.*\bDeprecat.*|.*absent from.*", said) == []
+        assert "Editable installation." not in said  # and so it begins in a notice
+
+
+def test_a_wheel_holds_every_file_that_is_read_and_nothing_else(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert {name.partition("/")[0] for name in names} == {"penspin_style", "tasks", "real"}
+    wanted = {f"penspin_style/{f.relative_to(ROOT)}" for f in (ROOT / "cfg").rglob("*.yaml")}
+    for folder in ("penspin_style", "tasks", "real"):
+        wanted |= {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*.py")}
+    data = [f for f in (ROOT / "tasks").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    wanted |= {str(f.relative_to(ROOT)) for f in data}
+    assert wanted <= names
+    weights = {name for name in names - wanted if not name.startswith("penspin_style/pretrained/")}
+    assert weights == set()
+
+
+# From an empty folder.
+
+
+def test_every_verb_of_a_wheel_works_in_an_empty_folder(used, environment):
+    folder, said, complaints = used
+    found = json.loads(said.splitlines()[-1])
+    assert all(pathlib.Path(home).is_relative_to(environment) for home in found["homes"])
+    assert [line for line, code in found["codes"].items() if code != 0] == [], complaints[-4000:]
+    assert len(found["codes"]) >= len(USES) - 1
+    assert "panda_shifted" in said  # of the list of twins
+    assert (folder / "outputs" / "pen_spin_student" / "s" / "policy" / "card.json").exists()
+
+
+def test_a_run_does_not_take_the_repository_around_the_environment_for_ours(used):
+    folder = used[0] / "outputs" / "pen_spin" / "t"
+    assert "is not a git checkout" in (folder / "git.txt").read_text()
+    assert "is not a git checkout" in (folder / "git.diff").read_text()
+
+
+def test_the_installed_command_serves_a_policy_to_a_twin(used, environment):
+    folder, penspin = used[0], environment / "bin" / "penspin"
+    serve = [penspin, "serve", "s.onnx", "--port", "0", "--json"]
+    with subprocess.Popen(
+        serve, cwd=folder, env=alone(), stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = json.loads(server.stdout.readline())["url"]
+            words = ["rollout", "--robot", "pen", "--server", url, "--fast", "--seconds", "0.5"]
+            done = subprocess.run(
+                [penspin, *words, "--json"], cwd=folder, env=alone(), capture_output=True, text=True
+            )
+        finally:
+            server.terminate()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["robot"] == "pen"
+
+
+# Default paths.
+
+
+def test_default_weights_are_the_packages_and_given_paths_the_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (DistillConfig().teacher, DistillConfig().encoder, "pretrained:pen_spin/teacher"):
+        assert weights_folder(path) == PRETRAINED / path.removeprefix("pretrained:")
+        assert (weights_folder(path)).is_dir()
+    given = weights_folder("outputs/pretrained/nature_cnn_cifar10")
+    assert given.resolve() == tmp_path / "outputs" / "pretrained" / "nature_cnn_cifar10"
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "../cfg", "/tmp", "pen_spin/../../cfg"])
+def test_what_did_not_come_with_the_package_is_said_to_be_in_the_repository(name):
+    with pytest.raises(ValueError, match="the repository holds all that is trained"):
+        weights_folder(f"pretrained:{name}")
+
+
+def test_a_default_can_be_given_on_the_command_line_and_is_saved_as_it_was_given():
+    words = ["task=pen_spin_student", "algo.teacher=pretrained:panda_lift_cube"]
+    cfg, _, text = compose.compose_train(words)
+    assert cfg.algo.teacher == "pretrained:panda_lift_cube"
+    assert "teacher: pretrained:panda_lift_cube" in text
+
+
+@pytest.mark.parametrize(
+    "line", ["train --print-config", "twin", "twin nobody policy.onnx", "train task=pen_spin"]
+)
+def test_an_installation_that_is_not_whole_says_so(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compose, "FOLDER", tmp_path / "cfg")
+    assert main(line.split()) == 2
+    wanted = f"penspin: {tmp_path / 'cfg'} is missing: this installation is not whole"
+    assert capsys.readouterr().err.startswith(wanted)
