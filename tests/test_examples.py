@@ -13,11 +13,11 @@ from penspin_style.deploy.bundle import Bundle
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run(name, *words):
+def run(name, *arguments):
     """Run an example; return what it prints."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "examples" / name), *words],
+        [sys.executable, str(ROOT / "docs" / "examples" / name), *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,

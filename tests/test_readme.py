@@ -22,7 +22,7 @@ SCALE = (
 
 
 def scaled(language: str, text: str) -> str:
-    """The block with its trainings and judgements shrunk, never with a command left out."""
+    """The block with its trainings and evaluations shrunk, never with a command left out."""
     if language != "bash":
         return text
     text = re.sub(

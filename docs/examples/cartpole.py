@@ -3,7 +3,7 @@
     python docs/examples/cartpole.py                       # train, export, evaluate the ONNX file
     PYTHONPATH=docs penspin train task=examples.cartpole   # the same training by the command line
 
-Words of the command line go to the training, as `total_samples=20000` or `task.rail=1.0`.
+Overrides on the command line go to the training, as `total_samples=20000` or `task.rail=1.0`.
 
 **Success**: for the last 50 control steps (1 s) the pole was within `upright` of the vertical and
 the cart within `near` of the middle.
