@@ -1,6 +1,7 @@
 """The documentation builds as a site, strictly; what it is generated from is all there."""
 
 import configparser
+import html
 import html.parser
 import os
 import pathlib
@@ -115,10 +116,11 @@ def test_no_page_loads_anything_from_another_host(site):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[there](nowhere.md)", "nowhere.md"),
-        ("[there](#nowhere)", "nowhere"),
-        ("[there][penspin_style.no_such_thing]", "penspin_style.no_such_thing"),
-        ("::: penspin_style.no_such_module", "penspin_style.no_such_module"),
+        (
+            "[there](nowhere.md) [there](#nowhere) [there][penspin_style.no_such_thing]",
+            ("'nowhere.md'", "'#nowhere'", "'penspin_style.no_such_thing'"),
+        ),
+        ("::: penspin_style.no_such_module", ("penspin_style.no_such_module",)),
     ],
 )
 def test_what_leads_nowhere_ends_the_build(tmp_path, text, said):
@@ -131,7 +133,41 @@ def test_what_leads_nowhere_ends_the_build(tmp_path, text, said):
         f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {docs}\nnav: [index.md]\nhooks: []\n"
         "extra_css: []\n"
     )
-    assert said in build(config, tmp_path / "site", code=1)
+    told = build(config, tmp_path / "site", code=1)
+    assert all(name in told for name in said), told
+
+
+def test_the_examples_page_shows_the_scripts(site):
+    text = "".join(html.unescape(re.sub("<[^>]+>", "", (site / "examples.html").read_text())))
+    for script in (ROOT / "docs" / "examples").glob("*.py"):
+        assert script.read_text().strip() in text, script.name
+
+
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+
+def test_the_pages_import_what_is_there():
+    line = re.compile(r"^from ((?:penspin_style|tasks|real)[\w.]*) import (.+)$", re.MULTILINE)
+    found = [names for page in PAGES for names in line.findall(page.read_text())]
+    assert len(found) >= 5
+    for module, names in found:
+        folder = ROOT.joinpath(*module.split("."))
+        for name in names.split(", "):
+            if folder.is_dir():
+                assert (folder / f"{name}.py").exists(), f"{module}.{name}"
+            else:
+                text = folder.with_suffix(".py").read_text()
+                assert re.search(rf"\b{name}\b", text), f"{module}.{name}"
+
+
+def test_the_pages_name_files_that_are_there():
+    roots = "penspin_style|tasks|real|cfg|scripts|tests|docs"
+    named = re.compile(rf"(?<![\w/.:<>-])(?:{roots})/[\w/]*\w\.(?:py|xml|yaml|sh|md)\b")
+    found = {(page.name, path) for page in PAGES for path in named.findall(page.read_text())}
+    assert len(found) > 60
+    for page, path in sorted(found):
+        if not re.search(r"\b[A-Z]{4,}\b", path):  # NAME stands for any
+            assert (ROOT / path).exists(), f"{page}: {path}"
 
 
 def test_the_readme_links_to_what_is_there():
