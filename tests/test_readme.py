@@ -32,6 +32,7 @@ def scaled(language: str, text: str) -> str:
     text = re.sub(r"--episodes \d\d+", "--episodes 8", text)
     text = re.sub(r"penspin eval (?!.*--episodes)", "penspin eval --episodes 8 ", text)
     text = re.sub(r"--count \d+", "num_envs=64 --count 20", text)
+    text = text.replace("penspin play", "penspin play --episodes 1 --size 96")
     return text.replace("penspin export", "penspin export --samples 500")
 
 
