@@ -1,4 +1,4 @@
-"""The README's marked blocks run as they stand, scaled down."""
+"""The marked blocks of the README and of the documentation run as they stand, scaled down."""
 
 import os
 import pathlib
@@ -13,7 +13,8 @@ from penspin_style.train.compose import CHOICES, FOLDER, compose_train
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"<!-- runnable -->\n```(\w+)\n(.*?)```", re.DOTALL)
-BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+BLOCKS = [block for page in PAGES for block in BLOCK.findall(page.read_text())]
 SCALE = (
     "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 "
     "final_episodes=8 video=false"
@@ -21,7 +22,7 @@ SCALE = (
 
 
 def scaled(language: str, text: str) -> str:
-    """The block with its trainings and judgements shrunk, never with a command left out."""
+    """The block with its trainings and evaluations shrunk, never with a command left out."""
     if language != "bash":
         return text
     text = re.sub(
@@ -31,10 +32,11 @@ def scaled(language: str, text: str) -> str:
     text = re.sub(r"--episodes \d\d+", "--episodes 8", text)
     text = re.sub(r"penspin eval (?!.*--episodes)", "penspin eval --episodes 8 ", text)
     text = re.sub(r"--count \d+", "num_envs=64 --count 20", text)
+    text = text.replace("penspin play", "penspin play --episodes 1 --size 96")
     return text.replace("penspin export", "penspin export --samples 500")
 
 
-def test_the_readme_has_the_blocks_that_a_newcomer_runs():
+def test_the_pages_have_the_blocks_that_a_newcomer_runs():
     shell = "\n".join(text for language, text in BLOCKS if language == "bash")
     for command in (
         "quickstart.sh",
@@ -51,7 +53,7 @@ def test_the_readme_has_the_blocks_that_a_newcomer_runs():
 
 
 @pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[t.split("\n")[0] for _, t in BLOCKS])
-def test_a_runnable_block_of_the_readme_runs(language, text, tmp_path):
+def test_a_runnable_block_runs(language, text, tmp_path):
     for name in ("scripts", "cfg", "outputs/pretrained", "tasks", "penspin_style"):
         link = tmp_path / name
         link.parent.mkdir(exist_ok=True)
