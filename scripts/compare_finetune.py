@@ -2,12 +2,12 @@
 
 python scripts/compare_finetune.py TEACHER STUDENT --twin NAME [--out DIR] [options]
 
-    1  judge the student in the world of its training, and on the twin as it is
+    1  evaluate the student in the world of its training, and on the twin as it is
     2  roll the teacher out in that world, repeat its targets on the twin, keep what succeeds
-    3  fine-tune the student on some of these, for each number and seed; judge it on the twin
+    3  fine-tune the student on some of these, for each number and seed; evaluate it on the twin
     4  the same network from scratch, and ACT, on the same trajectories
 
-Everything is judged by the same rule over the same starts. Each result is one line of
+Everything is evaluated by the same rule over the same starts. Each result is one line of
 `results.jsonl`, so a comparison that was killed goes on where it was. At the end, or with --table,
 comes the table: shares with Wilson's 95 % interval over all episodes of a row, and each seed's own.
 """
@@ -279,7 +279,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--replays", type=int, default=200, help="trajectories to repeat")
-    parser.add_argument("--seed", type=int, default=7_000_003, help="of the starts that judge")
+    parser.add_argument(
+        "--seed", type=int, default=7_000_003, help="of the starts of an evaluation"
+    )
     parser.add_argument("--methods", nargs="+", default=list(LEARNED), choices=LEARNED)
     parser.add_argument("--finetune", type=pairs, default={}, help="settings, as lr=3e-4,views=2")
     parser.add_argument("--scratch", type=pairs, default={}, help="where scratch differs")

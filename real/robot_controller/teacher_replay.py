@@ -27,7 +27,7 @@ OUT = "real_data_collection"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Replay as the words say; return the exit code: 0 done, 2 the words, 3 the hand."""
+    """Replay; return the exit code: 0 done, 2 the command line is invalid, 3 the hand failed."""
     args = _parser().parse_args(words)
     try:
         from penspin_style.data.episodes.episode import EpisodeError, RecorderError

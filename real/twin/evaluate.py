@@ -1,4 +1,4 @@
-"""SuccessCheck a policy on twins: many episodes at once, each as a robot would run it."""
+"""Evaluate a policy on twins: many episodes at once, each as a robot would run it."""
 
 import argparse
 import json

@@ -222,7 +222,7 @@ def test_no_attack_leads_outside(acceleration):
     }
 
 
-def test_the_attack_finds_a_guard_that_has_a_hole(monkeypatch):
+def test_the_attack_finds_a_limiter_that_has_a_hole(monkeypatch):
     whole, rng = TargetLimiter.limited, np.random.default_rng(0)
 
     def leaky(self, wanted, *, count=True):
