@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from penspin_style import storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.data.dataset import Windows, load
+from penspin_style.deploy.torch_policy import TorchPolicy
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.nets.act import ACT, build
 from penspin_style.nets.policy import load_policy, read_policy
@@ -250,25 +251,7 @@ def _now(feature: Feature) -> Feature:
 # Acting.
 
 
-class ACTPolicy:
-    """A trained ACT as action chunking and the server take it: one observation, one chunk."""
-
-    def __init__(self, network: ACT, card: PolicyCard) -> None:
-        self.network, self.card, self.horizon = network.eval(), card, network.horizon
-
-    @torch.no_grad()
-    def __call__(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return (horizon, naction) float32; (n, horizon, naction) of inputs with a batch axis."""
-        given = []
-        for i in self.card.inputs:
-            value = torch.from_numpy(np.ascontiguousarray(observation[i.name]))
-            given.append(value if value.dim() > len(i.tensor[1]) else value[None])
-        chunk = self.network.act(*given).numpy()
-        first = self.card.inputs[0]
-        return chunk if np.ndim(observation[first.name]) > len(first.tensor[1]) else chunk[0]
-
-
-def load_act(path: pathlib.Path) -> ACTPolicy:
+def load_act(path: pathlib.Path) -> TorchPolicy:
     """Return the ACT of a run folder or policy folder, on the CPU.
 
     Raises:
@@ -283,7 +266,7 @@ def load_act(path: pathlib.Path) -> ACTPolicy:
         network.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
-    return ACTPolicy(network, card)
+    return TorchPolicy(network, card)
 
 
 # The command.

@@ -20,7 +20,7 @@ EDGES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-class Pace:
+class Rate:
     """Wait for the next tick, or, in fast time, never wait.
 
     late: ticks that had passed already when the loop came to wait for them.

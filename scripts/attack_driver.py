@@ -34,7 +34,7 @@ from penspin_style.features import Feature  # noqa: E402
 from real.control.loop import watch  # noqa: E402
 from real.control.safety import SafeRobot, Watchdog  # noqa: E402
 from real.drivers.external import External, Readers  # noqa: E402
-from real.rate import Pace  # noqa: E402
+from real.rate import Rate  # noqa: E402
 from real.robot import Observation, RobotError  # noqa: E402
 from real.twin.robot import SimRobot, TwinConfig, load_twin  # noqa: E402
 
@@ -110,7 +110,7 @@ def strike(
     """Control the robot for some steps, let a call hang; return what came of it."""
     scale = np.array([channel.scale for channel in robot.channels])
     safe.reset()
-    pace, before = Pace(robot.control_dt), robot.target
+    rate, before = Rate(robot.control_dt), robot.target
     step = followed = 0
     del robot.held[:], robot.stopped[:]
     dog.feed()  # the first action has as long as every other
@@ -126,7 +126,7 @@ def strike(
             followed += bool(robot.stopped)
             dog.feed()
             fed = time.monotonic()
-            pace.wait()
+            rate.wait()
     except RobotError:  # stopped, or the sensor has given nothing new for too long
         pass
     until = time.monotonic() + seconds

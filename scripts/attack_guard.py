@@ -1,4 +1,4 @@
-"""Attack the guard between policy and robot: every kind of bad target, millions of times.
+"""Attack the limiter between policy and robot: every kind of bad target, millions of times.
 
     python scripts/attack_guard.py 1000000
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from penspin_style.features import ActionChannel
-from real.control.safety import Guard, Limits
+from real.control.safety import Limits, TargetLimiter
 
 CONTROL_DT = 0.05
 CHANNELS = tuple(  # the Allegro hand's sixteen joints
@@ -26,7 +26,7 @@ _DENORMAL = 5e-324
 _BAD = (np.nan, np.inf, -np.inf, 1e38, -1e38, 1e308, -1e308, _DENORMAL, -_DENORMAL, 0.0, -0.0)
 
 
-def attacks(rng: np.random.Generator, limits: Limits, guard: Guard) -> Iterator[Any]:
+def attacks(rng: np.random.Generator, limits: Limits, limiter: TargetLimiter) -> Iterator[Any]:
     """Yield targets without end, each of a kind drawn anew; runs of some kinds are long."""
     n = len(limits.low)
     middle, span = 0.5 * (limits.low + limits.high), limits.high - limits.low
@@ -37,7 +37,7 @@ def attacks(rng: np.random.Generator, limits: Limits, guard: Guard) -> Iterator[
             if kind == 0:  # anywhere, also far outside
                 yield middle + span * rng.uniform(-2.0, 2.0, n)
             elif kind == 1:  # one number that is none, among good ones
-                target = guard.last + 0.01 * rng.standard_normal(n)
+                target = limiter.last + 0.01 * rng.standard_normal(n)
                 target[rng.integers(n)] = rng.choice(_BAD)
                 yield target
             elif kind == 2:
@@ -46,9 +46,9 @@ def attacks(rng: np.random.Generator, limits: Limits, guard: Guard) -> Iterator[
                 edge = np.where(side > 0, limits.high, limits.low)
                 yield edge if i % 2 else np.nextafter(edge, np.inf * side)
             elif kind == 4:  # full speed back and forth
-                yield guard.last + (-1.0) ** i * side * limits.velocity * CONTROL_DT
+                yield limiter.last + (-1.0) ** i * side * limits.velocity * CONTROL_DT
             elif kind == 5:  # full speed ahead, into the limit
-                yield guard.last + side * limits.velocity * CONTROL_DT
+                yield limiter.last + side * limits.velocity * CONTROL_DT
             elif kind == 6:  # from limit to limit
                 yield np.where((-1.0) ** i * side > 0, limits.high, limits.low)
             elif kind == 7:  # another shape
@@ -60,9 +60,9 @@ def attacks(rng: np.random.Generator, limits: Limits, guard: Guard) -> Iterator[
                     [np.float16, np.float32][i % 2]
                 )
             elif kind == 10:  # steps as small as numbers can be
-                yield np.nextafter(guard.last, np.inf * side)
+                yield np.nextafter(limiter.last, np.inf * side)
             else:  # what a policy sends
-                yield guard.last + rng.uniform(-1.0, 1.0, n) / 24
+                yield limiter.last + rng.uniform(-1.0, 1.0, n) / 24
 
 
 def _wrong_type(i: int, n: int) -> Any:
@@ -75,23 +75,23 @@ def _wrong_type(i: int, n: int) -> Any:
 
 
 def attack(count: int, *, acceleration: float | None, seed: int = 0) -> dict[str, Any]:
-    """Send `count` targets through one guard; return what was outside, and the times in µs."""
+    """Send `count` targets through one limiter; return what was outside, and the times in µs."""
     rng = np.random.default_rng(seed)
     limits = Limits.of(CHANNELS, CONTROL_DT, acceleration=acceleration)
-    guard = Guard(limits, CONTROL_DT)
-    guard.begin(0.5 * (limits.low + limits.high))
+    limiter = TargetLimiter(limits, CONTROL_DT)
+    limiter.begin(0.5 * (limits.low + limits.high))
     step, change = limits.velocity * CONTROL_DT, limits.acceleration * CONTROL_DT**2
-    last, moved = guard.last, np.zeros(len(limits.low))
+    last, moved = limiter.last, np.zeros(len(limits.low))
     outside = {"position": 0, "velocity": 0, "acceleration": 0, "not finite": 0}
     times, cpu = np.empty(count), np.empty(count)
-    targets = attacks(rng, limits, guard)
+    targets = attacks(rng, limits, limiter)
     for i in range(count):
         target = next(targets)
         if rng.random() < 0.002:  # a new episode, from anywhere inside
             last, moved = rng.uniform(limits.low, limits.high), np.zeros(len(limits.low))
-            guard.begin(last)
+            limiter.begin(last)
         used, begun = time.thread_time(), time.perf_counter()
-        sent = guard.check(target)
+        sent = limiter.check(target)
         times[i], cpu[i] = time.perf_counter() - begun, time.thread_time() - used
         now = sent - last
         outside["position"] += bool(((sent < limits.low) | (sent > limits.high)).any())
@@ -108,7 +108,7 @@ def attack(count: int, *, acceleration: float | None, seed: int = 0) -> dict[str
     return {
         "targets": count,
         "outside": outside,
-        "interventions": dict(guard.interventions),
+        "interventions": dict(limiter.interventions),
         **cost,
     }
 

@@ -38,10 +38,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
-from real.control.loop import Closed, Judge, Loop, watch  # noqa: E402
+from real.control.loop import Loop, PolicySource, watch  # noqa: E402
 from real.control.safety import SafeRobot  # noqa: E402
+from real.control.success import SuccessCheck  # noqa: E402
 from real.serving.client import PolicyClient  # noqa: E402
-from real.serving.remote_policy import Remote  # noqa: E402
+from real.serving.remote_policy import RemotePolicy  # noqa: E402
 from real.twin.robot import SimRobot, load_twin  # noqa: E402
 
 POLICY = ROOT / "outputs" / "pretrained" / "panda_lift_cube" / "policy.onnx"
@@ -176,17 +177,16 @@ class Witness:
         send = inner.command
         setattr(inner, "command", lambda target: self._sent(send(target)))  # noqa: B010
 
-    def watch(self, link: Remote) -> None:
-        """Compare what a link hands out with what the policy says of the same inputs."""
-        ask = link.ask
+    def watch(self, policy: RemotePolicy) -> None:
+        """Compare what comes from a server with what the policy says of the same inputs."""
+        act = policy.act
 
-        def asked(inputs: Mapping[str, np.ndarray], deadline: float) -> np.ndarray | None:
-            action = ask(inputs, deadline)
-            if action is not None:
-                self.stale += not np.allclose(action, self._bundle(inputs), rtol=0.0, atol=1e-5)
+        def acted(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            action = act(inputs)
+            self.stale += not np.allclose(action, self._bundle(inputs), rtol=0.0, atol=1e-5)
             return action
 
-        setattr(link, "ask", asked)  # noqa: B010
+        setattr(policy, "act", acted)  # noqa: B010
 
     def _wrap(self, owner: object, name: str, times: list[tuple[float, float]]) -> None:
         call: Callable[..., Any] = getattr(owner, name)
@@ -302,23 +302,25 @@ def under_attack(
     features = tuple(dict.fromkeys(f.name for i in bundle.card.inputs for f in i.features))
     # noise tells every observation from every other one
     noise = {name: 1e-3 for name in features if not name.endswith(("rgb", "depth"))}
-    words = ("task.episode_length=1000000",)
-    twin = load_twin(robot, task=task, words=words, features=features, noise=noise, realtime=True)
+    longer = ("task.episode_length=1000000",)
+    twin = load_twin(
+        robot, task=task, overrides=longer, features=features, noise=noise, realtime=True
+    )
     with contextlib.ExitStack() as stack:
         server = Server(policy)
         stack.callback(server.kill)
         wire = Wire(server.port)
         stack.callback(wire.close)
         client = PolicyClient(f"ws://127.0.0.1:{wire.port}", wait=PATIENCE)
-        link = Remote(client, patience=PATIENCE)
-        stack.callback(link.close)
+        remote = RemotePolicy(client, patience=PATIENCE)
+        stack.callback(remote.close)
         safe = SafeRobot(SimRobot(twin))
         seen = Witness(safe, bundle)
-        seen.watch(link)
+        seen.watch(remote)
         safe.connect()
         stack.callback(safe.disconnect)
         watchdog = stack.enter_context(watch(safe))
-        loop = Loop(safe, Closed(link), Judge(), watchdog=watchdog)
+        loop = Loop(safe, PolicySource(remote), SuccessCheck(), watchdog=watchdog)
         yield seen, Attacker(server, wire, seen, attacks, random.Random(seed)), loop
 
 

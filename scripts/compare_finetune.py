@@ -2,12 +2,12 @@
 
 python scripts/compare_finetune.py TEACHER STUDENT --twin NAME [--out DIR] [options]
 
-    1  judge the student in the world of its training, and on the twin as it is
+    1  evaluate the student in the world of its training, and on the twin as it is
     2  roll the teacher out in that world, repeat its targets on the twin, keep what succeeds
-    3  fine-tune the student on some of these, for each number and seed; judge it on the twin
+    3  fine-tune the student on some of these, for each number and seed; evaluate it on the twin
     4  the same network from scratch, and ACT, on the same trajectories
 
-Everything is judged by the same rule over the same starts. Each result is one line of
+Everything is evaluated by the same rule over the same starts. Each result is one line of
 `results.jsonl`, so a comparison that was killed goes on where it was. At the end, or with --table,
 comes the table: shares with Wilson's 95 % interval over all episodes of a row, and each seed's own.
 """
@@ -18,7 +18,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,17 +29,18 @@ sys.path.insert(0, str(ROOT))
 
 from penspin_style.data.dataset import Trajectories, load  # noqa: E402
 from penspin_style.data.episodes.episode import Header, episodes, write_episode  # noqa: E402
-from penspin_style.features import PolicyCard  # noqa: E402
+from penspin_style.deploy.policy import Policy  # noqa: E402
+from penspin_style.deploy.torch_policy import TorchPolicy  # noqa: E402
 from penspin_style.nets.policy import load_policy  # noqa: E402
 from penspin_style.train.load_policy import open_source  # noqa: E402
-from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
-from real.control.success import Rule, wilson  # noqa: E402
+from real.act import ACTConfig, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
+from real.control.success import SuccessRule, wilson  # noqa: E402
 from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
 from real.replay.collect import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
-from real.serving.action_chunking import Ensemble  # noqa: E402
-from real.twin.batch_twin import Fleet  # noqa: E402
+from real.serving.action_chunking import EnsembledPolicy  # noqa: E402
+from real.twin.batch_twin import BatchTwin  # noqa: E402
 from real.twin.config import TwinConfig, load_twin  # noqa: E402
-from real.twin.evaluate import Policy, judge  # noqa: E402
+from real.twin.evaluate import evaluate_on_twins  # noqa: E402
 
 LEARNED = ("finetuned", "scratch", "act")
 TITLES = {
@@ -59,7 +60,7 @@ class Comparison:
         self.args, self.out = args, pathlib.Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.results = self.out / "results.jsonl"
-        self.rule = Rule.parse(args.rule)
+        self.rule = SuccessRule.parse(args.rule)
         self.twin = load_twin(args.twin)
         source = open_source(pathlib.Path(args.student), [])
         self.card = with_delays(source)
@@ -69,10 +70,12 @@ class Comparison:
         """Do what is not done yet."""
         args = self.args
         if not self._has("home"):
-            plain = TwinConfig(self.twin.task, words=self.twin.words, measured=self.twin.measured)
-            self._judge("home", {}, self.card, acting(self.student, self.card), plain)
+            plain = TwinConfig(
+                self.twin.task, overrides=self.twin.overrides, measured=self.twin.measured
+            )
+            self._evaluate("home", {}, TorchPolicy(self.student, self.card), plain)
         if not self._has("before"):
-            self._judge("before", {}, self.card, acting(self.student, self.card))
+            self._evaluate("before", {}, TorchPolicy(self.student, self.card))
         if not self._has("replay"):
             self._collect()
         todo = [
@@ -128,16 +131,11 @@ class Comparison:
             file.write(json.dumps(row) + "\n")
         print(f"{name}: {good.mean():.1%} of {len(good)}", flush=True)
 
-    def _judge(
-        self,
-        name: str,
-        facts: dict[str, Any],
-        card: PolicyCard,
-        policy: Policy,
-        twin: TwinConfig | None = None,
+    def _evaluate(
+        self, name: str, facts: dict[str, Any], policy: Policy, twin: TwinConfig | None = None
     ) -> None:
         args = self.args
-        found = judge(twin or self.twin, card, policy, episodes=args.episodes, seed=args.seed)
+        found = evaluate_on_twins(twin or self.twin, policy, episodes=args.episodes, seed=args.seed)
         values = {k: v.numpy() for k, v in found.values.items()} | {"steps": found.steps.numpy()}
         self._note(name, facts, values)
 
@@ -149,28 +147,28 @@ class Comparison:
         for left in episodes(folder) if folder.is_dir() else []:
             left.unlink()  # of a collection that was killed
         played = self._demonstrate()
-        fleet = Fleet(self.twin, len(played))
-        fleet.seed(args.seed + 1)
-        fleet.reset({n: np.array([p.start[n] for p in played]) for n in played[0].start})
+        batch = BatchTwin(self.twin, len(played))
+        batch.seed(args.seed + 1)
+        batch.reset({n: np.array([p.start[n] for p in played]) for n in played[0].start})
         lengths = np.array([len(p.columns["time"]) for p in played])
         targets = np.stack([padded(p.columns["target"], lengths.max()) for p in played], axis=1)
         rows: list[dict[str, np.ndarray]] = []
         alive = np.zeros(len(played), int)
         for target in targets:
-            alive += ~fleet.done
-            seen = {f"observation/{k}": v for k, v in fleet.observe().values.items()}
-            last = fleet.target
-            sent = fleet.command(target)
-            action = fleet.decoder.encode(sent, last)
+            alive += ~batch.done
+            seen = {f"observation/{k}": v for k, v in batch.observe().values.items()}
+            last = batch.target
+            sent = batch.command(target)
+            action = batch.decoder.encode(sent, last)
             rows.append({**seen, "action": action, "target": target, "sent": sent})
-        found = fleet.measures()
+        found = batch.measures()
         good = np.flatnonzero(self.rule.where(found))
         head = Header.of_card(self.card, source="twin", robot=args.twin)
         for i in good[: args.pool]:
-            cut = round(CUT / fleet.control_dt) if found["fell"][i] else 0
+            cut = round(CUT / batch.control_dt) if found["fell"][i] else 0
             steps = min(int(lengths[i]), int(alive[i]) - cut)
             columns = {key: np.stack([row[key][i] for row in rows[:steps]]) for key in rows[0]}
-            columns["time"] = fleet.control_dt * np.arange(steps)
+            columns["time"] = batch.control_dt * np.arange(steps)
             kept = {c.name: columns[c.name] for c in head.channels} | {"time": columns["time"]}
             facts = {"start": played[i].start, "teacher": args.teacher, "speed": args.speed}
             mine = dataclasses.replace(head, card=None, facts=facts)
@@ -196,7 +194,7 @@ class Comparison:
     # Learning.
 
     def _learn(self, name: str, facts: dict[str, Any]) -> None:
-        """Train one policy, keep it in a folder, judge it."""
+        """Train one policy, keep it in a folder, evaluate it."""
         method, count, seed = facts["method"], facts["trajectories"], facts["seed"]
         folder, began = self.out / "policies" / name, time.perf_counter()
         card = self.card
@@ -221,32 +219,13 @@ class Comparison:
                 folder, result, card, source=source, data=data, described=described, kind=method
             )
         if method == "act":
-            network = load_act(folder)
-            policy, card = ensembled(network), network.card
+            policy: Policy = EnsembledPolicy(load_act(folder))
         else:
-            net, card = load_policy(folder / "policy")
-            policy = acting(net, card)
+            policy = TorchPolicy(*load_policy(folder / "policy"))
         facts = {**facts, "seconds": round(time.perf_counter() - began)}
-        score = card.score
+        score = policy.card.score
         facts |= {"epoch": score["epoch"], "validation": score["validation_loss"]}
-        self._judge(name, facts, card, policy)
-
-
-def acting(policy: Any, card: PolicyCard) -> Policy:
-    """Return a policy as a function of its inputs (n, ...)."""
-
-    @torch.no_grad()
-    def act(inputs: Any) -> np.ndarray:
-        given = (torch.from_numpy(np.ascontiguousarray(inputs[i.name])) for i in card.inputs)
-        return policy.act(*given).numpy()
-
-    return act
-
-
-def ensembled(policy: ACTPolicy) -> Policy:
-    """Return a chunk policy as one of actions, for one episode in each of many worlds."""
-    ensemble: Callable[[np.ndarray], np.ndarray] = Ensemble(policy.horizon)
-    return lambda inputs: ensemble(policy(inputs))
+        self._evaluate(name, facts, policy)
 
 
 def chosen(data: Trajectories, count: int, seed: int) -> Trajectories:
@@ -300,7 +279,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--replays", type=int, default=200, help="trajectories to repeat")
-    parser.add_argument("--seed", type=int, default=7_000_003, help="of the starts that judge")
+    parser.add_argument(
+        "--seed", type=int, default=7_000_003, help="of the starts of an evaluation"
+    )
     parser.add_argument("--methods", nargs="+", default=list(LEARNED), choices=LEARNED)
     parser.add_argument("--finetune", type=pairs, default={}, help="settings, as lr=3e-4,views=2")
     parser.add_argument("--scratch", type=pairs, default={}, help="where scratch differs")

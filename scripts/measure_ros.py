@@ -25,7 +25,7 @@ from real.drivers import ros  # noqa: E402
 from real.drivers.allegro_ros import AllegroConfig, AllegroRos  # noqa: E402
 from real.drivers.allegro_topics import TOPICS, Topics  # noqa: E402
 from real.drivers.hand_node import PAUSE  # noqa: E402
-from real.rate import Pace  # noqa: E402
+from real.rate import Rate  # noqa: E402
 from real.robot import RobotError  # noqa: E402
 from tasks.robots.allegro.description import JOINTS  # noqa: E402
 
@@ -107,12 +107,12 @@ def drive(driver: AllegroRos, seconds: float) -> tuple[int, dict[str, float]]:
     """Send targets at the control rate; return late ticks and what is known of the states."""
     start, count = driver.target, max(2, round(seconds / driver.control_dt))
     driver.received = ros.Tally()
-    pace = Pace(driver.control_dt)
+    rate = Rate(driver.control_dt)
     for i in range(count):
         driver.command(start + 0.03 * np.sin(2.0 * np.pi * 0.5 * i * driver.control_dt))
         driver.observe()
-        pace.wait()
-    return pace.late, driver.received.facts()
+        rate.wait()
+    return rate.late, driver.received.facts()
 
 
 def order_of_joints(driver: AllegroRos, topics: Topics) -> str:

@@ -18,7 +18,9 @@ SYSTEM = {"system.interrupt", "system.plain_yaml", "system.tensors", "system.ter
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
 NETS = {"penspin_style", "features", "storage", "rotation", "system.tensors", "nets"}
-RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}  # no torch
+# no torch
+RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}
+RUN_TIME |= {"deploy.policy"}
 LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
 TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
 # needs no torch
@@ -47,14 +49,16 @@ LAYERS: dict[str, set[str]] = {
     "data.episodes": {"features", "storage"},
     "data.formats": {"features", "storage", "system.terminal", "data.episodes"},
     "data": {"features", "storage", "system.terminal", "data.episodes", "data.formats"}
-    | {"deploy.actions"},
+    | {"deploy.actions", "deploy.history"},
     "algo": LEARN,
     "pretrain": LEARN | {"train"},
     "deploy.actions": {"features"},
     "deploy.history": {"features"},
     "deploy.onnx_scan": set(),
+    "deploy.policy": {"features"},
     "deploy.session": {"features", "deploy.onnx_scan"},
-    "deploy.bundle": {"features", "storage", "deploy.onnx_scan", "deploy.session"},
+    "deploy.bundle": {"features", "storage", "deploy.actions"}
+    | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
     "viewer": ENV | {"train"},

@@ -20,6 +20,7 @@ import numpy as np
 from penspin_style.data.episodes.episode import Channel, Episode, EpisodeError, episodes
 from penspin_style.data.formats import penspin
 from penspin_style.deploy.actions import Decoder
+from penspin_style.deploy.history import stack_episode
 from penspin_style.features import Feature, PolicyCard
 
 MAX_RATE_ERROR = 0.15
@@ -131,16 +132,8 @@ def windows(episode: Episode, card: PolicyCard) -> Windows:
     _check_units(episode, card)
     labels, known, beyond = _labels(episode, card)
     rows = np.flatnonzero(known)
-    inputs = {}
-    for given in card.inputs:
-        stacks = [stacked(observed(episode, f, card), f)[rows] for f in given.features]
-        if given.is_picture:
-            (stack,) = stacks
-            inputs[given.name] = stack[:, 0] if given.features[0].history == 1 else stack
-        else:
-            flat = [stack.reshape(len(rows), -1) for stack in stacks]
-            inputs[given.name] = np.concatenate(flat, axis=1)
-    return Windows(inputs, labels[rows], rows, beyond)
+    values = {f.name: observed(episode, f, card) for given in card.inputs for f in given.features}
+    return Windows(stack_episode(card, values, rows), labels[rows], rows, beyond)
 
 
 def join(parts: Sequence[Windows]) -> Windows:
@@ -152,13 +145,6 @@ def join(parts: Sequence[Windows]) -> Windows:
         np.concatenate([p.steps for p in parts]),
         sum(p.beyond for p in parts),
     )
-
-
-def stacked(values: np.ndarray, feature: Feature) -> np.ndarray:
-    """Return (T, history, ...), oldest first and `delay` steps late, of current values (T, ...)."""
-    newest = np.arange(len(values))[:, None] - feature.delay
-    index = newest + np.arange(1 - feature.history, 1)
-    return values[index.clip(min=0)]
 
 
 def observed(episode: Episode, feature: Feature, card: PolicyCard) -> np.ndarray:
@@ -211,17 +197,16 @@ def _labels(episode: Episode, card: PolicyCard) -> tuple[np.ndarray, np.ndarray,
     """Return labels (T, naction), whether they are known (T,), and how many were out of reach."""
     action, target, sent = (commanded(episode, k, card) for k in ("action", "target", "sent"))
     decoder = Decoder(card)
-    delta = np.array([a.mode == "delta" for a in card.actions])
-    scale = np.array([a.scale for a in card.actions])
     # what came before the first row is not recorded, but the first action was decoded from it
-    start = np.where(delta, target[0] - scale * action[0], decoder.low)
+    start = decoder.origin(target[0], action[0])
+    scale = np.array([abs(a.scale) for a in card.actions])
     inside = (start >= decoder.low - 1e-6) & (start <= decoder.high + 1e-6)
     again = decoder.decode(action[0], start.clip(decoder.low, decoder.high))
     known = np.ones(len(sent), bool)
-    known[0] = bool((inside & (np.abs(again - target[0]) <= 1e-5 * np.abs(scale))).all())
+    known[0] = bool((inside & (np.abs(again - target[0]) <= 1e-5 * scale)).all())
     last = np.concatenate((start[None], sent[:-1]))
     labels = decoder.encode(sent, last)
-    raw = np.where(delta, (sent - last) / scale, 0.0)
+    raw = decoder.steps(sent, last)
     far = (np.abs(raw) > BEYOND) & known[:, None]
     if far.mean() > MAX_BEYOND:
         row, column = np.argwhere(far)[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, PolicyCard
 
-_MODES = ("delta", "absolute")
+MODES = ("delta", "absolute")
 
 
 class Decoder:
@@ -24,8 +24,8 @@ class Decoder:
         """
         self.channels = tuple(card.actions if isinstance(card, PolicyCard) else card)
         for c in self.channels:
-            if c.mode not in _MODES:
-                raise ValueError(f"channel {c.name!r}: mode {c.mode!r} is not one of {_MODES}")
+            if c.mode not in MODES:
+                raise ValueError(f"channel {c.name!r}: mode {c.mode!r} is not one of {MODES}")
             if not (np.isfinite([c.low, c.high]).all() and c.low < c.high):
                 raise ValueError(f"channel {c.name!r}: low {c.low} must be below high {c.high}")
             if c.mode == "delta" and not (np.isfinite(c.scale) and c.scale > 0):
@@ -69,6 +69,21 @@ class Decoder:
                 hits = missed & (self._targets(other, before) == target)
                 action = np.where(hits, other, action)
         return action
+
+    def steps(self, target: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return (..., naction) how many full actions it takes from `last` to `target`.
+
+        Beyond 1 no action reaches that far. 0 for absolute channels, which reach all their limits.
+        """
+        return np.where(self._delta, (target - last) / self._scale, 0.0)
+
+    def origin(self, target: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Return the last target from which an action has led to a target, (..., naction).
+
+        It is the only one unless the target is at a limit; of absolute channels, which come from
+        anywhere, it is `low`.
+        """
+        return np.where(self._delta, target - self._scale * action, self.low)
 
     def _targets(self, action: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return the targets of float32 actions in [-1, 1]."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from penspin_style import storage
 from penspin_style.deploy import session
+from penspin_style.deploy.actions import MODES
 from penspin_style.deploy.onnx_scan import BundleError, Scan
 from penspin_style.deploy.session import ONNX_TYPES
 from penspin_style.features import Feature, Input, PolicyCard
@@ -25,7 +26,6 @@ __all__ = ["Bundle", "BundleError", "ObservationError", "check_features"]
 CARD_KEY = "penspin_style.card"
 MAX_BYTES = 64 * 2**20
 _MAX_CARD = 2**20
-_MODES = ("delta", "absolute")
 _TEXTS = ("name", "unit", "mode")
 
 
@@ -34,7 +34,7 @@ class ObservationError(ValueError):
 
 
 class Bundle:
-    """A policy that maps observations to actions in [-1, 1].
+    """A policy that maps observations to actions in [-1, 1], see `penspin_style.deploy.policy`.
 
     card: what the policy needs and means.
     sha256: of the bytes that run.
@@ -79,7 +79,10 @@ class Bundle:
             raise BundleError(str(error)) from error
         return cls(data, str(path), try_first=True)
 
-    def __call__(self, observation: Mapping[str, Any] | np.ndarray) -> np.ndarray:
+    def reset(self) -> None:
+        """Do nothing: a bundle remembers nothing of an episode."""
+
+    def act(self, observation: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """Return the action, (naction,) or (batch, naction) float32 as the observation has it.
 
         observation: per input its vector, (size,) or (batch, size), under the input's name; or its
@@ -93,6 +96,8 @@ class Bundle:
         tensors, batched = self._tensors(observation)
         action = session.run(self._session, tensors)
         return action if batched else action[0]
+
+    __call__ = act
 
     def check_features(self, offered: Mapping[str, Feature]) -> None:
         """Check that a robot offers every value that the policy reads.
@@ -331,7 +336,7 @@ def check_card(card: PolicyCard) -> None:
     """Check that a card says something that a robot can do.
 
     Raises:
-        BundleError: lists every value that cannot be meant.
+        BundleError: lists every invalid value.
     """
     faults = [] if card.inputs and card.actions else ["it needs an input and an action"]
     named = {"input": card.inputs, "action": card.actions, "joint": card.joints}
@@ -347,12 +352,12 @@ def check_card(card: PolicyCard) -> None:
                 f"{k} {v!r} is not a text" for k, v in texts.items() if not isinstance(v, str)
             ]
     for a in card.actions:
-        if a.mode not in _MODES:
-            faults.append(f"action {a.name!r}: mode {a.mode!r} is not one of {_MODES}")
+        if a.mode not in MODES:
+            faults.append(f"action {a.name!r}: mode {a.mode!r} is not one of {MODES}")
     for item in (*card.actions, *card.joints):
         numbers = [v for k, v in vars(item).items() if k not in _TEXTS]
         if not all(_finite(v) for v in numbers) or item.low > item.high:
-            faults.append(f"{item}: its numbers cannot be meant")
+            faults.append(f"{item}: its numbers are invalid")
     if not _finite(card.control_dt) or card.control_dt <= 0:
         faults.append(f"control_dt must be positive, is {card.control_dt!r}")
     if faults:

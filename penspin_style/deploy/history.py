@@ -2,6 +2,7 @@
 
 The numbers are those of the training environment, bit for bit (`penspin_style/env/terms.py`): a
 ring of past values per feature and input, filled with the first value when an episode begins.
+`Observer` does so while an episode goes on, `stack_episode` for one that was recorded.
 """
 
 from collections.abc import Mapping
@@ -54,18 +55,8 @@ class Observer:
         for group, pasts in zip(self.card.inputs, self._past, strict=True):
             for past in pasts:
                 past.push(taken[past.feature.name])
-            out[group.name] = self._joined(group, [past.read() for past in pasts])
+            out[group.name] = _joined(group, [past.read() for past in pasts], self._batch)
         return out
-
-    def _joined(self, group: Input, values: list[np.ndarray]) -> np.ndarray:
-        """Return one input of its features' histories, each (history, [num], *shape)."""
-        if group.is_picture:
-            (value,) = values
-            stacked = value[0] if len(value) == 1 else np.moveaxis(value, 0, len(self._batch))
-            return stacked.copy()
-        # the batch's axis first, then the history's
-        rows = [np.moveaxis(v, 0, len(self._batch)).reshape(*self._batch, -1) for v in values]
-        return np.concatenate(rows, axis=-1)
 
     def _checked(self, feature: Feature, values: Mapping[str, np.ndarray]) -> np.ndarray:
         if feature.name not in values:
@@ -85,6 +76,39 @@ class Observer:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ValueError(f"{feature.name} is not finite")
         return value
+
+
+def stack_episode(
+    card: PolicyCard, values: Mapping[str, np.ndarray], rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return what an `Observer` would have returned in some control steps of a recorded episode.
+
+    values: feature -> its value in every control step, (T, *shape) in the feature's type.
+    rows: (n,) the control steps; inputs are (n, ...).
+    """
+
+    def history(feature: Feature) -> np.ndarray:
+        steps = np.arange(1 - feature.history, 1)[:, None] - feature.delay + rows
+        return values[feature.name][steps.clip(min=0)]
+
+    return {
+        group.name: _joined(group, [history(f) for f in group.features], rows.shape)
+        for group in card.inputs
+    }
+
+
+def _joined(group: Input, values: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray:
+    """Return one input (*batch, ...) of its features' histories, each (history, *batch, *shape)."""
+    if group.is_picture:
+        (value,) = values
+        stacked = value[0] if len(value) == 1 else np.moveaxis(value, 0, len(batch))
+        return stacked.copy()
+    # the batch's axis first, then the history's
+    rows = [
+        np.moveaxis(value, 0, len(batch)).reshape(*batch, f.size)
+        for f, value in zip(group.features, values, strict=True)
+    ]
+    return np.concatenate(rows, axis=-1)
 
 
 class _Past:

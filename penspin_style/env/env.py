@@ -35,7 +35,7 @@ from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
 from penspin_style.env.world import World
 from penspin_style.features import Input, PolicyCard
-from penspin_style.sim.perturb import Shift
+from penspin_style.sim.perturb import Perturbation
 from penspin_style.sim.sim import Sim
 
 
@@ -56,7 +56,7 @@ class Env(EnvBase):
         stagger: bool = False,
         final_pictures: bool = True,
         holdout: float = 0.0,
-        shift: Sequence[Shift] = (),
+        perturb: Sequence[Perturbation] = (),
     ) -> None:
         """Build the world and restart every environment.
 
@@ -67,7 +67,7 @@ class Env(EnvBase):
             renders once instead of up to twice.
         holdout: share of episodes in which the task's object is out of sight; there is nothing to
             succeed at, so they do not enter the statistics.
-        shift: changes of the model on top of the randomisation; `state_dict` knows nothing of it.
+        perturb: changes of the model on top of the randomisation; not in `state_dict`.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
@@ -79,7 +79,7 @@ class Env(EnvBase):
             nthread=nthread,
             nconmax=nconmax,
             njmax=njmax,
-            shift=shift,
+            perturb=perturb,
         )
         self.task, self.cfg = task, task.cfg
         self.model, self.rng = self.world.model, self.world.rng

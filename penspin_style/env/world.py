@@ -18,7 +18,7 @@ from torch import Tensor
 from penspin_style.env.cameras import Pictures
 from penspin_style.env.checks import count_substeps
 from penspin_style.env.task import Task
-from penspin_style.sim.perturb import Shift, Shifter
+from penspin_style.sim.perturb import Perturbation, Perturber
 from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
 
@@ -46,15 +46,15 @@ class World:
         nthread: int = 0,
         nconmax: int | None = None,
         njmax: int | None = None,
-        shift: Sequence[Shift] = (),
+        perturb: Sequence[Perturbation] = (),
     ) -> None:
         """Build the simulation and draw what differs between its worlds. Nothing is reset yet.
 
-        shift: changes of the model on top of the randomisation.
+        perturb: changes of the model on top of the randomisation.
 
         Raises:
             ValueError: the control step is no multiple of the timestep; a row of the randomisation
-                or a shift names what the model does not have.
+                or a perturbation names what the model does not have.
         """
         self.task, self.cfg = task, task.cfg
         self.rng = torch.Generator(device=torch.device(device)).manual_seed(seed)
@@ -62,7 +62,7 @@ class World:
         self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
         self.varied = task.varied if self.cfg.randomize else ()
-        fields = (*per_env_fields((*rows, *shift)), *self.varied)
+        fields = (*per_env_fields((*rows, *perturb)), *self.varied)
         self.sim = make_sim(
             self.model,
             num_envs,
@@ -75,7 +75,9 @@ class World:
         )
         task.start(self.sim)
         self.cameras = Pictures(self.sim, self.cfg)
-        self.randomizer = Randomizer(self.sim, rows, self.cfg.control_dt, Shifter(self.sim, shift))
+        self.randomizer = Randomizer(
+            self.sim, rows, self.cfg.control_dt, Perturber(self.sim, perturb)
+        )
         self.control_steps = 0  # since the seed; rows of the kind `interval` count from there
         self.substep = 0  # within the control step
         self._inputs: dict[str, Tensor] = {}

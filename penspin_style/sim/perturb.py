@@ -1,11 +1,11 @@
 """A world that is not the one of the training: fixed changes of model fields, on top of all draws.
 
-A `Randomize` row says from what a value is drawn, a `Shift` what is then done to it, so that a
-simulated stand-in for a robot can leave the range that a policy has seen:
+A `Randomize` row says from what a value is drawn, a `Perturbation` what is then done to it, so that
+a simulated stand-in for a robot can leave the range that a policy has seen:
 
-    Shift("geom_friction", "pen", 0.5, column=0)            # half the friction that was drawn
-    Shift("opt.gravity", operation="add", value=(0.5, 0, 0))  # a tilted table
-    Shift("cam_quat", "front", (0, 0.03, 0), operation="turn")
+    Perturbation("geom_friction", "pen", 0.5, column=0)  # half the friction that was drawn
+    Perturbation("opt.gravity", operation="add", value=(0.5, 0, 0))  # a tilted table
+    Perturbation("cam_quat", "front", (0, 0.03, 0), operation="turn")
 
 | operation | the value becomes |
 | --- | --- |
@@ -34,7 +34,7 @@ OPERATIONS = ("scale", "add", "abs", "turn")
 
 
 @dataclass(frozen=True)
-class Shift:
+class Perturbation:
     """One row. See the module's docstring."""
 
     field: str
@@ -51,18 +51,19 @@ class Shift:
         """Refuse a row that cannot mean anything."""
         if self.operation not in OPERATIONS:
             raise ValueError(
-                f"Shift({self.field}): operation must be one of {OPERATIONS}, got "
+                f"Perturbation({self.field}): operation must be one of {OPERATIONS}, got "
                 f"{self.operation!r}"
             )
         if self.field in STATE_FIELDS:
             raise ValueError(
-                f"Shift({self.field}): the state changes by itself; shift a field of the model"
+                f"Perturbation({self.field}): the state changes by itself; perturb a field of the "
+                "model"
             )
         if not torch.isfinite(torch.tensor(self.value)).all():
-            raise ValueError(f"Shift({self.field}): value must be finite, got {self.value}")
+            raise ValueError(f"Perturbation({self.field}): value must be finite, got {self.value}")
         if self.operation == "turn" and torch.tensor(self.value).shape != (3,):
             raise ValueError(
-                f"Shift({self.field}): turn takes a rotation vector of three numbers, got "
+                f"Perturbation({self.field}): turn takes a rotation vector of three numbers, got "
                 f"{self.value}"
             )
 
@@ -77,10 +78,10 @@ class Shift:
         return Randomize(self.field, self.names, column=self.column)
 
 
-class Shifter:
+class Perturber:
     """Apply rows to a simulation, and take them back before its values are drawn anew."""
 
-    def __init__(self, sim: Sim, rows: Sequence[Shift]) -> None:
+    def __init__(self, sim: Sim, rows: Sequence[Perturbation]) -> None:
         """Bind the rows.
 
         Raises:
@@ -89,7 +90,7 @@ class Shifter:
         self.sim = sim
         self._fields = {name: sim.params[name] for name in per_env_fields(rows)}
         self._drawn = {name: field.clone() for name, field in self._fields.items()}
-        self._entries = [_Entry(sim, shift) for shift in rows]
+        self._entries = [_Entry(sim, change) for change in rows]
         self._shifted = torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
         needs = mujoco.MjModel._setconst_inputs
         self._sets_const = any(n in needs or n.startswith("opt.") for n in self._fields)
@@ -102,7 +103,7 @@ class Shifter:
         self._shifted = self._shifted & ~where
 
     def apply(self, mask: Tensor | None = None) -> None:
-        """Shift what is drawn now, where the mask says."""
+        """Perturb what is drawn now, where the mask says."""
         if not self._entries:
             return
         self._shifted = torch.ones_like(self._shifted) if mask is None else self._shifted | mask
@@ -117,23 +118,23 @@ class Shifter:
 class _Entry:
     """One row bound to the tensors of one simulation."""
 
-    def __init__(self, sim: Sim, shift: Shift) -> None:
-        self.shift = shift
-        self.target = sim.params[shift.field]
-        self.index = table_index(sim.model, shift.row, self.target.shape[1:])
-        self.value = torch.tensor(shift.value, dtype=self.target.dtype, device=sim.device)
+    def __init__(self, sim: Sim, change: Perturbation) -> None:
+        self.change = change
+        self.target = sim.params[change.field]
+        self.index = table_index(sim.model, change.row, self.target.shape[1:])
+        self.value = torch.tensor(change.value, dtype=self.target.dtype, device=sim.device)
         shape = self.target[self.index].shape[1:]
         width = shape[-1] if shape else 1
-        if shift.operation == "turn":
+        if change.operation == "turn":
             fits = self.target.dim() > 2 and width in (3, 4)
         else:
             fits = self.value.dim() == 0 or len(self.value) == width
         if not fits:
             raise ValueError(
-                f"Shift({shift.field}): {shift.operation} by {shift.value} does not fit rows of "
-                f"{width} numbers"
+                f"Perturbation({change.field}): {change.operation} by {change.value} does not fit "
+                f"rows of {width} numbers"
             )
-        follower = FOLLOWERS.get(shift.field) if shift.column in (None, 0) else None
+        follower = FOLLOWERS.get(change.field) if change.column in (None, 0) else None
         self.follower = None if follower is None else sim.params[follower]
 
     def apply(self, mask: Tensor | None) -> None:
@@ -146,7 +147,7 @@ class _Entry:
         followed = self.follower[rows].clone()
         ratio = torch.where(before > 0, after / before, 1.0)
         new = followed.clone()
-        if self.shift.field == "body_mass":
+        if self.change.field == "body_mass":
             new = followed * ratio.unsqueeze(-1)
         else:
             gain = before[..., 0]
@@ -155,11 +156,11 @@ class _Entry:
         self.follower[rows] = _where(mask, new, followed)
 
     def _operate(self, drawn: Tensor) -> Tensor:
-        if self.shift.operation == "scale":
+        if self.change.operation == "scale":
             return drawn * self.value
-        if self.shift.operation == "add":
+        if self.change.operation == "add":
             return drawn + self.value
-        if self.shift.operation == "abs":
+        if self.change.operation == "abs":
             return self.value.expand_as(drawn).clone()
         angle = self.value.norm().expand(drawn.shape[:-1])
         axis = (self.value / self.value.norm().clamp(min=1e-12)).expand(*drawn.shape[:-1], 3)

@@ -42,7 +42,7 @@ from penspin_style import rotation
 from penspin_style.sim.sim import STATE_FIELDS, Sim
 
 if TYPE_CHECKING:  # which reads rows of this table itself
-    from penspin_style.sim.perturb import Shift, Shifter
+    from penspin_style.sim.perturb import Perturbation, Perturber
 
 OPERATIONS = ("abs", "scale", "add", "turn")
 DISTRIBUTIONS = ("uniform", "log_uniform", "gaussian")
@@ -119,7 +119,7 @@ class Randomize:
         return self.field in STATE_FIELDS
 
 
-def per_env_fields(rows: "Sequence[Randomize | Shift]") -> tuple[str, ...]:
+def per_env_fields(rows: "Sequence[Randomize | Perturbation]") -> tuple[str, ...]:
     """Return the model fields that the rows need per environment, for `make_sim(per_env=...)`."""
     fields = {row.field: None for row in rows if not row.is_state}
     fields |= {follower: None for field, follower in FOLLOWERS.items() if field in fields}
@@ -134,14 +134,14 @@ class Randomizer:
         sim: Sim,
         rows: Sequence[Randomize],
         control_dt: float,
-        shifter: "Shifter | None" = None,
+        perturber: "Perturber | None" = None,
     ) -> None:
         """Bind the rows.
 
-        shifter: changes what the rows of a reset leave; interval rows draw anew without it.
+        perturber: changes what the rows of a reset leave; interval rows draw anew without it.
         """
         self.sim = sim
-        self.shifter = shifter
+        self.perturber = perturber
         self.rows = tuple(rows)
         self._entries = [_Entry(sim, row, control_dt) for row in rows]
         needs = mujoco.MjModel._setconst_inputs
@@ -152,17 +152,17 @@ class Randomizer:
 
     def startup(self, rng: torch.Generator) -> None:
         """Draw the startup rows for every environment."""
-        if self.shifter:
-            self.shifter.restore()
+        if self.perturber:
+            self.perturber.restore()
         self._draw("startup", None, rng)
 
     def reset_model(self, mask: Tensor, rng: torch.Generator) -> None:
         """Draw the model rows of a reset for the masked environments, before their state is set."""
-        if self.shifter:
-            self.shifter.restore(mask)
+        if self.perturber:
+            self.perturber.restore(mask)
         self._draw("reset", mask, rng, state=False)
-        if self.shifter:
-            self.shifter.apply(mask)
+        if self.perturber:
+            self.perturber.apply(mask)
 
     def reset_state(self, mask: Tensor, rng: torch.Generator) -> None:
         """Draw the state rows of a reset for the masked environments, after their state is set."""

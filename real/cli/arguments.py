@@ -1,4 +1,4 @@
-"""The words of the verbs that drive a robot. Light: what they run is imported when it runs."""
+"""The arguments of the verbs that drive a robot. Light: what they run is imported when it runs."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from real.drivers import DRIVERS
 
 if TYPE_CHECKING:
-    from real.control.success import Rule
+    from real.control.success import SuccessRule
 
 
 def add_rollout(verbs: Any) -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     make = sub
 
-    summary = "Repeat trajectories on a robot or its twin; judge and record."
+    summary = "Repeat trajectories on a robot or its twin; record them and their success."
     sub = kinds.add_parser("run", help=summary, description=summary)
     sub.add_argument("trajectories", metavar="DIR", help="folder that `replay make` filled")
     add_arguments(sub)
@@ -96,12 +96,12 @@ def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> 
     sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
-def rule(text: str) -> "Rule":
+def rule(text: str) -> "SuccessRule":
     """Read a rule of success."""
-    from real.control.success import Rule
+    from real.control.success import SuccessRule
 
     try:
-        return Rule.parse(text)
+        return SuccessRule.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

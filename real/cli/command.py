@@ -125,7 +125,7 @@ def _add_replay(verbs: Any) -> None:
 
 
 def _add_twin(verbs: Any) -> None:
-    summary = "List the twins of robots, or judge a policy on one."
+    summary = "List the twins of robots, or evaluate a policy on one."
     twin = verbs.add_parser("twin", help=summary, description=summary)
     twin.add_argument("name", nargs="?", metavar="TWIN", help="its name, or a YAML file")
     twin.add_argument("policy", nargs="?", metavar="POLICY.onnx")
@@ -134,9 +134,9 @@ def _add_twin(verbs: Any) -> None:
     twin.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
     def run(args: argparse.Namespace) -> int:
-        from real.twin import evaluate as judge
+        from real.twin import evaluate
 
-        return judge.run(args)
+        return evaluate.run(args)
 
     twin.set_defaults(run=exit_code(run))
 

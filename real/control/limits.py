@@ -93,7 +93,7 @@ def _each(given: Any, n: int, default: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.asarray(given, dtype=np.float64), (n,)).copy()
 
 
-class Guard:
+class TargetLimiter:
     """The limits of one robot, and what was sent to it last."""
 
     def __init__(self, limits: Limits, control_dt: float) -> None:

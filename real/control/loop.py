@@ -1,10 +1,10 @@
 """The control loop of a robot: observe, get a target, send it, record; at the card's rate.
 
-Where targets come from is a `Source`: `Closed` asks a policy, `real.replay.replay` repeats a
-trajectory. What keeps the robot safe meanwhile is around it (`real.control.safety`): limits on what
-is sent, and a watchdog that holds and then stops the robot where no fresh command comes. A step
-without an answer sends nothing. A stopped robot has lost its episode, which ends there; the next
-one begins with a reset, as soon as the policy answers again.
+Where targets come from is a `TargetSource`: `PolicySource` asks a policy, `real.replay.replay`
+repeats a trajectory. What keeps the robot safe meanwhile is around it (`real.control.safety`):
+limits on what is sent, and a watchdog that holds and then stops the robot where no fresh command
+comes. A step without an answer sends nothing. A stopped robot has lost its episode, which ends
+there; the next one begins with a reset, as soon as the policy answers again.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ import numpy as np
 from penspin_style.data.episodes.episode import TIME, Channel, Header, Recorder, commands
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.history import Observer
+from penspin_style.deploy.policy import NoActionError, Policy, next_action, set_deadline
 from penspin_style.features import PolicyCard
 from penspin_style.system import interrupt
 from real.control.match import check_policy
 from real.control.safety import SafeRobot, Watchdog
-from real.control.success import Rule, Verdict, ask
-from real.rate import STAGES, Latency, Pace
+from real.control.success import Label, SuccessCheck
+from real.rate import STAGES, Latency, Rate
 from real.robot import Observation, StoppedError
-from real.serving.remote_policy import Policy
 
 ANSWERED = "measure/answered"
 """1 in a control step that had a fresh target, 0 in one that kept the last."""
@@ -37,7 +37,7 @@ RESERVE = 0.002
 
 
 @dataclass(frozen=True)
-class Wish:
+class Command:
     """What a source wants sent."""
 
     target: np.ndarray
@@ -46,7 +46,7 @@ class Wish:
     """(naction,) in [-1, 1], what it was decoded from; None: what is sent says it."""
 
 
-class Source(Protocol):
+class TargetSource(Protocol):
     """Where targets come from."""
 
     def check(self, robot: SafeRobot) -> None:
@@ -59,7 +59,7 @@ class Source(Protocol):
     def begin(self) -> None:
         """Get ready for an episode, however long that takes; the robot rests meanwhile."""
 
-    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Wish | None:
+    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Command | None:
         """Return what to send in this control step; None for nothing.
 
         last: (naction,) what the robot follows now.
@@ -71,13 +71,13 @@ class Source(Protocol):
         ...
 
 
-class Closed:
-    """Targets of a policy that sees what the robot measures."""
+class PolicySource:
+    """Targets of a policy that sees what the robot measures: its actions, if they are in time."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.observer, self.decoder = Observer(policy.card), Decoder(policy.card)
-        self.dropped = 0
+        self.unanswered = self.dropped = 0
 
     def check(self, robot: SafeRobot) -> None:
         """Check that the policy is for this robot."""
@@ -86,26 +86,41 @@ class Closed:
     def begin(self) -> None:
         """Wait until the policy answers, to nothing but zeros; forget that and the last episode."""
         zeros = {i.name: np.zeros(i.tensor[1], i.tensor[0]) for i in self.policy.card.inputs}
-        self.policy.ask(zeros, float("inf"))
+        self._ask(zeros, float("inf"))
         self.policy.reset()
         self.observer.reset()
-        self.dropped = 0
+        self.unanswered = self.dropped = 0
 
-    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Wish | None:
+    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Command | None:
         """Ask the policy. The history goes on also where no answer comes."""
-        action = self.policy.ask(self.observer(observation.values), deadline)
+        action = self._ask(self.observer(observation.values), deadline)
         if action is None:
+            self.unanswered += 1
             return None
         action = np.clip(action, -1.0, 1.0)
-        wish = Wish(self.decoder.decode(action, last), action)
+        command = Command(self.decoder.decode(action, last), action)
         if time.monotonic() < deadline:
-            return wish
+            return command
         self.dropped += 1  # it was in time, but this computer had other things to do
         return None
 
     def counts(self) -> dict[str, int]:
-        """Return the policy's, and `dropped`, actions that were too old to be sent."""
-        return {**self.policy.counts(), "dropped": self.dropped}
+        """Return the steps without an action, and those whose action was too old to be sent.
+
+        Also how often a connection to the policy had to be opened again, if there is one.
+        """
+        counts = {"unanswered": self.unanswered, "dropped": self.dropped}
+        reconnects = getattr(self.policy, "reconnects", None)
+        return counts if reconnects is None else {**counts, "reconnects": reconnects}
+
+    def _ask(self, inputs: Mapping[str, np.ndarray], deadline: float) -> np.ndarray | None:
+        """Return the action (naction,); None if it is not there in time."""
+        set_deadline(self.policy, deadline)
+        try:
+            action = next_action(self.policy, inputs)
+        except NoActionError:
+            return None
+        return action if time.monotonic() < deadline else None
 
 
 @dataclass(frozen=True)
@@ -131,50 +146,14 @@ class Outcome:
         return facts | ({"stopped": self.stopped} if self.stopped else {})
 
 
-@dataclass(frozen=True)
-class Judge:
-    """How episodes are judged, and which are kept."""
-
-    rule: Rule | None = None
-    """None: nothing but `by_hand` says what a success is."""
-    by_hand: bool = False
-    """Whether to ask on the terminal after each episode; the rule's answer is shown."""
-    only_successes: bool = False
-
-    def check(self, measures: Mapping[str, float]) -> None:
-        """Check before an episode that the robot measures what the rule names.
-
-        Raises:
-            RobotError: it does not, and nobody is asked either.
-        """
-        if self.rule is not None and (measures or not self.by_hand):
-            self.rule.holds(measures)
-
-    def __call__(self, measures: Mapping[str, float], stopped: str) -> Verdict | None:
-        """Return what is made of an episode, None if nobody can say.
-
-        Raises:
-            RobotError: the robot does not measure what the rule names, or nobody answers.
-        """
-        ruled = None
-        if self.rule is not None and (measures or not self.by_hand):
-            ruled = Verdict(self.rule.holds(measures))
-        if not self.by_hand:
-            return ruled
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
-        said = f" (by {self.rule}: {'yes' if ruled.value else 'no'})" if ruled else ""
-        why = f"stopped, {stopped}; " if stopped else ""
-        return ask(f"{why}{shown}{said}\nwas it a success?".lstrip("\n"))
-
-
 class Loop:
     """Run episodes on a robot."""
 
     def __init__(
         self,
         robot: SafeRobot,
-        source: Source,
-        judge: Judge,
+        source: TargetSource,
+        success: SuccessCheck,
         *,
         recorder: Recorder | None = None,
         watchdog: Watchdog | None = None,
@@ -190,11 +169,11 @@ class Loop:
         """
         if realtime and watchdog is None:
             raise ValueError("a robot in real time needs a watchdog")
-        self.robot, self.source, self.judge = robot, source, judge
+        self.robot, self.source, self.success = robot, source, success
         self.recorder, self.watchdog, self.realtime = recorder, watchdog, realtime
         self.ready = ready or (lambda: None)
         self.decoder = Decoder(robot.channels)
-        self.pace = Pace(robot.control_dt, realtime=realtime)
+        self.rate = Rate(robot.control_dt, realtime=realtime)
 
     def run(
         self,
@@ -202,7 +181,7 @@ class Loop:
         start: Mapping[str, np.ndarray] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """Run one episode of at most so many control steps; judge it, and keep its record.
+        """Run one episode of at most so many control steps; label it, and keep its record.
 
         facts: recorded with it.
 
@@ -215,23 +194,23 @@ class Loop:
             self.source.check(self.robot)
             self.source.begin()
             self.robot.reset(start)
-            self.judge.check(self._measures())
+            self.success.check(self._measures())
             self.ready()
             with interrupt.holding() as check:
                 done, stopped, latency = self._control(steps, check)
             measures = self._measures()
-            verdict = self.judge(measures, stopped)
+            label = self.success(measures, stopped)
         except BaseException:
             if self.recorder is not None:
                 with interrupt.holding():
                     self.recorder.abort()
             raise
-        late = {"late_ticks": self.pace.late, "left_out": self.pace.left_out}
+        late = {"late_ticks": self.rate.late, "left_out": self.rate.left_out}
         counts = {**late, **self.source.counts(), **self.robot.interventions}
-        success = None if verdict is None else verdict.value
-        outcome = Outcome(done, success, measures, stopped, latency, counts, None)
+        said = None if label is None else label.value
+        outcome = Outcome(done, said, measures, stopped, latency, counts, None)
         with interrupt.holding():
-            return dataclasses.replace(outcome, path=self._keep(outcome, verdict, facts or {}))
+            return dataclasses.replace(outcome, path=self._keep(outcome, label, facts or {}))
 
     def _control(self, steps: int, check: Callable[[], None]) -> tuple[int, str, Latency]:
         """Return how many steps were made, why it was stopped, and how long everything took.
@@ -240,7 +219,7 @@ class Loop:
         """
         done, stopped, latency = 0, "", Latency()
         self.robot.interventions.clear()
-        self.pace.start()
+        self.rate.start()
         if self.watchdog is not None:
             self.watchdog.feed()  # the first action has as long as every other
         try:
@@ -248,7 +227,7 @@ class Loop:
                 check()
                 self._step(done, latency)
                 done += 1
-                self.pace.wait()
+                self.rate.wait()
                 if getattr(self.robot.robot, "done", False):
                     break
         except StoppedError:
@@ -263,29 +242,29 @@ class Loop:
 
     def _step(self, t: int, latency: Latency) -> None:
         began = time.monotonic()
-        passed = began - self.pace.begin if self.realtime else t * self.robot.control_dt
+        passed = began - self.rate.begin if self.realtime else t * self.robot.control_dt
         seen = self.robot.observe()
         observed = time.monotonic()
         last = self.robot.target
-        wish = self.source.next(seen, last, self.pace.deadline - RESERVE)
+        command = self.source.next(seen, last, self.rate.deadline - RESERVE)
         asked = time.monotonic()
         answered = 1.0
-        if wish is not None:
-            sent = self.robot.command(wish.target)
+        if command is not None:
+            sent = self.robot.command(command.target)
             if self.watchdog is not None:
                 self.watchdog.feed()
         elif self.robot.reason:
             raise StoppedError(self.robot.reason)
         else:
-            wish, sent, answered = Wish(last), self.robot.target, 0.0
+            command, sent, answered = Command(last), self.robot.target, 0.0
         ended = time.monotonic()
         for stage, seconds in zip(
             STAGES, (observed - began, asked - observed, ended - asked, ended - began), strict=True
         ):
             latency.add(stage, seconds)
         if self.recorder is not None:
-            action = self.decoder.encode(sent, last) if wish.action is None else wish.action
-            row = {TIME: passed, "action": action, "target": wish.target, "sent": sent}
+            action = self.decoder.encode(sent, last) if command.action is None else command.action
+            row = {TIME: passed, "action": action, "target": command.target, "sent": sent}
             row[ANSWERED] = answered
             row |= {f"observation/{name}": value for name, value in seen.values.items()}
             self.recorder.append(row)
@@ -296,17 +275,17 @@ class Loop:
         return {} if measure is None else {k: float(v) for k, v in measure().items()}
 
     def _keep(
-        self, outcome: Outcome, verdict: Verdict | None, facts: Mapping[str, Any]
+        self, outcome: Outcome, label: Label | None, facts: Mapping[str, Any]
     ) -> pathlib.Path | None:
         recorder = self.recorder
         if recorder is None:
             return None
-        wanted = outcome.success or not self.judge.only_successes
-        if not recorder.rows or not wanted or verdict is Verdict.DISCARD:
+        wanted = outcome.success or not self.success.only_successes
+        if not recorder.rows or not wanted or label is Label.DISCARD:
             recorder.abort()
             return None
-        how = {"judged": "by hand"} if self.judge.by_hand else {}
-        how |= {"rule": str(self.judge.rule)} if self.judge.rule is not None else {}
+        how = {"judged": "by hand"} if self.success.by_hand else {}
+        how |= {"rule": str(self.success.rule)} if self.success.rule is not None else {}
         return recorder.finish(outcome.success, {**facts, **how, **outcome.facts()})
 
 

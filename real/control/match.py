@@ -13,7 +13,7 @@ from real.robot import RobotError
 
 
 class MismatchError(RobotError):
-    """A policy is for another robot than this one; the words of the command line are wrong."""
+    """A policy is for another robot than this one; another policy or robot must be named."""
 
 
 class Described(Protocol):

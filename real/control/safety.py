@@ -12,23 +12,23 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
-from real.control.limits import Guard, Limits
+from real.control.limits import Limits, TargetLimiter
 from real.control.watchdog import Watchdog
 from real.robot import Observation, Robot, StoppedError
 
-__all__ = ["Guard", "Limits", "SafeRobot", "Watchdog"]
+__all__ = ["Limits", "SafeRobot", "TargetLimiter", "Watchdog"]
 
-_PACE = 1.05
+_MOST_COMMANDS = 1.05
 """Commands per control step, in the mean, above which they are not forwarded."""
 _RESETTING = "it is being reset"
 
 
 class _UnsafeError(Exception):
-    """The robot must be stopped, by whoever has let the driver go first; says why."""
+    """The robot must be stopped, once the driver has been let go; says why."""
 
 
 class SafeRobot:
-    """Any robot, behind a guard; itself a robot. May be used from several threads.
+    """Any robot, behind a limiter; itself a robot. May be used from several threads.
 
     `observe`, `command` and `reset` take turns at the driver. `hold`, `stop` and `disconnect` wait
     for nobody, so a driver that hangs delays neither. What a hold then does: a driver in the middle
@@ -51,9 +51,9 @@ class SafeRobot:
         """
         self.robot = robot
         self.limits = limits or Limits.of(robot.channels, robot.control_dt)
-        self.guard = Guard(self.limits, robot.control_dt)
-        self.interventions = self.guard.interventions
-        """Kind -> how often; beside the guard's `self_check` and `pace`."""
+        self.limiter = TargetLimiter(self.limits, robot.control_dt)
+        self.interventions = self.limiter.interventions
+        """Kind -> how often; beside the limiter's `self_check` and `rate`."""
         self.reason = "it has not been reset"
         """Why it takes no commands; empty while it does."""
         self.clock: Callable[[], float] = clock or getattr(robot, "clock", time.monotonic)
@@ -157,7 +157,7 @@ class SafeRobot:
                     if self.reason:
                         raise self._stopped_error()
                     safe = self._next(target)
-                return self.guard.last.copy() if safe is None else self._send(safe)
+                return self.limiter.last.copy() if safe is None else self._send(safe)
         except _UnsafeError as why:
             self.stop(str(why))
             raise self._stopped_error() from why.__cause__
@@ -209,7 +209,7 @@ class SafeRobot:
     # Targets.
 
     def _begin(self, target: np.ndarray) -> None:
-        self.guard.begin(target)
+        self.limiter.begin(target)
         self._at = self._new_at = self.clock()
         self._credit, self._stamp = 2.0, None
         self._astray = self._invalid = None
@@ -218,21 +218,21 @@ class SafeRobot:
     def _next(self, target: np.ndarray) -> np.ndarray | None:
         """Return what to send now, None for nothing."""
         now = self.clock()
-        self._credit = min(2.0, self._credit + _PACE * (now - self._at) / self.control_dt)
+        self._credit = min(2.0, self._credit + _MOST_COMMANDS * (now - self._at) / self.control_dt)
         if now - self._at > 2.0 * self.control_dt:
-            self.guard.rest()  # nothing has moved it since
+            self.limiter.rest()  # nothing has moved it since
         self._at = now
         if self._credit < 1.0 - 1e-6:
-            self.interventions["pace"] += 1
+            self.interventions["rate"] += 1
             return None
         self._credit -= 1.0
-        wanted = self.guard.valid(target)
+        wanted = self.limiter.valid(target)
         self._note_validity(wanted is not None, now)
         if self._is_astray(now):
             self.interventions["self_check"] += 1
             wanted = None
-        safe = self.guard.last if wanted is None else wanted
-        return self.guard.limited(safe, count=wanted is not None)
+        safe = self.limiter.last if wanted is None else wanted
+        return self.limiter.limited(safe, count=wanted is not None)
 
     def _brake(self) -> bool:
         """Send one step less than the last if the robot must still brake; whether that is so.
@@ -243,13 +243,13 @@ class SafeRobot:
             return False
         try:
             with self._state:
-                if self.reason or self.guard.can_rest:
-                    self.guard.rest()
+                if self.reason or self.limiter.can_rest:
+                    self.limiter.rest()
                     return False
                 if self.clock() - self._at < 0.9 * self.control_dt:
                     return True
                 self._at = self.clock()
-                step = self.guard.limited(self.guard.last, count=False)
+                step = self.limiter.limited(self.limiter.last, count=False)
             self._send(step)
             return True
         finally:
@@ -270,12 +270,12 @@ class SafeRobot:
         with self._state:
             if self.reason:  # a stop has overtaken this target, and goes out once more
                 raise _UnsafeError(self.reason)
-            if not self.guard.could_be(sent):
+            if not self.limiter.could_be(sent):
                 raise _UnsafeError(
                     f"its driver says that it sent {said}, where {safe} was to be sent"
                 )
             if not np.array_equal(sent, safe):
-                self.guard.correct(sent)
+                self.limiter.correct(sent)
         return sent
 
     def _note_validity(self, valid: bool, now: float) -> None:
@@ -297,9 +297,9 @@ class SafeRobot:
         is_new = seen.stamp != self._stamp and np.isfinite(seen.stamp)
         if is_new:
             self._stamp, self._new_at = seen.stamp, now
-        is_whole = np.shape(seen.measured) == self.guard.last.shape
-        measured = seen.measured if is_whole else np.full_like(self.guard.last, np.nan)
-        away = np.abs(measured - self.guard.last) - self.limits.tolerance
+        is_whole = np.shape(seen.measured) == self.limiter.last.shape
+        measured = seen.measured if is_whole else np.full_like(self.limiter.last, np.nan)
+        away = np.abs(measured - self.limiter.last) - self.limits.tolerance
         if not (away <= 0).all():  # also where it is not a number
             far = int(np.argmax(away))
             name, most = self.channels[far].name, self.limits.tolerance[far]

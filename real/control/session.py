@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from penspin_style.system import interrupt
-from real.control.success import SUCCESS, check_watched, wilson
+from real.control.success import SUCCESS, SuccessCheck, check_watched, wilson
 from real.drivers import DRIVERS
 from real.robot import Robot, RobotError
 
 if TYPE_CHECKING:
-    from real.control.loop import Judge, Outcome
+    from penspin_style.deploy.policy import Policy
+    from real.control.loop import Outcome
     from real.control.safety import SafeRobot, Watchdog
-    from real.serving.remote_policy import Policy
 
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
@@ -48,13 +48,13 @@ class Opened:
     """Which joints it can be started with; None for all, also those of objects."""
 
     def seed(self, seed: int) -> None:
-        """Make the next episode depend on the seed alone; a robot of metal cannot."""
+        """Make the next episode depend on the seed alone; a real robot cannot."""
         if self.source == "twin":
             self.robot.seed(seed)  # type: ignore[attr-defined]
 
     @property
     def has_measures(self) -> bool:
-        """Whether it judges its episodes itself."""
+        """Whether it measures its episodes itself."""
         return hasattr(self.robot, "measures")
 
 
@@ -62,7 +62,7 @@ def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
     """Return a robot by its name.
 
     realtime: whether a twin's time passes by itself.
-    task: what a robot of metal is used for, as its episodes say it.
+    task: what a real robot is used for, as its episodes say it.
 
     Raises:
         ValueError: there is none of that name.
@@ -86,11 +86,11 @@ def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
     config = load_twin(name, realtime=realtime)
     twin = SimRobot(config)
     name = pathlib.Path(name).stem
-    return Opened(twin, name, config.task, "twin", realtime, twin.fleet.cfg.episode_length)
+    return Opened(twin, name, config.task, "twin", realtime, twin.batch.cfg.episode_length)
 
 
 def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
-    """Return a robot of metal, and which joints it can be started with."""
+    """Return a real robot, and which joints it can be started with."""
     if kind == "franka":
         from real.drivers.franka import ARM, FrankaConfig, FrankaRobot
 
@@ -154,20 +154,18 @@ def _leave_safe(robot: "SafeRobot") -> None:
             raise failed[0]
 
 
-def judge_of(args: argparse.Namespace, opened: Opened) -> "Judge":
-    """Return how the words want episodes judged.
+def success_check(args: argparse.Namespace, opened: Opened) -> SuccessCheck:
+    """Return what the command line says of successes.
 
     Raises:
         ValueError: successes are to be kept, but nothing says what one is.
     """
-    from real.control.loop import Judge
-
     stated = args.success or (SUCCESS if opened.has_measures else None)
     if args.successes and stated is None and not args.ask:
         raise ValueError(
-            f"--successes: {opened.name} does not judge itself; say --ask to judge by hand"
+            f"--successes: {opened.name} does not measure success; say --ask to label by hand"
         )
-    return Judge(stated, by_hand=args.ask, only_successes=args.successes)
+    return SuccessCheck(stated, by_hand=args.ask, only_successes=args.successes)
 
 
 class Patience:
@@ -203,7 +201,7 @@ def say(number: int, outcome: "Outcome", *, quiet: bool) -> None:
     """Print a line about an episode."""
     if quiet:
         return
-    word = {True: "success", False: "failure", None: "not judged"}[outcome.success]
+    word = {True: "success", False: "failure", None: "success unknown"}[outcome.success]
     parts = [f"episode {number}: {word}, {outcome.steps} steps"]
     parts += [f"stopped: {outcome.stopped}"] if outcome.stopped else []
     parts += [f"{k} {v}" for k, v in outcome.counts.items() if v]
@@ -215,19 +213,19 @@ def report(outcomes: "Sequence[Outcome]", **facts: Any) -> dict[str, Any]:
     """Return what a session came to, as JSON values."""
     from real.rate import Latency
 
-    judged = [o.success for o in outcomes if o.success is not None and not o.stopped]
+    known = [o.success for o in outcomes if o.success is not None and not o.stopped]
     latency = Latency()
     for outcome in outcomes:
         latency.extend(outcome.latency)
-    low, high = wilson(sum(judged), len(judged))
+    low, high = wilson(sum(known), len(known))
     return {
         **facts,
         "episodes": len(outcomes),
         "stopped": sum(bool(o.stopped) for o in outcomes),
-        "judged": len(judged),
-        "successes": sum(judged),
-        "success_rate": sum(judged) / len(judged) if judged else None,
-        "interval": [low, high] if judged else None,
+        "judged": len(known),
+        "successes": sum(known),
+        "success_rate": sum(known) / len(known) if known else None,
+        "interval": [low, high] if known else None,
         "files": [str(o.path) for o in outcomes if o.path],
         "late_ticks": sum(o.counts["late_ticks"] for o in outcomes),
         "latency": latency.facts(),
@@ -251,18 +249,17 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def rollout(args: argparse.Namespace) -> int:
-    """Do what the words of `penspin rollout` say; return the exit code."""
+    """Do what `penspin rollout` is told; return the exit code."""
     from penspin_style.data.episodes.episode import Recorder
-    from real.control.loop import Closed, Loop, header
+    from real.control.loop import Loop, PolicySource, header
     from real.control.match import check_policy
 
     check_watched(is_asking=args.ask)
     realtime = args.realtime or (args.server is not None and not args.fast)
     with contextlib.ExitStack() as stack:
-        policy = _policy(args)
-        stack.callback(policy.close)
+        policy = _policy(args, stack)
         opened = open_robot(args.robot, realtime=realtime, task=policy.card.task)
-        judge = judge_of(args, opened)
+        success = success_check(args, opened)
         check_policy(policy.card, opened.robot)
         safe, watchdog = stack.enter_context(connected(opened))
         head = header(
@@ -276,8 +273,8 @@ def rollout(args: argparse.Namespace) -> int:
         recorder = None if args.out is None else Recorder(pathlib.Path(args.out), head)
         loop = Loop(
             safe,
-            Closed(policy),
-            judge,
+            PolicySource(policy),
+            success,
             recorder=recorder,
             watchdog=watchdog,
             realtime=opened.realtime,
@@ -316,19 +313,26 @@ def _run(
     return outcomes
 
 
-def _policy(args: argparse.Namespace) -> "Policy":
+def _policy(args: argparse.Namespace, stack: contextlib.ExitStack) -> "Policy":
+    """Return the policy in a file, or behind a server, to which the stack then hangs up.
+
+    Raises:
+        BundleError: the file is no policy.
+        RobotError: there is no such server.
+    """
     if args.policy is not None:
         from penspin_style.deploy.bundle import Bundle
-        from real.serving.remote_policy import Local
 
-        return Local(Bundle.load(args.policy))
+        return Bundle.load(args.policy)
     from real.serving.client import ClientError, PolicyClient
-    from real.serving.remote_policy import Remote
+    from real.serving.remote_policy import RemotePolicy
 
     key = None
     if args.api_key_file is not None:
         key = pathlib.Path(args.api_key_file).read_text().strip()
     try:
-        return Remote(PolicyClient(args.server, key, wait=args.patience), patience=args.patience)
+        client = PolicyClient(args.server, key, wait=args.patience)
+        stack.callback(client.close)
+        return RemotePolicy(client, patience=args.patience)
     except ClientError as error:
         raise RobotError(f"{error}; start one with penspin serve POLICY.onnx") from error

@@ -1,4 +1,4 @@
-"""Whether an episode was a success: by a rule that was stated before, or by whoever watched it."""
+"""Whether an episode was a success: by a rule that was stated before, or by an operator."""
 
 import math
 import re
@@ -16,8 +16,8 @@ _Z = 1.959964  # standard deviations of a normal distribution that 95 % lie with
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A threshold on one of the numbers that a robot judges its episode by."""
+class SuccessRule:
+    """A threshold on one of the numbers that a robot measures of its episode."""
 
     measure: str
     threshold: float
@@ -25,7 +25,7 @@ class Rule:
     """Whether the measure must reach the threshold, or must not exceed it."""
 
     @classmethod
-    def parse(cls, text: str) -> "Rule":
+    def parse(cls, text: str) -> "SuccessRule":
         """Read `turns>=0.5`, or `success` for `success>=1`.
 
         Raises:
@@ -65,18 +65,18 @@ class Rule:
         if self.measure not in measures:
             raise RobotError(
                 f"the robot does not measure {self.measure!r}, it measures "
-                f"{', '.join(sorted(measures)) or 'nothing: judge by hand with --ask'}"
+                f"{', '.join(sorted(measures)) or 'nothing: label by hand with --ask'}"
             )
         value = np.asarray(measures[self.measure], float)
         return value >= self.threshold if self.at_least else value <= self.threshold
 
 
-SUCCESS = Rule("success", 1.0)
+SUCCESS = SuccessRule("success", 1.0)
 """By the robot's own measure."""
 
 
-class Verdict(Enum):
-    """What is made of an episode."""
+class Label(Enum):
+    """What an episode is labelled."""
 
     SUCCESS = True
     FAILURE = False
@@ -84,11 +84,11 @@ class Verdict(Enum):
     """It says nothing, as when the object was not in place; it is not kept."""
 
 
-_ANSWERS = {"y": Verdict.SUCCESS, "n": Verdict.FAILURE, "d": Verdict.DISCARD}
+_ANSWERS = {"y": Label.SUCCESS, "n": Label.FAILURE, "d": Label.DISCARD}
 
 
-def ask(question: str, read: Callable[[], str] | None = None) -> Verdict:
-    """Ask whoever watches, until the answer is y, n or d.
+def ask(question: str, read: Callable[[], str] | None = None) -> Label:
+    """Ask the operator, until the answer is y, n or d.
 
     read: returns a line, empty at the end of input; default: standard input.
 
@@ -101,9 +101,45 @@ def ask(question: str, read: Callable[[], str] | None = None) -> Verdict:
         line = answer()
         if not line:
             raise RobotError("nobody answers whether that was a success; leave out --ask")
-        verdict = _ANSWERS.get(line.strip().lower()[:1])
-        if verdict is not None:
-            return verdict
+        label = _ANSWERS.get(line.strip().lower()[:1])
+        if label is not None:
+            return label
+
+
+@dataclass(frozen=True)
+class SuccessCheck:
+    """How it is found whether an episode was a success, and which are kept."""
+
+    rule: SuccessRule | None = None
+    """None: nothing but `by_hand` says what a success is."""
+    by_hand: bool = False
+    """Whether to ask on the terminal after each episode; the rule's answer is shown."""
+    only_successes: bool = False
+
+    def check(self, measures: Mapping[str, float]) -> None:
+        """Check before an episode that the robot measures what the rule names.
+
+        Raises:
+            RobotError: it does not, and nobody is asked either.
+        """
+        if self.rule is not None and (measures or not self.by_hand):
+            self.rule.holds(measures)
+
+    def __call__(self, measures: Mapping[str, float], stopped: str) -> Label | None:
+        """Return an episode's label, None if nobody can say.
+
+        Raises:
+            RobotError: the robot does not measure what the rule names, or nobody answers.
+        """
+        ruled = None
+        if self.rule is not None and (measures or not self.by_hand):
+            ruled = Label(self.rule.holds(measures))
+        if not self.by_hand:
+            return ruled
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
+        said = f" (by {self.rule}: {'yes' if ruled.value else 'no'})" if ruled else ""
+        why = f"stopped, {stopped}; " if stopped else ""
+        return ask(f"{why}{shown}{said}\nwas it a success?".lstrip("\n"))
 
 
 def check_watched(*, is_asking: bool) -> None:

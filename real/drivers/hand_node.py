@@ -24,7 +24,7 @@ import numpy as np
 from penspin_style.system import interrupt
 from real.drivers import ros
 from real.drivers.allegro_topics import TOPICS, Topics
-from real.rate import Pace
+from real.rate import Rate
 from real.robot import RobotError, StoppedError
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER
 
@@ -112,7 +112,7 @@ class TwinHand:
         theirs = tuple(channel.name for channel in self.robot.channels)
         if theirs != JOINTS:
             raise RobotError(f"the twin {name!r} moves {theirs}, the hand has {JOINTS}")
-        cfg = self.robot.fleet.cfg
+        cfg = self.robot.batch.cfg
         stored = grasps.load(getattr(cfg, "grasps", ""), getattr(cfg, "scales", [0.29]))[0]
         self._grasps = np.concatenate([np.asarray(g, float) for g in (grasps.canonical(), stored)])
         self._target = np.array(HOME)
@@ -181,7 +181,7 @@ class HandNode:
 
     def spin(self, over: threading.Event | interrupt.Stop) -> None:
         """Move the hand and send states until it is over."""
-        pace = Pace(1.0 / self.rate)
+        rate = Rate(1.0 / self.rate)
         while not over.is_set():
             self._go_limp()
             with self._lock:
@@ -193,7 +193,7 @@ class HandNode:
             if self._state.get_num_connections():
                 self._state.publish(message)
                 self.sent += 1
-            pace.wait()
+            rate.wait()
 
     def close(self) -> None:
         """Leave the topics."""

@@ -28,9 +28,9 @@ from penspin_style.train.compose import typed_tasks
 from penspin_style.train.load_policy import Source
 from real.control.loop import START
 from real.control.match import check_policy
-from real.control.success import Rule
+from real.control.success import SuccessRule
 from real.robot import RobotError
-from real.twin.batch_twin import Fleet
+from real.twin.batch_twin import BatchTwin
 from real.twin.config import TwinConfig, load_twin
 
 CUT = 0.5
@@ -54,12 +54,12 @@ class Stage:
     """Many worlds in which a teacher acts for a robot."""
 
     def __init__(
-        self, source: Source, robot: str, words: Sequence[str], num: int, *, speed: float = 1.0
+        self, source: Source, robot: str, overrides: Sequence[str], num: int, *, speed: float = 1.0
     ) -> None:
         """Build the worlds.
 
         robot: the twin that the trajectories are for.
-        words: overrides of the twin's task.
+        overrides: overrides of the twin's task.
         speed: share of the teacher's actions that is taken, as one begins on a robot.
 
         Raises:
@@ -67,45 +67,48 @@ class Stage:
             MismatchError: it takes other commands than the teacher gives, or at another rate.
         """
         card = with_delays(source)
-        twin = load_twin(robot, trusted=typed_tasks(words))
+        twin = load_twin(robot, trusted=typed_tasks(overrides))
         features = tuple(dict.fromkeys(f.name for i in card.inputs for f in i.features))
         config = TwinConfig(
-            twin.task, words=(*twin.words, *words), features=features, measured=twin.measured
+            twin.task,
+            overrides=(*twin.overrides, *overrides),
+            features=features,
+            measured=twin.measured,
         )
         self.source, self.card, self.num, self.robot = source, card, num, robot
         self.speed = speed
-        self.fleet = Fleet(config, num, nthread=0)
-        check_policy(card, self.fleet)
+        self.batch = BatchTwin(config, num, nthread=0)
+        check_policy(card, self.batch)
         self.observer, self.decoder = Observer(card, num), Decoder(card)
 
-    def play(self, seed: int, rule: Rule) -> Iterator[Trajectory]:
+    def play(self, seed: int, rule: SuccessRule) -> Iterator[Trajectory]:
         """Yield what happens in every world, in one episode each.
 
         rule: what a success is.
         """
-        fleet = self.fleet
-        fleet.seed(seed)
-        fleet.reset()
+        batch = self.batch
+        batch.seed(seed)
+        batch.reset()
         self.observer.reset()
         starts = self._starts()
         rows: list[dict[str, np.ndarray]] = []
         ends, reached = np.zeros(self.num, int), np.zeros(self.num, int)  # control steps
-        while not (over := fleet.done).all():
+        while not (over := batch.done).all():
             ends[~over] += 1
             rows.append(self._step())
-            first = (reached == 0) & rule.where(fleet.measures())
+            first = (reached == 0) & rule.where(batch.measures())
             reached[first] = ends[first]
-        measures = {name: value.astype(float) for name, value in fleet.measures().items()}
+        measures = {name: value.astype(float) for name, value in batch.measures().items()}
         for i in range(self.num):
             mine = {name: float(value[i]) for name, value in measures.items()}
             if mine["faulty"]:
                 continue
-            cut = round(CUT / fleet.control_dt) if mine["fell"] else 0
+            cut = round(CUT / batch.control_dt) if mine["fell"] else 0
             steps = max(ends[i] - cut, reached[i])
             if steps < 1:
                 continue
             columns = {name: np.stack([row[name][i] for row in rows[:steps]]) for name in rows[0]}
-            columns["time"] = fleet.control_dt * np.arange(steps)
+            columns["time"] = batch.control_dt * np.arange(steps)
             yield Trajectory(starts[i], columns, mine, seed, i)
 
     def header(self) -> Header:
@@ -115,21 +118,21 @@ class Stage:
     @torch.no_grad()
     def _step(self) -> dict[str, np.ndarray]:
         """Let one control step pass in every world; return its row, (num, ...) each."""
-        fleet = self.fleet
-        values = fleet.observe().values
+        batch = self.batch
+        values = batch.observe().values
         inputs = self.observer(values)
         td = TensorDict(
             {name: torch.from_numpy(value) for name, value in inputs.items()}, [self.num]
         )
         action = (self.speed * self.source.act(td).clamp(-1.0, 1.0)).float().numpy()
-        target = self.decoder.decode(action, fleet.target)
-        sent = fleet.command(target)
+        target = self.decoder.decode(action, batch.target)
+        sent = batch.command(target)
         row = {f"observation/{name}": value for name, value in values.items()}
         return row | {"action": action, "target": target, "sent": sent}
 
     def _starts(self) -> list[dict[str, list[float]]]:
         """Return where every world stands, by joint."""
-        model, qpos = self.fleet.sim.model, self.fleet.sim.data.qpos.cpu().numpy()
+        model, qpos = self.batch.sim.model, self.batch.sim.data.qpos.cpu().numpy()
         spans = {}
         for j in range(model.njnt):
             begin = int(model.jnt_qposadr[j])
@@ -147,7 +150,7 @@ def with_delays(source: Source) -> PolicyCard:
         return dataclasses.replace(f, delay=low if low == high else 0)
 
     inputs = []
-    for given in source.card.inputs:  # one is a group's numbers, or a picture of some group
+    for given in source.card.inputs:  # one is a group's numbers, or an image of some group
         terms = groups.get(given.name) or next(g for g in groups.values() if given.name in g)
         inputs.append(Input(given.name, tuple(feature(terms, f) for f in given.features)))
     return dataclasses.replace(source.card, inputs=tuple(inputs))
@@ -157,7 +160,7 @@ def choose(
     stage: Stage,
     *,
     count: int,
-    rule: Rule,
+    rule: SuccessRule,
     best: str = "",
     share: float = 0.1,
     most: int = 5000,
@@ -205,7 +208,7 @@ def keep(
     kept: Sequence[Trajectory],
     folder: pathlib.Path,
     *,
-    rule: Rule,
+    rule: SuccessRule,
     how: dict[str, Any],
     smooth: int = 1,
     channels: Sequence[str] = (),

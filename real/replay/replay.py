@@ -5,7 +5,7 @@
 
 The robot is put where a trajectory began and is sent its targets at the control rate, whatever
 happens. Everything that it measures is recorded, with actions that say what was really sent; which
-repetitions succeeded is judged by a rule or by hand. What is recorded is what students learn from.
+repetitions succeeded is said by a rule or by hand. What is recorded is what students learn from.
 """
 
 import argparse
@@ -20,20 +20,20 @@ import numpy as np
 
 from penspin_style.data.episodes.episode import Episode, Recorder, episodes
 from penspin_style.features import PolicyCard
-from real.control.loop import START, Judge, Loop, Outcome, Wish, header
+from real.control.loop import START, Command, Loop, Outcome, header
 from real.control.match import Described, MismatchError, check_commands
 from real.control.session import (
     Opened,
     Patience,
     connected,
-    judge_of,
     open_robot,
     place_by_hand,
     report,
     say,
     show,
+    success_check,
 )
-from real.control.success import check_watched
+from real.control.success import SuccessCheck, check_watched
 from real.robot import Observation
 
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -59,8 +59,8 @@ class Trajectory:
     """Of the policy that made it, if the file says."""
 
 
-class Repeat:
-    """A source of targets that looks at nothing; see `real.control.loop.Source`."""
+class TrajectorySource:
+    """A source of targets that looks at nothing; see `real.control.loop.TargetSource`."""
 
     def __init__(self) -> None:
         self._trajectory: Trajectory | None = None
@@ -78,12 +78,12 @@ class Repeat:
         """Begin at the first target."""
         self._next = 0
 
-    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Wish | None:
+    def next(self, observation: Observation, last: np.ndarray, deadline: float) -> Command | None:
         """Return the next target; at the end the last one again."""
         targets = self._loaded().targets
         target = targets[min(self._next, len(targets) - 1)]
         self._next += 1
-        return Wish(target)
+        return Command(target)
 
     def _loaded(self) -> Trajectory:
         if self._trajectory is None:
@@ -132,7 +132,7 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     if folder.is_file():
         with folder.open("rb") as file:
             is_pickle = folder.suffix in (".pkl", ".pickle") or file.read(2) in _PICKLE
-        what = "a pickle, which would run code of whoever wrote it" if is_pickle else "a file"
+        what = "a pickle, which would run code of its author" if is_pickle else "a file"
         raise ValueError(f"{folder} is {what}; give a folder of trajectories: {_REMEDY}")
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; {_REMEDY}")
@@ -170,7 +170,7 @@ def check(trajectory: Trajectory, robot: Described) -> None:
 
 
 def start_for(opened: Opened, trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """Return what to reset a robot to: a twin places everything, a robot of metal only itself."""
+    """Return what to reset a robot to: a twin places everything, a real robot only itself."""
     if opened.joints is None:
         return dict(trajectory.start)
     return {name: value for name, value in trajectory.start.items() if name in opened.joints}
@@ -198,13 +198,13 @@ class Plan:
 def repeat(
     opened: Opened,
     plan: Plan,
-    judge: Judge,
+    success: SuccessCheck,
     *,
     out: pathlib.Path | None = None,
     facts: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> list[Outcome]:
-    """Repeat trajectories on a robot; record what it measures, and judge it.
+    """Repeat trajectories on a robot; record what it measures, and whether it was a success.
 
     out: folder to record in; None for not at all.
     facts: recorded with every episode.
@@ -215,13 +215,13 @@ def repeat(
     """
     for trajectory in plan.trajectories:
         check(trajectory, opened.robot)
-    source = Repeat()
+    source = TrajectorySource()
     outcomes: list[Outcome] = []
     kept = 0
     with connected(opened) as (safe, watchdog):
         head = header(
             safe,
-            task=opened.task or plan.trajectories[0].task,  # metal has none of its own
+            task=opened.task or plan.trajectories[0].task,  # a real robot has none of its own
             source=opened.source,
             name=opened.name,
             facts=facts,
@@ -230,7 +230,7 @@ def repeat(
         loop = Loop(
             safe,
             source,
-            judge,
+            success,
             recorder=recorder,
             watchdog=watchdog,
             realtime=opened.realtime,
@@ -261,7 +261,7 @@ def _steps(plan: Plan, trajectory: Trajectory) -> int:
 
 
 def make(args: argparse.Namespace) -> int:
-    """Do what the words of `penspin replay make` say; return the exit code."""
+    """Do what `penspin replay make` is told; return the exit code."""
     import torch
 
     from penspin_style.train.compose import typed_tasks
@@ -300,14 +300,14 @@ def make(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the words of `penspin replay run` say; return the exit code."""
+    """Do what `penspin replay run` is told; return the exit code."""
     check_watched(is_asking=args.ask)
     trajectories = [load(path) for path in find(pathlib.Path(args.trajectories))]
     opened = open_robot(args.robot, realtime=args.realtime)
-    judge = judge_of(args, opened)
+    success = success_check(args, opened)
     plan = Plan(trajectories, args.repeats, args.episodes, args.seconds, args.seed)
     out = None if args.out is None else pathlib.Path(args.out)
-    outcomes = repeat(opened, plan, judge, out=out, quiet=args.json)
+    outcomes = repeat(opened, plan, success, out=out, quiet=args.json)
     found = report(outcomes, robot=opened.name, trajectories=len(trajectories))
     if args.json:
         print(json.dumps(found))

@@ -27,7 +27,7 @@ OUT = "real_data_collection"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Replay as the words say; return the exit code: 0 done, 2 the words, 3 the hand."""
+    """Replay; return the exit code: 0 done, 2 the command line is invalid, 3 the hand failed."""
     args = _parser().parse_args(words)
     try:
         from penspin_style.data.episodes.episode import EpisodeError, RecorderError
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from real.control.session import judge_of, open_robot, report, show
+    from real.control.session import open_robot, report, show, success_check
     from real.control.success import check_watched
     from real.replay.replay import Plan, find, load, repeat
 
@@ -88,7 +88,7 @@ def _replay(args: argparse.Namespace) -> int:
     outcomes = repeat(
         opened,
         Plan([load(paths[args.exp])], args.repeats, seconds=args.seconds, seed=args.seed),
-        judge_of(args, opened),
+        success_check(args, opened),
         out=out,
         facts={"exp": args.exp},
         quiet=args.json,

@@ -5,32 +5,13 @@ step there are up to `horizon` opinions on what to do now; Zhao et al. 2023 (arX
 weigh them with exp(-k i), the oldest first (i = 0), and so does `Ensemble`.
 """
 
-import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from penspin_style.features import PolicyCard
-
-
-class ChunkPolicy(Protocol):
-    """What answers chunks."""
-
-    @property
-    def card(self) -> PolicyCard:
-        """What it reads and commands."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """Actions of a chunk."""
-        ...
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return (horizon, naction), or (n, horizon, naction) of a batch; within [-1, 1]."""
-        ...
+from penspin_style.deploy.policy import Policy, fork, horizon_of, set_deadline
 
 
 class Ensemble:
@@ -65,25 +46,26 @@ class Ensemble:
         return np.tensordot(weight / weight.sum(), said, axes=1)
 
 
-class Broker:
-    """A chunk policy as `real.control.loop` asks a policy: one action a control step."""
+class EnsembledPolicy:
+    """A policy of chunks as one of actions, see `penspin_style.deploy.policy`."""
 
-    def __init__(self, policy: ChunkPolicy, k: float = 0.01) -> None:
+    def __init__(self, policy: Policy, k: float = 0.01) -> None:
         self.policy, self.card = policy, policy.card
-        self.ensemble = Ensemble(policy.horizon, k)
+        self.deadline = float("inf")
+        self.ensemble = Ensemble(horizon_of(policy), k)
+
+    def fork(self) -> "EnsembledPolicy":
+        """Return another one, of the same chunks, that has seen nothing yet."""
+        return EnsembledPolicy(fork(self.policy), self.ensemble.k)
 
     def reset(self) -> None:
         """Begin an episode."""
+        self.policy.reset()
         self.ensemble.reset()
 
-    def ask(self, inputs: Mapping[str, np.ndarray], deadline: float) -> np.ndarray | None:
-        """Return the action (naction,); None if it came too late."""
-        action = self.ensemble(self.policy(inputs)).clip(-1.0, 1.0).astype(np.float32)
-        return action if time.monotonic() < deadline else None
-
-    def counts(self) -> dict[str, int]:
-        """Return nothing: nothing can be lost."""
-        return {}
-
-    def close(self) -> None:
-        """Do nothing."""
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Return the action (naction,) float32, or (n, naction) of inputs with a batch axis."""
+        set_deadline(self.policy, self.deadline)
+        chunk = self.policy.act(observation)
+        chunk = chunk if self.ensemble.horizon > 1 else chunk[..., None, :]
+        return self.ensemble(chunk).clip(-1.0, 1.0).astype(np.float32)

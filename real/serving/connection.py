@@ -38,7 +38,7 @@ class ServerLimits:
     """Bytes of all requests that have arrived in part, or wait for their answer."""
     max_turns: int = 4
     """Requests that are worked on at a time."""
-    pace: float = 0.005
+    apart: float = 0.005
     """Between two opening handshakes."""
     open: float = 5.0
     """For the opening handshake."""
@@ -69,7 +69,7 @@ class Connections:
         """Take a new connection; return how long, s, it must wait for its handshake."""
         self._held[connection] = 0
         at = max(now, self._next)
-        self._next = at + self.limits.pace
+        self._next = at + self.limits.apart
         return at - now
 
     def hold(self, connection: "Connection", size: int) -> None:

@@ -11,34 +11,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from penspin_style.deploy.bundle import ObservationError
+from penspin_style.deploy.policy import Policy, fork, horizon_of
 from penspin_style.features import PolicyCard
 from real.serving import wire
 
 _LEAST_FRAME = 64 * 2**10
 """Bytes; for clients that say a little more than they must."""
 _MAX_UNKNOWN, _MAX_NAME = 8, 64
-
-
-class Policy(Protocol):
-    """What can be served: a `Bundle`, or whatever answers like one.
-
-    One that remembers has a method `begin_episode()`, which returns the function of a new episode.
-    One with a `horizon` above 1 answers (horizon, naction).
-    """
-
-    @property
-    def card(self) -> PolicyCard:
-        """What the policy needs and means."""
-        ...
-
-    def __call__(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the action, (naction,) float32 in [-1, 1]."""
-        ...
 
 
 def hello(policy: Policy) -> dict[str, Any]:
@@ -49,7 +33,7 @@ def hello(policy: Policy) -> dict[str, Any]:
         "protocol": {"format": 1, "reset": wire.RESET, "sequence": wire.SEQUENCE},
         "task": card.task,
         "control_dt": card.control_dt,
-        "horizon": getattr(policy, "horizon", 1),
+        "horizon": horizon_of(policy),
         "action": {
             key: [getattr(channel, key) for channel in card.actions]
             for key in ("name", "unit", "mode", "scale", "low", "high")
@@ -120,9 +104,10 @@ class Episode:
     """
 
     def __init__(self, policy: Policy, expected: Expected) -> None:
-        self.policy, self._expected = policy, expected
+        self._served, self._expected = policy, expected
+        self.policy: Policy | None = None
+        """This client's own, from its first request on."""
         self.total: float | None = None
-        self._act: Callable[[Mapping[str, Any]], np.ndarray] | None = None
 
     def answer(self, frame: bytes) -> bytes:
         """Return the reply to one request.
@@ -139,9 +124,9 @@ class Episode:
         if sequence is not None and not (type(sequence) is int and sequence >= 0):
             raise wire.WireError(f"{wire.SEQUENCE!r} must be a whole number of at least 0")
         self._expected.check(observation)
-        act = self._begin() if reset or self._act is None else self._act
+        policy = self._begin() if reset or self.policy is None else self.policy
         began = time.perf_counter()
-        actions = self._shaped(np.asarray(act(observation)))
+        actions = self._shaped(np.asarray(policy.act(observation)))
         timing = {"infer_ms": 1e3 * (time.perf_counter() - began)}
         if self.total is not None:
             timing["prev_total_ms"] = 1e3 * self.total
@@ -150,15 +135,15 @@ class Episode:
             reply[wire.SEQUENCE] = sequence
         return wire.pack(reply)
 
-    def _begin(self) -> Callable[[Mapping[str, Any]], np.ndarray]:
-        begin = getattr(self.policy, "begin_episode", None)
-        act = self.policy if begin is None else begin()
-        self._act = act
-        return act
+    def _begin(self) -> Policy:
+        policy = self.policy or fork(self._served)
+        policy.reset()
+        self.policy = policy
+        return policy
 
     def _shaped(self, actions: np.ndarray) -> np.ndarray:
         """Return actions as (horizon, naction) float32."""
-        horizon, naction = getattr(self.policy, "horizon", 1), len(self.policy.card.actions)
+        horizon, naction = horizon_of(self._served), len(self._served.card.actions)
         if horizon == 1 and actions.shape == (naction,):
             actions = actions[None]
         if actions.shape == (horizon, naction):

@@ -34,9 +34,10 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from penspin_style.deploy.bundle import ObservationError
+from penspin_style.deploy.policy import Policy
 from real.serving import wire
 from real.serving.connection import Connection, Connections, LateError, ServerLimits
-from real.serving.protocol import Episode, Expected, Policy, Worker, hello
+from real.serving.protocol import Episode, Expected, Worker, hello
 from real.serving.turns import Turns
 
 __all__ = ["PORT", "PolicyServer", "ServeError", "ServerLimits", "is_loopback"]
@@ -77,6 +78,7 @@ class PolicyServer:
     ) -> None:
         """Check what can be checked before anyone connects.
 
+        policy: one that remembers has a `fork`; every other one is shared by all clients.
         port: 0 for a free one, which `url` then tells.
         insecure: serve other computers without a key.
 
@@ -91,7 +93,7 @@ class PolicyServer:
         if self._key is None and not insecure and not is_loopback(host):
             raise ServeError(
                 f"host {host!r} lets other computers in: give a key (--api-key-file FILE), "
-                "or say --insecure to serve whoever connects"
+                "or say --insecure to serve anyone who connects"
             )
         self._hello = wire.pack(hello(policy))
         self._worker = Worker()
@@ -243,7 +245,7 @@ class PolicyServer:
                 await connection.send(message)
         except TimeoutError:
             self._log.say(f"{_who(connection)}: does not read its replies, dropped")
-            connection.transport.abort()  # whoever waits for its next request will hear of it
+            connection.transport.abort()  # what waits for its next request will hear of it
 
     async def _refuse(self, connection: Connection, error: Exception) -> None:
         """Tell the client that its request failed, and the log why."""

@@ -1,14 +1,14 @@
-"""Many twins in one simulation, in step: what `SimRobot` is one of, and what judges policies fast.
+"""Many twins in one simulation, in step: `SimRobot` is one of them, policies are evaluated on many.
 
-    fleet = Fleet(load_twin("pen_shifted"), 200)
-    fleet.reset()
-    while not fleet.done.all():
-        values = fleet.observe().values                 # (200, ...) each
-        fleet.command(decoder.decode(actions, fleet.target))
-    fleet.measures()
+    batch = BatchTwin(load_twin("pen_shifted"), 200)
+    batch.reset()
+    while not batch.done.all():
+        values = batch.observe().values                 # (200, ...) each
+        batch.command(decoder.decode(actions, batch.target))
+    batch.measures()
 
-The physics, the controller and the judgement are the task's; what is drawn comes from one generator
-in the order of `Env`, so that a fleet without shifts repeats an environment of the same seed.
+The physics, the controller and the success are the task's; what is drawn comes from one generator
+in the order of `Env`, so that without perturbations it repeats an environment of the same seed.
 """
 
 import copy
@@ -34,23 +34,25 @@ _JOINTS = ""
 """Under which name the joints' positions pass the sensors, where no feature measures them."""
 
 
-class Fleet:
+class BatchTwin:
     """`num` twins of one description. Time stands still but in `command` and `advance`."""
 
     def __init__(self, config: TwinConfig, num: int = 1, *, nthread: int = 1) -> None:
         """Build the world.
 
         Raises:
-            UsageError, ValueError: the task, its words, a feature or a shift cannot be meant.
+            UsageError, ValueError: the task, its overrides, a feature or a perturbation is invalid.
         """
-        found, kind = _composed(config.task, config.words)
+        found, kind = _composed(config.task, config.overrides)
         cfg = copy.deepcopy(found)
         names = _feature_names(kind, cfg, config)
         self._read = (*dict.fromkeys((*names, *(row.feature for row in config.measured))),)
         cfg.observation, cfg.latency = {"robot": {name: ObsTerm() for name in self._read}}, {}
         self.config, self.num, self.cfg = config, num, cfg
         self.task: Task[Any] = kind(cfg)
-        self.world = World(self.task, num, seed=config.seed, nthread=nthread, shift=config.shift)
+        self.world = World(
+            self.task, num, seed=config.seed, nthread=nthread, perturb=config.perturb
+        )
         self.sim, self.cameras = self.world.sim, self.world.cameras
         self.channels = self.task.actions
         self.control_dt = cfg.control_dt
@@ -125,18 +127,18 @@ class Fleet:
 
     @torch.inference_mode()
     def measures(self) -> dict[str, np.ndarray]:
-        """Return what the episodes amount to until now, (num,) each, in the task's words.
+        """Return what the episodes amount to until now, (num,) each, as the task names it.
 
         `success` (at any step), `steps`, `fell`, `faulty`, and what `Task.judge` says.
         """
-        judged = self.task.judge(self._sums, self.steps, self._fell)
+        summed = self.task.judge(self._sums, self.steps, self._fell)
         said = {
             "success": self._succeeded & ~self._faulty,
             "steps": self.steps,
             "fell": self._fell,
             "faulty": self._faulty,
         }
-        return {name: value.numpy().copy() for name, value in {**said, **judged}.items()}
+        return {name: value.numpy().copy() for name, value in {**said, **summed}.items()}
 
     # The robot's side.
 
@@ -311,7 +313,7 @@ class Fleet:
         return Sensors(
             self.num,
             self.control_dt,
-            pictures=self.cameras.names,
+            images=self.cameras.names,
             noise=cfg.noise,
             bias=bias,
             state_drop=cfg.state_drop,
@@ -373,10 +375,10 @@ class Fleet:
             raise RobotError("the twin has not been reset")
 
 
-@functools.cache  # half a second, and the same for every fleet of a twin
-def _composed(task: str, words: tuple[str, ...]) -> tuple[TaskConfig, type[Task[Any]]]:
+@functools.cache  # half a second, and the same for every batch of a twin
+def _composed(task: str, overrides: tuple[str, ...]) -> tuple[TaskConfig, type[Task[Any]]]:
     """Return the task's configuration, not to be changed, and its class."""
-    train, kind, _ = compose_train([f"task={task}", *words])
+    train, kind, _ = compose_train([f"task={task}", *overrides])
     return train.task, kind
 
 
@@ -384,7 +386,7 @@ def _feature_names(kind: type[Task[Any]], cfg: TaskConfig, config: TwinConfig) -
     """Return what the twin measures: what is asked for, else what the student reads.
 
     Raises:
-        ValueError: the task has no such term or picture.
+        ValueError: the task has no such term or image.
     """
     legal = {**kind.units, **cfg.pictures}
     for name in (*config.features, *(row.feature for row in config.measured)):

@@ -1,6 +1,7 @@
 """A twin: one of our tasks as a robot of its own, with other physics and worse sensors.
 
-`cfg/twin/NAME.yaml` holds the fields of `TwinConfig`; a path to any such file does as well.
+`cfg/twin/NAME.yaml` holds the fields of `TwinConfig`; a path to any such file does as well. In YAML
+`words` and `shift` are still read as `overrides` and `perturb`.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.sim.perturb import Shift
+from penspin_style.sim.perturb import Perturbation
 from penspin_style.system.plain_yaml import read_mapping
 from penspin_style.train.compose import (
     FOLDER,
@@ -40,16 +41,16 @@ class TwinConfig:
     """What a twin is."""
 
     task: str
-    """Name of a task; its physics, controller and judgement are the twin's."""
+    """Name of a task; its physics, controller and success are the twin's."""
     summary: str = ""
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     """Overrides of the task's configuration, as `task.randomize=false`."""
     features: tuple[str, ...] = ()
-    """What it measures: terms and pictures of the task; empty for those of the student's group,
+    """What it measures: terms and images of the task; empty for those of the student's group,
     or, where there is none, of all groups."""
     measured: tuple[Measured, ...] = ()
     """Where the channels are measured; empty for channels that are joints, by name."""
-    shift: tuple[Shift, ...] = ()
+    perturb: tuple[Perturbation, ...] = ()
     """What is done to the model, on top of what the task randomises."""
     noise: Mapping[str, float] = field(default_factory=dict)
     """Feature -> standard deviation of white noise, in its unit."""
@@ -65,13 +66,13 @@ class TwinConfig:
     state_drop: float = 0.0
     """Odds that the numbers of a control step are lost, and those of the one before repeated."""
     frame_drop: float = 0.0
-    """The same of the pictures."""
+    """The same of the images."""
     realtime: bool = False
     """Whether time passes by itself, or only with each command, as fast as it goes."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid values."""
         for key in ("observation_latency", "command_latency"):
             value = getattr(self, key)
             if not 0 <= value < 10:
@@ -129,6 +130,10 @@ def load_twin(
 
 def _config(raw: dict[str, Any]) -> TwinConfig:
     known = {f.name for f in dataclasses.fields(TwinConfig)}
+    for old, new in _FORMER.items():
+        if old in raw and new in raw:
+            raise ValueError(f"{old!r} is the former name of {new!r}: give one of them")
+    raw = {_FORMER.get(key, key): value for key, value in raw.items()}
     for key, value in raw.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
@@ -137,7 +142,7 @@ def _config(raw: dict[str, Any]) -> TwinConfig:
         legal, what = _TYPES[key]
         if not isinstance(value, legal) or (isinstance(value, bool) and legal is not bool):
             raise ValueError(f"{key} must be {what}, got {value!r}")
-    rows = {"shift": Shift, "measured": Measured}
+    rows = {"perturb": Perturbation, "measured": Measured}
     out = {key: _frozen(value) for key, value in raw.items()}
     for key, kind in rows.items():
         for row in out.get(key, ()):
@@ -147,12 +152,14 @@ def _config(raw: dict[str, Any]) -> TwinConfig:
     return TwinConfig(**out)
 
 
+_FORMER = {"words": "overrides", "shift": "perturb"}
+"""Keys of older files -> what they are called now."""
 _TEXT, _LIST, _MAPPING = (str, "a text"), (list, "a list"), (dict, "a mapping")
 _NUMBER = ((int, float), "a number")
 _TYPES: dict[str, tuple[Any, str]] = {
     "task": _TEXT,
     "summary": _TEXT,
-    **dict.fromkeys(("words", "features", "measured", "shift"), _LIST),
+    **dict.fromkeys(("overrides", "features", "measured", "perturb"), _LIST),
     **dict.fromkeys(("noise", "bias", "offset"), _MAPPING),
     **dict.fromkeys(("observation_latency", "command_latency"), _NUMBER),
     **dict.fromkeys(("state_drop", "frame_drop"), _NUMBER),

@@ -1,29 +1,24 @@
-"""Judge a policy on twins: many episodes at once, each as a robot would run it."""
+"""Evaluate a policy on twins: many episodes at once, each as a robot would run it."""
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
-import numpy as np
 import torch
 
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.history import Observer
-from penspin_style.features import PolicyCard
+from penspin_style.deploy.policy import Policy, next_action
 from penspin_style.train.compose import UsageError
 from penspin_style.train.evaluate import Episodes, Measure
 from real.control.match import check_policy
-from real.twin.batch_twin import Fleet
+from real.twin.batch_twin import BatchTwin
 from real.twin.config import TwinConfig, load_twin, twin_names
 
-Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-"""From a card's inputs, (num, ...) each, to actions (num, naction)."""
 
-
-def judge(
+def evaluate_on_twins(
     config: TwinConfig,
-    card: PolicyCard,
     policy: Policy,
     *,
     episodes: int,
@@ -32,36 +27,37 @@ def judge(
 ) -> Episodes:
     """Run the policy in as many twins as episodes, one episode each; return what happened.
 
-    Figures with 95 % intervals are in the result's `measures()`; `success` is among them. A policy
-    that remembers by itself must be new.
+    Figures with 95 % intervals are in the result's `measures()`; `success` is among them. The
+    policy acts on all twins at once, (num, ...).
 
     nthread: threads of the physics, 0 for all cores.
 
     Raises:
         MismatchError: the twin does not measure what the policy reads, or takes other commands.
     """
-    fleet = Fleet(config, episodes, nthread=nthread)
-    check_policy(card, fleet)
-    fleet.seed(seed)
-    fleet.reset()
-    kind = fleet.task.kinds(fleet.sim).clone()
-    observer = Observer(card, episodes)
-    while not fleet.done.all():
-        action = policy(observer(fleet.observe().values))
-        fleet.command(fleet.decoder.decode(action, fleet.target))
-    found = {name: torch.from_numpy(value) for name, value in fleet.measures().items()}
+    batch = BatchTwin(config, episodes, nthread=nthread)
+    check_policy(policy.card, batch)
+    batch.seed(seed)
+    batch.reset()
+    kind = batch.task.kinds(batch.sim).clone()
+    observer = Observer(policy.card, episodes)
+    policy.reset()
+    while not batch.done.all():
+        action = next_action(policy, observer(batch.observe().values))
+        batch.command(batch.decoder.decode(action, batch.target))
+    found = {name: torch.from_numpy(value) for name, value in batch.measures().items()}
     return Episodes(
         steps=found.pop("steps"),
         fell=found.pop("fell"),
         faulty=found.pop("faulty"),
         kind=kind,
-        kind_names=fleet.task.kind_names,
+        kind_names=batch.task.kind_names,
         values=found,
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """List the twins, or judge the policy of the command line on one; return the exit code.
+    """List the twins, or evaluate the policy of the command line on one; return the exit code.
 
     Raises:
         UsageError, BundleError: there is no such twin, or no such policy.
@@ -73,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"twins": summaries}) if args.json else "\n".join(lines))
         return 0
     if args.policy is None:
-        raise UsageError(f"say which policy to judge: penspin twin {args.name} POLICY.onnx")
+        raise UsageError(f"say which policy to evaluate: penspin twin {args.name} POLICY.onnx")
     torch.set_num_threads(1)  # the physics' threads need the cores
     config, bundle = load_twin(args.name), Bundle.load(args.policy)
-    found = judge(config, bundle.card, bundle, episodes=args.episodes, seed=args.seed, nthread=0)
+    found = evaluate_on_twins(config, bundle, episodes=args.episodes, seed=args.seed, nthread=0)
     measures = found.measures()
     if args.json:
         print(json.dumps({name: asdict(measure) for name, measure in measures.items()}))

@@ -4,11 +4,11 @@
     twin.connect()
     twin.reset()
     sent = twin.command(target)
-    twin.measures()                                  # turns, success, ... in the task's words
+    twin.measures()                                  # turns, success, ... as the task names them
 
 In fast time a `command` lets one control step pass, at once; between commands time stands still. In
 real time the world goes on by itself: a new command acts when it comes, and until then the last one
-goes on. The world is then advanced by whoever asks for it next, so it needs no thread. A stop acts
+goes on. The world is then advanced by who asks for it next, so it needs no thread. A stop acts
 at its own time, also where the world is just being advanced, which it does not wait for.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 
 from penspin_style.features import ActionChannel, Feature
 from real.robot import Observation, RobotError, StoppedError, check_target
-from real.twin.batch_twin import Fleet
+from real.twin.batch_twin import BatchTwin
 from real.twin.config import Measured, TwinConfig, load_twin, twin_names
 
-__all__ = ["Fleet", "Measured", "SimRobot", "TwinConfig", "load_twin", "twin_names"]
+__all__ = ["BatchTwin", "Measured", "SimRobot", "TwinConfig", "load_twin", "twin_names"]
 
 _LONGEST = 5.0
 """Seconds that the world catches up at most, after nobody has asked for it."""
@@ -38,10 +38,10 @@ class SimRobot:
         config: a description, or the name of one in `cfg/twin`, or a YAML file.
 
         Raises:
-            UsageError, ValueError: it cannot be meant.
+            UsageError, ValueError: it is invalid.
         """
         self.config = load_twin(config) if isinstance(config, str) else config
-        self.fleet = Fleet(self.config)
+        self.batch = BatchTwin(self.config)
         self._lock = threading.RLock()  # of the world
         self._state = threading.Lock()  # of the three that a stop sets; never held for long
         self._stops = 0
@@ -55,24 +55,24 @@ class SimRobot:
     @property
     def features(self) -> Mapping[str, Feature]:
         """What it measures."""
-        return self.fleet.features
+        return self.batch.features
 
     @property
     def channels(self) -> tuple[ActionChannel, ...]:
         """What it takes: the task's own."""
-        return self.fleet.channels
+        return self.batch.channels
 
     @property
     def control_dt(self) -> float:
         """Seconds between two commands."""
-        return self.fleet.control_dt
+        return self.batch.control_dt
 
     @property
     def target(self) -> np.ndarray:
         """What it follows now, (naction,)."""
         with self._lock:
             self._check_ready()
-            return self.fleet.target[0].copy()
+            return self.batch.target[0].copy()
 
     def connect(self) -> None:
         """Nothing to open."""
@@ -86,22 +86,22 @@ class SimRobot:
 
     def clock(self) -> float:
         """Return the robot's time, s: `time.monotonic()`, or in fast time the world's own."""
-        return time.monotonic() if self.config.realtime else self.fleet.time
+        return time.monotonic() if self.config.realtime else self.batch.time
 
     def seed(self, seed: int) -> None:
         """Make everything from the next reset on depend on the seed alone."""
         with self._lock:
-            self.fleet.seed(seed)
+            self.batch.seed(seed)
 
     def reset(self, start: Mapping[str, np.ndarray] | None = None) -> None:
-        """Begin an episode: place robot and objects; see `Fleet.reset` for what start may hold."""
+        """Begin an episode: place robot and objects; start is `BatchTwin.reset`'s."""
         stops = self._stops
         with self._lock:
             if not self._connected:
                 raise RobotError("the twin is not connected; call connect() first")
             self._advance()
-            self.fleet.reset(start)
-            self._begun = time.monotonic() - self.fleet.time
+            self.batch.reset(start)
+            self._begun = time.monotonic() - self.batch.time
             self._ready, self._limp = True, False
             with self._state:
                 if self._stops == stops:
@@ -115,7 +115,7 @@ class SimRobot:
         with self._lock:
             self._check_ready()
             self._advance()
-            seen = self.fleet.observe()
+            seen = self.batch.observe()
             offset = self._begun if self.config.realtime else 0.0
             measured = None if seen.measured is None else seen.measured[0]
             values = {name: value[0].copy() for name, value in seen.values.items()}
@@ -129,15 +129,15 @@ class SimRobot:
             rows = check_target(target, self.channels)[None]
             self._advance()
             self._check_running()
-            before = self.fleet.target
-            self.fleet.send(rows)
+            before = self.batch.target
+            self.batch.send(rows)
             if not (self.config.realtime or self._stopped):
-                self.fleet.advance(self.fleet.substeps)
+                self.batch.advance(self.batch.substeps)
             if self._stopped:  # meanwhile: what was sent is forgotten
                 self._let_go()
-                self.fleet.target = before
+                self.batch.target = before
                 self._check_running()
-            return self.fleet.target[0].copy()
+            return self.batch.target[0].copy()
 
     def hold(self) -> None:
         """Keep the last target; it does so by itself."""
@@ -153,7 +153,7 @@ class SimRobot:
             self._stops += 1
             if not self._stopped:
                 self._stopped, self._halt_at = True, time.monotonic()
-        if self._lock.acquire(blocking=False):  # whoever has it lets the motors go limp
+        if self._lock.acquire(blocking=False):  # the thread that has it lets the motors go limp
             try:
                 self._advance()
             finally:
@@ -164,20 +164,20 @@ class SimRobot:
         """Whether the task has ended the episode."""
         with self._lock:
             self._check_ready()
-            return bool(self.fleet.fell[0])
+            return bool(self.batch.fell[0])
 
     @property
     def done(self) -> bool:
         """Whether the episode is over: it fell, its time is up, or the physics failed."""
         with self._lock:
             self._check_ready()
-            return bool(self.fleet.done[0])
+            return bool(self.batch.done[0])
 
     def measures(self) -> dict[str, float | bool]:
-        """Return what the episode amounts to until now; see `Fleet.measures`."""
+        """Return what the episode amounts to until now; see `BatchTwin.measures`."""
         with self._lock:
             self._check_ready()
-            return {name: value[0].item() for name, value in self.fleet.measures().items()}
+            return {name: value[0].item() for name, value in self.batch.measures().items()}
 
     def _advance(self) -> None:
         """Let the world's clock catch up with the wall's, limp since it was stopped."""
@@ -189,17 +189,17 @@ class SimRobot:
         self._catch_up(time.monotonic())
 
     def _let_go(self) -> None:
-        self.fleet.limp()
+        self.batch.limp()
         self._limp = True
 
     def _catch_up(self, now: float) -> None:
         if not self.config.realtime:
             return
-        late = now - self._begun - self.fleet.time
+        late = now - self._begun - self.batch.time
         if late > _LONGEST:  # nobody looked; what nobody saw need not have happened
             self._begun += late - _LONGEST
             late = _LONGEST
-        self.fleet.advance(max(0, int(late / self.fleet.timestep + 1e-6)))
+        self.batch.advance(max(0, int(late / self.batch.timestep + 1e-6)))
 
     def _check_running(self) -> None:
         if self._stopped:

@@ -20,7 +20,7 @@ class Sensors:
         num: int,
         control_dt: float,
         *,
-        pictures: Collection[str],
+        images: Collection[str],
         noise: Mapping[str, float],
         bias: Mapping[str, np.ndarray],
         state_drop: float,
@@ -30,14 +30,14 @@ class Sensors:
     ) -> None:
         """Describe the sensors.
 
-        pictures: the features that cameras deliver.
+        images: the features that cameras deliver.
         noise: feature -> standard deviation of white noise, in its unit.
         bias: feature -> constant error, of a shape that broadcasts to the feature's.
-        state_drop, frame_drop: odds that a frame of the numbers, or of a picture, is lost.
+        state_drop, frame_drop: odds that a frame of the numbers, or of an image, is lost.
         latency: s.
         """
         self.num, self.dt, self.latency = num, control_dt, latency
-        self.pictures = frozenset(pictures)
+        self.images = frozenset(images)
         self.noise, self.bias = dict(noise), dict(bias)
         self.odds = {False: state_drop, True: frame_drop}
         self.seed(seed)
@@ -61,13 +61,13 @@ class Sensors:
         values = {}
         for name, value in truth.items():
             value = self._measured(name, value)
-            lost = self._lost[name in self.pictures]
+            lost = self._lost[name in self.images]
             if last is not None and lost.any():
                 value = np.where(lost.reshape(-1, *(1,) * (value.ndim - 1)), last[name], value)
             values[name] = value
         for kind, lost in self._lost.items():
             self._since[kind] = np.where(lost, self._since[kind], time)
-        kinds = {name in self.pictures for name in truth}
+        kinds = {name in self.images for name in truth}
         stamps = np.min([self._since[kind] for kind in kinds], axis=0)
         self._past.append((time, values, stamps))
         while len(self._past) > 1 and self._past[1][0] <= time - self.latency + 1e-9:

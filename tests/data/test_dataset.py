@@ -111,6 +111,14 @@ def test_the_first_row_is_left_out_where_what_came_before_is_not_known(tmp_path)
     assert len(found.labels) == len(found.inputs["student"]) == 11
 
 
+def test_an_episode_of_one_row_from_an_unknown_place_teaches_nothing(tmp_path):
+    card = vector_card(history=3)
+    values = {key: value[:1] for key, value in columns(card).items()}
+    values["target"][0], values["sent"][0], values["action"][0] = 1.0, 1.0, -0.5
+    found = windows(record(tmp_path, card, values), card)
+    assert len(found) == 0 and found.inputs["student"].shape == (0, 6 * 3 + 3)
+
+
 def test_a_few_labels_beyond_reach_are_clipped_and_counted(tmp_path):
     card = vector_card()
     values = columns(card)

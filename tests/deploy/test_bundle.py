@@ -402,7 +402,7 @@ HOSTILE = [
     (card_text('"format": 1', '"format": 2'), "format 2, this version reads 1"),
     (card_text('"control_dt"', '"control_time"'), "does not have the fields it should"),
     (card_text('"control_dt": 0.05', '"control_dt": NaN'), "card is not usable: .* NaN"),
-    (card_text('"scale": 0.04', '"scale": "0.04"'), "scale='0.04'.*numbers cannot be meant"),
+    (card_text('"scale": 0.04', '"scale": "0.04"'), "scale='0.04'.*numbers are invalid"),
     (card_text('"control_dt": 0.05', '"control_dt": -0.05'), "must be positive, is -0.05"),
     (card_text('"mode": "delta"', '"mode": "torque"'), "mode 'torque' is not one of"),
     (card_text('"unit": "N"', '"unit": 3'), "unit 3 is not a text"),
@@ -414,7 +414,7 @@ HOSTILE = [
     ),
     (new_card(actions=CARD.actions[:1]), r"the output has shape \[.*, 2\] in the graph"),
     (new_card(actions=()), "needs an input and an action"),
-    (new_card(joints=(dataclasses.replace(CARD.joints[0], low=9.0),)), "numbers cannot be meant"),
+    (new_card(joints=(dataclasses.replace(CARD.joints[0], low=9.0),)), "numbers are invalid"),
 ]
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from penspin_style.deploy.history import Observer
+from penspin_style.deploy.history import Observer, stack_episode
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm, load_task
+from penspin_style.env.terms import Groups
 from penspin_style.features import Feature, Input, PolicyCard
 
 
@@ -71,6 +72,69 @@ def test_a_panda_students_inputs_and_pictures_are_the_environments_bit_for_bit()
     env = Env(kind(cfg), 2, seed=4, nthread=1)
     picture = 32 * 32
     assert check(env, 5) == 2 * 5 * 2 * (2 * 3 + 3 + 1 + (3 * 3 + 1 + 3 + 1) * picture)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_inputs_are_those_of_trainings_groups_for_any_history_delay_and_reset(seed):
+    draw, n = np.random.default_rng(seed), 3
+    shapes = {"q": (4,), "force": (), "ends": (2, 3), "rgb": (2, 2, 3), "depth": (2, 2)}
+
+    def term():
+        delay = int(draw.integers(0, 5))
+        return ObsTerm(history=int(draw.integers(1, 7)), delay=(delay, delay))
+
+    def values():
+        drawn = {name: 200.0 * draw.random((n, *shape)) for name, shape in shapes.items()}
+        return {k: v.astype(np.uint8 if k == "rgb" else np.float32) for k, v in drawn.items()}
+
+    asked = {
+        "student": {name: term() for name in shapes},
+        "teacher": {name: term() for name in ("ends", "q")},
+    }
+    now = values()
+    groups = Groups(
+        asked,
+        {name: torch.from_numpy(value) for name, value in now.items()},
+        dict.fromkeys(shapes, "1"),
+        torch.Generator().manual_seed(0),
+        pictures=("rgb", "depth"),
+    )
+    card = card_of(*groups.inputs)
+    alone = [Observer(card) for _ in range(n)]
+    episodes = [[] for _ in range(n)]
+    shown = [[] for _ in range(n)]
+    mask = np.ones(n, bool)
+    for _ in range(40):
+        given = {name: torch.from_numpy(value) for name, value in now.items()}
+        theirs = groups.observe(given, torch.from_numpy(mask) if mask.any() else None)
+        for i in np.flatnonzero(mask) if mask.any() else range(n):
+            if mask[i]:
+                alone[i].reset()
+                check_episode(card, episodes[i], shown[i])
+                episodes[i], shown[i] = [], []
+            row = {name: value[i] for name, value in now.items()}
+            mine = alone[i](row)
+            episodes[i].append(row)
+            shown[i].append(mine)
+            for name, value in theirs.items():
+                assert np.array_equal(mine[name], value[i].numpy()), name
+                assert mine[name].dtype == value.numpy().dtype
+        # after a step the past moves on everywhere; then some begin anew
+        mask = draw.random(n) < 0.2 if not mask.any() else np.zeros(n, bool)
+        now = values()
+    for rows in zip(episodes, shown, strict=True):
+        check_episode(card, *rows)
+
+
+def check_episode(card, rows, shown):
+    """A recorded episode is stacked as it was observed, all of it and any part."""
+    if not rows:
+        return
+    values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    for steps in (np.arange(len(rows)), np.arange(len(rows))[::-2], np.arange(0)):
+        for name, whole in stack_episode(card, values, steps).items():
+            wanted = np.stack([seen[name] for seen in shown])[steps]
+            assert np.array_equal(whole, wanted) and whole.dtype == wanted.dtype, name
 
 
 def test_a_late_history_is_padded_with_the_first_value_of_the_episode():

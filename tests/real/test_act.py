@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import math
-import time
 
 import numpy as np
 import pytest
@@ -11,12 +10,13 @@ import torch
 
 from penspin_style.data.dataset import windows
 from penspin_style.deploy.history import Observer
+from penspin_style.deploy.torch_policy import TorchPolicy
 from penspin_style.features import Feature, Input
 from penspin_style.nets.act import ACT
 from penspin_style.nets.policy import save_policy
 from penspin_style.nets.student import StudentPolicy
-from real.act import ACTConfig, ACTPolicy, Trainer, act_inputs, eyes_of, load_act, main, parser
-from real.serving.action_chunking import Broker, Ensemble
+from real.act import ACTConfig, Trainer, act_inputs, eyes_of, load_act, main, parser
+from real.serving.action_chunking import Ensemble, EnsembledPolicy
 from real.serving.protocol import hello
 from tests.real.test_finetune import seeing, student
 from tests.support.episodes import columns, record, taught, vector_card
@@ -86,21 +86,22 @@ def test_a_batch_is_ensembled_as_each_of_its_rows():
         whole(np.zeros((4, 2)))
 
 
-def test_the_broker_is_a_policy_for_the_robots_loop(rows):
+def test_an_ensembled_policy_is_one_of_single_actions(rows):
     card = own_card()
-    policy = ACTPolicy(network(), card)
-    broker, observer, ensemble = Broker(policy), Observer(card), Ensemble(5)
+    policy = TorchPolicy(network(), card)
+    whole, observer, ensemble = EnsembledPolicy(policy), Observer(card), Ensemble(5)
     rng = np.random.default_rng(0)
     for _ in range(8):
         values = {"proprio": rng.random(6, np.float32), "fingertips": rng.random(3, np.float32)}
         inputs = observer(values)
-        action = broker.ask(inputs, math.inf)
-        assert np.allclose(action, ensemble(policy(inputs)), atol=1e-6) and action.shape == (3,)
-    first = broker.ask(inputs, math.inf)
-    broker.reset()
-    again = broker.ask(inputs, math.inf)
-    assert np.allclose(again, policy(inputs)[0]) and not np.allclose(first, again)
-    assert broker.ask(inputs, time.monotonic() - 1.0) is None
+        action = whole.act(inputs)
+        assert np.allclose(action, ensemble(policy.act(inputs)), atol=1e-6) and action.shape == (3,)
+    first = whole.act(inputs)
+    other = whole.fork()
+    assert np.allclose(other.act(inputs), policy.act(inputs)[0])  # it has seen nothing yet
+    whole.reset()
+    again = whole.act(inputs)
+    assert np.allclose(again, policy.act(inputs)[0]) and not np.allclose(first, again)
     assert hello(policy)["horizon"] == 5  # as the policy server offers it
 
 
@@ -193,10 +194,10 @@ def test_the_pens_ends_may_be_exchanged_and_nothing_else():
 
 def test_the_pens_ends_are_read_when_it_acts():
     card = dataclasses.replace(vector_card(), inputs=(Input("numbers", (ENDS,)),))
-    policy = ACTPolicy(network(card.inputs), card)
+    policy = TorchPolicy(network(card.inputs), card)
     observer = Observer(card)
     ends = np.random.default_rng(0).random((2, 2, 3), np.float32)
-    one, two = (policy(observer({"pen_ends": e})) for e in ends)
+    one, two = (policy.act(observer({"pen_ends": e})) for e in ends)
     assert one.shape == (5, 3) and not np.allclose(one, two, atol=1e-4)
 
 
@@ -252,8 +253,11 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
     again = load_act(folder / "policy")
     inputs = {"numbers": np.random.default_rng(0).random(9, np.float32)}
     batch = {"numbers": inputs["numbers"][None].repeat(2, axis=0)}
-    assert np.array_equal(policy(inputs), again(inputs)) and policy(inputs).shape == (5, 3)
-    assert np.allclose(policy(batch), policy(inputs), atol=1e-6)
+    assert np.array_equal(policy.act(inputs), again.act(inputs)) and policy.act(inputs).shape == (
+        5,
+        3,
+    )
+    assert np.allclose(policy.act(batch), policy.act(inputs), atol=1e-6)
     with pytest.raises(ValueError, match="kind 'temporal', no ACT"):
         load_act(tmp_path / "run")
 
@@ -270,7 +274,7 @@ def test_the_network_of_a_seeing_act_is_built_again_from_its_card(tmp_path):
     given = {"numbers": values["observation/fingertips"]}
     given |= {n: values[f"observation/{n}"] for n in ("front_rgb", "front_depth")}
     wanted = net.eval().act(*(torch.from_numpy(given[i.name]) for i in own.inputs))
-    assert np.allclose(again(given), wanted.detach().numpy(), atol=1e-6)
+    assert np.allclose(again.act(given), wanted.detach().numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from scripts.compare_finetune import chosen, main, padded, pairs
 PRETRAINED = "outputs/pretrained"
 TWIN = """
 task: panda_lift_cube_vision
-words: [task.visual_randomization=false, task.episode_length=6]
+overrides: [task.visual_randomization=false, task.episode_length=6]
 measured: [{feature: tcp_pos}, {feature: gripper, scale: 25.0}]
-shift: [{field: body_mass, names: box, value: 0.3, operation: abs}]
+perturb: [{field: body_mass, names: box, value: 0.3, operation: abs}]
 """
 ACT = "num_queries=3,hidden_dim=8,dim_feedforward=8,enc_layers=1,dec_layers=1,nheads=2"
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from real import rate
-from real.rate import Latency, Pace, table
+from real.rate import Latency, Rate, table
 
 
 class Clock:
@@ -31,7 +31,7 @@ def clock(monkeypatch):
 
 
 def test_a_thousand_ticks_do_not_drift(clock):
-    ticks = Pace(0.05)
+    ticks = Rate(0.05)
     for k in range(1, 1001):
         clock.now += 0.01  # work
         ticks.wait()
@@ -40,7 +40,7 @@ def test_a_thousand_ticks_do_not_drift(clock):
 
 
 def test_a_late_loop_leaves_ticks_out_and_stays_in_phase(clock):
-    ticks = Pace(0.05)
+    ticks = Rate(0.05)
     clock.now = ticks.begin + 0.17  # ticks 1, 2 and 3 have passed
     ticks.wait()
     assert clock.now < ticks.begin + 0.171  # goes on at once
@@ -50,7 +50,7 @@ def test_a_late_loop_leaves_ticks_out_and_stays_in_phase(clock):
 
 
 def test_a_loop_that_is_late_by_less_than_a_period_leaves_nothing_out(clock):
-    ticks = Pace(0.05)
+    ticks = Rate(0.05)
     clock.now = ticks.begin + 0.06
     ticks.wait()
     assert (ticks.late, ticks.left_out) == (1, 0)
@@ -58,7 +58,7 @@ def test_a_loop_that_is_late_by_less_than_a_period_leaves_nothing_out(clock):
 
 
 def test_the_real_clock_is_met_within_a_millisecond_in_the_median():
-    ticks = Pace(0.01)
+    ticks = Rate(0.01)
     errors = []
     for k in range(1, 31):
         ticks.wait()
@@ -67,7 +67,7 @@ def test_the_real_clock_is_met_within_a_millisecond_in_the_median():
 
 
 def test_fast_time_never_waits(clock):
-    ticks = Pace(0.05, realtime=False)
+    ticks = Rate(0.05, realtime=False)
     before = clock.now
     for _ in range(100):
         ticks.wait()

@@ -5,14 +5,14 @@ import torch
 
 from penspin_style.env.env import Env
 from penspin_style.env.task import load_task
-from penspin_style.sim.perturb import Shift
+from penspin_style.sim.perturb import Perturbation
 
 PEN = "pen_spin"
 
 
-def make(*shift, task=PEN, num_envs=3, seed=1, **config):
+def make(*rows, task=PEN, num_envs=3, seed=1, **config):
     kind = load_task(task)
-    return Env(kind(kind.Config(**config)), num_envs, seed=seed, nthread=1, shift=shift)
+    return Env(kind(kind.Config(**config)), num_envs, seed=seed, nthread=1, perturb=rows)
 
 
 def params(env, field):
@@ -26,7 +26,7 @@ def same_but(plain, other, field):
 
 
 def test_no_shift_changes_nothing():
-    plain, other = make(), make(Shift("geom_friction", "pen", 1.0))
+    plain, other = make(), make(Perturbation("geom_friction", "pen", 1.0))
     action = 0.3 * torch.ones(plain.action_spec.shape)
     for _ in range(5):
         for env in (plain, other):
@@ -35,7 +35,7 @@ def test_no_shift_changes_nothing():
 
 
 def test_what_is_drawn_once_is_shifted_once_however_often_an_episode_begins():
-    plain, other = make(), make(Shift("geom_friction", "pen", 0.25, column=0))
+    plain, other = make(), make(Perturbation("geom_friction", "pen", 0.25, column=0))
     pen = plain.model.geom("pen").id
     for _ in range(3):
         drawn, got = params(plain, "geom_friction"), params(other, "geom_friction")
@@ -49,7 +49,7 @@ def test_what_is_drawn_once_is_shifted_once_however_often_an_episode_begins():
 
 
 def test_what_is_drawn_at_every_reset_is_shifted_every_time():
-    plain, other = make(), make(Shift("actuator_gainprm", value=0.5, column=0))
+    plain, other = make(), make(Perturbation("actuator_gainprm", value=0.5, column=0))
     seen = []
     for _ in range(3):
         gain = params(plain, "actuator_gainprm")[..., 0]
@@ -65,7 +65,7 @@ def test_what_is_drawn_at_every_reset_is_shifted_every_time():
 
 
 def test_a_seed_draws_the_startup_rows_anew_without_the_shift():
-    plain, other = make(), make(Shift("body_mass", "pen", 3.0))
+    plain, other = make(), make(Perturbation("body_mass", "pen", 3.0))
     pen = plain.model.body("pen").id
     for seed in (5, 6):
         for env in (plain, other):
@@ -77,7 +77,7 @@ def test_a_seed_draws_the_startup_rows_anew_without_the_shift():
 
 
 def test_a_mass_takes_its_inertia_along():
-    plain, other = make(), make(Shift("body_mass", "pen", 0.05, "abs"))
+    plain, other = make(), make(Perturbation("body_mass", "pen", 0.05, "abs"))
     pen = plain.model.body("pen").id
     drawn = params(plain, "body_mass")[:, pen, None]
     assert (params(other, "body_mass")[:, pen] == 0.05).all()
@@ -86,20 +86,23 @@ def test_a_mass_takes_its_inertia_along():
 
 
 def test_shifts_of_one_field_act_one_after_the_other():
-    rows = [Shift("body_mass", "pen", 0.02, "abs"), Shift("body_mass", "pen", 0.01, "add")]
-    other = make(*rows, Shift("body_mass", "pen", 2.0))
+    rows = [
+        Perturbation("body_mass", "pen", 0.02, "abs"),
+        Perturbation("body_mass", "pen", 0.01, "add"),
+    ]
+    other = make(*rows, Perturbation("body_mass", "pen", 2.0))
     assert params(other, "body_mass")[:, other.model.body("pen").id].tolist() == [0.06] * 3
 
 
 def test_a_pen_in_a_shifted_world_without_randomisation_weighs_what_it_should():
-    other = make(Shift("body_mass", "pen", 2.0), randomize=False)
+    other = make(Perturbation("body_mass", "pen", 2.0), randomize=False)
     pen = other.model.body("pen").id
     assert other.sim.data.xfrc_applied[:, pen, 2].tolist() == pytest.approx([-9.81 * 0.03] * 3)
 
 
 def test_gravity_can_be_tilted():
     """The cube, which the floor's friction of 1 holds up to 45 degrees, slides at 63."""
-    tilt = Shift("opt.gravity", value=(20.0, 0.0, 0.0), operation="add")
+    tilt = Perturbation("opt.gravity", value=(20.0, 0.0, 0.0), operation="add")
     moved = []
     for rows in ((), (tilt,)):
         env = make(*rows, task="panda_lift_cube", num_envs=1)
@@ -118,13 +121,13 @@ def test_a_camera_can_be_turned_and_moved():
     turn = 0.2  # rad about the world's z: the camera looks along another direction
     kind, where = "panda_lift_cube_vision", "front"
     rows = [
-        Shift("cam_quat", where, (0.0, 0.0, turn), "turn"),
-        Shift("cam_pos", where, (0.0, 0.1, 0.0), "add"),
+        Perturbation("cam_quat", where, (0.0, 0.0, turn), "turn"),
+        Perturbation("cam_pos", where, (0.0, 0.1, 0.0), "add"),
     ]
     plain, other = (make(*r, task=kind, num_envs=1) for r in ((), rows))
     at = plain.model.camera(where).id
-    shift = params(other, "cam_pos")[0, at] - params(plain, "cam_pos")[0, at]
-    assert shift.tolist() == pytest.approx([0.0, 0.1, 0.0], abs=1e-7)
+    moved = params(other, "cam_pos")[0, at] - params(plain, "cam_pos")[0, at]
+    assert moved.tolist() == pytest.approx([0.0, 0.1, 0.0], abs=1e-7)
     p, q = params(plain, "cam_quat")[0, at], params(other, "cam_quat")[0, at]
     # the angle between two unit quaternions is twice that of their product
     assert 2 * torch.arccos((p * q).sum()).item() == pytest.approx(turn, abs=1e-4)
@@ -139,7 +142,7 @@ def test_a_camera_can_be_turned_and_moved():
     ("fields", "complaint"),
     [
         ({"operation": "gain"}, "operation must be one of"),
-        ({"field": "qpos"}, "shift a field of the model"),
+        ({"field": "qpos"}, "perturb a field of the model"),
         ({"value": float("nan")}, "value must be finite"),
         ({"operation": "turn"}, "three numbers"),
         ({"names": "pencil"}, "no name matches 'pencil'"),
@@ -151,4 +154,4 @@ def test_a_camera_can_be_turned_and_moved():
 )
 def test_a_shift_that_cannot_be_meant_is_refused(fields, complaint):
     with pytest.raises((ValueError, KeyError, AttributeError), match=complaint):
-        make(Shift(**{"field": "geom_friction", "names": "pen", **fields}))
+        make(Perturbation(**{"field": "geom_friction", "names": "pen", **fields}))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from penspin_style.deploy.policy import NoActionError
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from real.robot import Observation, StoppedError
 
@@ -84,6 +85,8 @@ class Carts:
 class Script:
     """A policy that gives these actions, one after the other; None for none in time."""
 
+    deadline = float("inf")
+
     def __init__(self, actions, history=1):
         self.card = card(history)
         self.actions = list(actions)
@@ -93,16 +96,12 @@ class Script:
         self.episodes += 1
         self.seen, self.deadlines, self.left = [], [], list(self.actions)
 
-    def ask(self, inputs, deadline):
+    def act(self, inputs):
         if not self.episodes or not hasattr(self, "left"):
             return np.zeros(2, np.float32)  # asked whether it is there
         self.seen.append({k: v.copy() for k, v in inputs.items()})
-        self.deadlines.append(deadline)
+        self.deadlines.append(self.deadline)
         action = self.left.pop(0) if self.left else (0.0, 0.0)
-        return None if action is None else np.array(action, np.float32)
-
-    def counts(self):
-        return {"unanswered": sum(a is None for a in self.actions)}
-
-    def close(self):
-        pass
+        if action is None:
+            raise NoActionError("it has none")
+        return np.array(action, np.float32)

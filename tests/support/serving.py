@@ -43,19 +43,30 @@ class Echo:
     def __init__(self):
         self.steps = []
 
-    def __call__(self, observation):
-        raise AssertionError("an episode's own function is asked")
+    def reset(self):
+        pass
 
-    def begin_episode(self):
-        seen = []
-        self.steps.append(seen)
+    def act(self, observation):
+        raise AssertionError("a client's own policy is asked")
 
-        def act(observation):
-            time.sleep(float(observation["delay"]))
-            seen.append(len(seen))
-            return np.asarray(observation["joint_pos"], np.float32)
+    def fork(self):
+        return OwnEcho(self.steps)
 
-        return act
+
+class OwnEcho(Echo):
+    """That of one client."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def reset(self):
+        self.seen = []
+        self.steps.append(self.seen)
+
+    def act(self, observation):
+        time.sleep(float(observation["delay"]))
+        self.seen.append(len(self.seen))
+        return np.asarray(observation["joint_pos"], np.float32)
 
 
 def asking(value=0.5, delay=0.0, **more):

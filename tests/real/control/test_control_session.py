@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from real.control.loop import Closed, Judge, Loop
+from real.control.loop import Loop, PolicySource
 from real.control.session import Opened, connected
+from real.control.success import SuccessCheck
 from real.robot import RobotError
 from tests.support.cart import Carts, Script
 
@@ -81,15 +82,15 @@ def test_a_control_loop_that_fails_stops_its_robot_before_anything_else(error):
     told = []
     with pytest.raises(type(error)), connected(opened(carts, realtime=False)) as (safe, _):
         policy = Script([(1, 0)] * 5)
-        loop = Loop(safe, Closed(policy), Judge(), realtime=False)
-        ask = policy.ask
+        loop = Loop(safe, PolicySource(policy), SuccessCheck(), realtime=False)
+        act = policy.act
 
-        def failing(inputs, deadline):
+        def failing(inputs):
             if len(policy.seen) == 2:
                 raise error
-            return ask(inputs, deadline)
+            return act(inputs)
 
-        policy.ask = failing
+        policy.act = failing
         try:
             loop.run(5)
         finally:

@@ -16,12 +16,11 @@ from penspin_style.data.episodes.episode import Episode, Recorder, episodes
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.system import interrupt
-from real.control.loop import ANSWERED, Closed, Judge, Loop, Wish, header, watch
+from real.control.loop import ANSWERED, Command, Loop, PolicySource, header, watch
 from real.control.safety import SafeRobot
 from real.control.session import connected, open_robot
-from real.control.success import SUCCESS, Rule
+from real.control.success import SUCCESS, SuccessCheck, SuccessRule
 from real.robot import RobotError
-from real.serving.remote_policy import Local
 from real.serving.server import PolicyServer
 from tests.support.cart import CHANNELS, DT, Carts, Script
 from tests.support.terminal import call, check_refusal
@@ -39,17 +38,17 @@ def carts():
     return Carts()
 
 
-BY_RULE = Judge(SUCCESS)
+BY_RULE = SuccessCheck(SUCCESS)
 
 
-def loop_of(carts, policy, folder=None, judge=BY_RULE, **options):
+def loop_of(carts, policy, folder=None, success=BY_RULE, **options):
     safe = SafeRobot(carts)
     recorder = None
     if folder is not None:
         head = header(safe, task="carts", source="twin", name="carts", card=policy.card)
         recorder = Recorder(folder, head)
     options = {"realtime": False, **options}
-    return Loop(safe, Closed(policy), judge, recorder=recorder, **options)
+    return Loop(safe, PolicySource(policy), success, recorder=recorder, **options)
 
 
 def at_rate(policy, control_dt):
@@ -85,7 +84,7 @@ def test_a_row_is_what_was_seen_then_asked_for_then_sent(carts, tmp_path):
 
 def test_what_safety_changed_is_recorded_as_it_was_sent(carts, tmp_path):
     loop = loop_of(carts, Script([(1, 1)] * 4), tmp_path)
-    loop.robot.guard.limits.low.setflags(write=False)
+    loop.robot.limiter.limits.low.setflags(write=False)
     decode = loop.source.decoder.decode
     loop.source.decoder.decode = lambda action, last: decode(action, last) + 5.0
     outcome = loop.run(2)
@@ -130,15 +129,17 @@ def test_success_is_what_the_rule_says(carts):
     half = Script([(1, 0)] * 5)
     assert loop_of(carts, half).run(5).success is True
     assert loop_of(carts, half).run(4).success is False
-    assert loop_of(carts, half, judge=Judge(Rule("way", 0.3))).run(4).success is True
-    assert loop_of(carts, half, judge=Judge()).run(5).success is None
+    assert (
+        loop_of(carts, half, success=SuccessCheck(SuccessRule("way", 0.3))).run(4).success is True
+    )
+    assert loop_of(carts, half, success=SuccessCheck()).run(5).success is None
     with pytest.raises(RobotError, match="does not measure 'turns', it measures success, way"):
-        loop_of(carts, half, judge=Judge(Rule("turns", 1.0))).run(5)
+        loop_of(carts, half, success=SuccessCheck(SuccessRule("turns", 1.0))).run(5)
 
 
 def test_of_several_episodes_only_the_successes_are_kept(carts, tmp_path):
-    judge = Judge(SUCCESS, only_successes=True)
-    loop = loop_of(carts, Script([(1, 0)] * 6), tmp_path, judge)
+    success = SuccessCheck(SUCCESS, only_successes=True)
+    loop = loop_of(carts, Script([(1, 0)] * 6), tmp_path, success)
     paths = [loop.run(steps).path for steps in (5, 3, 6)]
     assert [path is None for path in paths] == [False, True, False]
     assert episodes(tmp_path) == [paths[0], paths[2]]
@@ -146,9 +147,11 @@ def test_of_several_episodes_only_the_successes_are_kept(carts, tmp_path):
 
 
 @pytest.mark.parametrize(("answer", "kept"), [("y", True), ("n", False), ("d", None)])
-def test_whoever_watches_has_the_last_word(carts, tmp_path, monkeypatch, answer, kept, capsys):
+def test_the_operator_has_the_last_word(carts, tmp_path, monkeypatch, answer, kept, capsys):
     monkeypatch.setattr("sys.stdin.readline", lambda: f"{answer}\n", raising=False)
-    outcome = loop_of(carts, Script([(1, 0)] * 5), tmp_path, Judge(SUCCESS, by_hand=True)).run(5)
+    outcome = loop_of(
+        carts, Script([(1, 0)] * 5), tmp_path, SuccessCheck(SUCCESS, by_hand=True)
+    ).run(5)
     assert outcome.success is kept
     assert [Episode.open(path).success for path in episodes(tmp_path)] == (
         [] if kept is None else [kept]
@@ -159,32 +162,32 @@ def test_whoever_watches_has_the_last_word(carts, tmp_path, monkeypatch, answer,
 def test_a_stopped_robot_ends_the_episode_and_a_reset_begins_the_next(carts, tmp_path):
     policy = Script([(1, 0)] * 9)
     loop = loop_of(carts, policy, tmp_path)
-    ask = policy.ask
+    act = policy.act
 
-    def stopping(inputs, deadline):
+    def stopping(inputs):
         if len(policy.seen) == 3:
             loop.robot.stop("the emergency stop was pressed")
-        return ask(inputs, deadline)
+        return act(inputs)
 
-    policy.ask = stopping
+    policy.act = stopping
     outcome = loop.run(9)
     assert outcome.stopped == "the emergency stop was pressed" and outcome.steps == 3
     episode = Episode.open(outcome.path)
     assert episode.steps == 3 and episode.header.facts["stopped"] == outcome.stopped
-    policy.ask = ask
+    policy.act = act
     assert loop.run(9).steps == 9
     assert [told for told in carts.told if isinstance(told, str)] == ["reset", "stop", "reset"]
 
 
 def test_a_robot_that_fails_leaves_no_episode(carts, tmp_path):
     loop = loop_of(carts, Script([]), tmp_path)
-    step = loop.source.policy.ask
+    step = loop.source.policy.act
 
-    def breaking(inputs, deadline):
+    def breaking(inputs):
         carts.broken = RobotError("the cable is out")
-        return step(inputs, deadline)
+        return step(inputs)
 
-    loop.source.policy.ask = breaking
+    loop.source.policy.act = breaking
     with pytest.raises(RobotError, match="the cable is out"):
         loop.run(5)
     assert list(tmp_path.iterdir()) == []
@@ -195,7 +198,7 @@ def test_real_time_keeps_the_rate_and_gives_the_policy_until_the_next_tick(carts
     policy = at_rate(Script([]), 0.01)
     safe = SafeRobot(carts)
     with watch(safe) as watchdog:
-        loop = Loop(safe, Closed(policy), Judge(), watchdog=watchdog)
+        loop = Loop(safe, PolicySource(policy), SuccessCheck(), watchdog=watchdog)
         began = time.monotonic()
         outcome = loop.run(50)
         took = time.monotonic() - began
@@ -207,7 +210,7 @@ def test_real_time_keeps_the_rate_and_gives_the_policy_until_the_next_tick(carts
 
 
 def test_an_action_that_has_grown_old_is_not_sent(carts):
-    source = Closed(Script([(1, 0)]))
+    source = PolicySource(Script([(1, 0)]))
     source.begin()
     carts.reset()
     decode = source.decoder.decode
@@ -224,7 +227,7 @@ def test_an_action_that_has_grown_old_is_not_sent(carts):
 
 def test_real_time_without_a_watchdog_is_refused(carts):
     with pytest.raises(ValueError, match="needs a watchdog"):
-        Loop(SafeRobot(carts), Closed(Script([])), Judge())
+        Loop(SafeRobot(carts), PolicySource(Script([])), SuccessCheck())
 
 
 def test_a_silent_policy_gets_the_robot_held_and_then_stopped(carts):
@@ -232,7 +235,7 @@ def test_a_silent_policy_gets_the_robot_held_and_then_stopped(carts):
     safe = SafeRobot(carts)
     with watch(safe) as watchdog:
         policy = at_rate(Script([None] * 100), 0.02)
-        loop = Loop(safe, Closed(policy), Judge(), watchdog=watchdog)
+        loop = Loop(safe, PolicySource(policy), SuccessCheck(), watchdog=watchdog)
         outcome = loop.run(100)
         (held, what), (stopped, then) = watchdog.events
     assert outcome.stopped == "no fresh action for 0.5 s"
@@ -256,7 +259,13 @@ def test_a_policy_lifts_the_twins_cube_the_same_way_each_time(twin_file, tmp_pat
         assert watchdog is None
         head = header(safe, task="cube", source="twin", name=opened.name, card=bundle.card)
         recorder = Recorder(tmp_path, head)
-        loop = Loop(safe, Closed(Local(bundle)), Judge(SUCCESS), recorder=recorder, realtime=False)
+        loop = Loop(
+            safe,
+            PolicySource(bundle),
+            SuccessCheck(SUCCESS),
+            recorder=recorder,
+            realtime=False,
+        )
         for seed in (3, 4, 3):
             opened.seed(seed)
             outcomes.append(loop.run(opened.steps))
@@ -339,7 +348,7 @@ class Still:
         pass
 
     def next(self, observation, last, deadline):
-        return Wish(last)
+        return Command(last)
 
     def counts(self):
         return {}
@@ -350,7 +359,7 @@ def test_a_signal_at_a_bad_moment_leaves_no_lock_behind_and_the_robot_safe(twin_
     opened = open_robot(twin_file, realtime=True)
     with pytest.raises(interrupt.Interrupted), connected(opened) as (safe, watchdog):
         watchdog._wake.__class__ = Struck
-        Loop(safe, Still(), Judge(), watchdog=watchdog, realtime=True).run(50)
+        Loop(safe, Still(), SuccessCheck(), watchdog=watchdog, realtime=True).run(50)
     assert safe.reason == "its control loop failed" and not watchdog._thread.is_alive()
 
 

@@ -18,9 +18,10 @@ from penspin_style.data.episodes.episode import (
 )
 from penspin_style.deploy.bundle import CARD_KEY, Bundle
 from penspin_style.features import Feature, Input
-from real.control.loop import Closed, Judge, Loop
+from real.control.loop import Loop, PolicySource
 from real.control.match import MismatchError, check_commands, check_policy
 from real.control.safety import SafeRobot
+from real.control.success import SuccessCheck
 from real.replay import replay
 from real.serving.server import PolicyServer
 from tests.real.replay.test_replay import carts_opened, trajectory
@@ -69,7 +70,7 @@ def test_whatever_differs_is_named_and_nothing_moves(wrong, complaint):
     with pytest.raises(MismatchError) as caught:
         check_policy(wrong, carts)
     assert complaint in str(caught.value)
-    loop = Loop(SafeRobot(carts), Closed(policy), Judge(), realtime=False)
+    loop = Loop(SafeRobot(carts), PolicySource(policy), SuccessCheck(), realtime=False)
     with pytest.raises(MismatchError):
         loop.run(1)
     assert carts.told == []
@@ -154,10 +155,10 @@ def test_a_trajectory_of_a_card_with_other_channels_is_refused(tmp_path):
     for wrong, complaint in ((other(scale=0.2), "scale 0.2"), (other(unit="cm"), "unit cm")):
         plan = replay.Plan([dataclasses.replace(found, card=wrong)])
         with pytest.raises(MismatchError, match=f"right: the policy has {complaint}"):
-            replay.repeat(opened, plan, Judge(), quiet=True)
+            replay.repeat(opened, plan, SuccessCheck(), quiet=True)
     without = dataclasses.replace(found, card=None, unit="cm")  # of somebody else, without a card
     with pytest.raises(MismatchError, match=r"has targets in \[cm\], the robot takes \[m\]"):
-        replay.repeat(opened, replay.Plan([without]), Judge(), quiet=True)
+        replay.repeat(opened, replay.Plan([without]), SuccessCheck(), quiet=True)
     assert opened.robot.told == []
 
 

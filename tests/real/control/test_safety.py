@@ -14,7 +14,7 @@ import torch
 
 from penspin_style.deploy.actions import Decoder
 from penspin_style.features import ActionChannel
-from real.control.safety import Guard, Limits, SafeRobot, Watchdog
+from real.control.safety import Limits, SafeRobot, TargetLimiter, Watchdog
 from real.robot import Observation, RobotError, StoppedError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "scripts"))
@@ -27,16 +27,16 @@ CHANNELS = (
 )
 
 
-def guard(at=(0.0, 0.0), **limits):
+def limiter(at=(0.0, 0.0), **limits):
     """One whose channels may move 0.1 m in a step, unless told otherwise."""
-    out = Guard(Limits.of(CHANNELS, DT, **{"velocity": 1.0, **limits}), DT)
+    out = TargetLimiter(Limits.of(CHANNELS, DT, **{"velocity": 1.0, **limits}), DT)
     out.begin(np.array(at))
     return out
 
 
-def path(guard, wanted, steps):
-    """Targets sent for a constant wish, channel x."""
-    return [guard.check(np.array([wanted, 0.0]))[0] for _ in range(steps)]
+def path(limiter, wanted, steps):
+    """Targets sent for a constant target, channel x."""
+    return [limiter.check(np.array([wanted, 0.0]))[0] for _ in range(steps)]
 
 
 class Fake:
@@ -100,22 +100,22 @@ def safe(fake=None, **limits):
 
 
 def test_a_step_is_as_long_as_the_velocity_allows_and_ends_at_the_position_limit():
-    assert path(guard((0.75, 0.0), acceleration=1e9), 5.0, 4) == pytest.approx(
+    assert path(limiter((0.75, 0.0), acceleration=1e9), 5.0, 4) == pytest.approx(
         [0.85, 0.95, 1.0, 1.0]
     )
-    assert path(guard((0.75, 0.0), acceleration=1e9), -5.0, 2) == pytest.approx([0.65, 0.55])
+    assert path(limiter((0.75, 0.0), acceleration=1e9), -5.0, 2) == pytest.approx([0.65, 0.55])
 
 
 def test_a_step_grows_and_shrinks_by_no_more_than_the_acceleration_allows():
     # 4 m/s^2: 0.04 m more or less in each step, up to 0.1 m
-    it = guard(acceleration=4.0)
+    it = limiter(acceleration=4.0)
     assert path(it, 5.0, 4) == pytest.approx([0.04, 0.12, 0.22, 0.32])
     assert path(it, -5.0, 4) == pytest.approx([0.38, 0.40, 0.38, 0.32])
 
 
 def test_the_guard_brakes_before_the_position_limit():
     # 2 m/s^2: 0.02 m. From 0.1 m per step braking takes 0.08 + 0.06 + 0.04 + 0.02 = 0.2 m
-    it = guard(acceleration=2.0)
+    it = limiter(acceleration=2.0)
     steps = np.diff([0.0, *path(it, 5.0, 40)])
     assert steps.max() == pytest.approx(0.1)
     assert it.last[0] == pytest.approx(1.0, abs=1e-6) and it.last[0] <= 1.0
@@ -125,7 +125,7 @@ def test_the_guard_brakes_before_the_position_limit():
 
 
 def test_what_is_within_the_limits_passes_bit_for_bit_and_counts_nothing():
-    rng, it = np.random.default_rng(0), guard(velocity=None)
+    rng, it = np.random.default_rng(0), limiter(velocity=None)
     decoder = Decoder(CHANNELS)
     for _ in range(500):
         target = decoder.decode(rng.choice([-1.0, -0.3, 0.0, 1.0], 2), it.last)
@@ -136,7 +136,7 @@ def test_what_is_within_the_limits_passes_bit_for_bit_and_counts_nothing():
 
 def test_default_limits_leave_every_action_of_a_policy_alone():
     hand = [ActionChannel("j", "rad", 1 / 24, -0.27924, 1.727825, "delta")]
-    it, decoder = Guard(Limits.of(hand, 0.05), 0.05), Decoder(hand)
+    it, decoder = TargetLimiter(Limits.of(hand, 0.05), 0.05), Decoder(hand)
     it.begin(np.array([0.5]))
     rng = np.random.default_rng(0)
     for _ in range(3000):
@@ -163,7 +163,7 @@ def test_default_limits_leave_every_action_of_a_policy_alone():
     ],
 )
 def test_what_is_no_target_brakes_and_holds_and_is_never_forwarded(bad, why):
-    it = guard(acceleration=4.0)
+    it = limiter(acceleration=4.0)
     path(it, 5.0, 3)
     # 0.1 m per step, then 0.06 and 0.02, then back to where it was when the target failed
     sent = [it.check(bad)[0] for _ in range(2)]
@@ -176,15 +176,15 @@ def test_what_is_no_target_brakes_and_holds_and_is_never_forwarded(bad, why):
     [(1.5, "position"), (0.9, "velocity"), (0.05, "acceleration")],
 )
 def test_interventions_are_counted_by_their_reason(wanted, why):
-    it = guard(acceleration=4.0)
+    it = limiter(acceleration=4.0)
     it.check(np.array([wanted, 0.0]))
     assert it.interventions[why] == 1
 
 
 def test_a_robot_that_stands_outside_its_limits_is_refused_unless_a_step_leads_inside():
     with pytest.raises(RobotError, match="outside its limits"):
-        guard((1.2, 0.0))
-    it = guard((1.05, 0.0))
+        limiter((1.2, 0.0))
+    it = limiter((1.05, 0.0))
     assert it.check(np.array([1.05, 0.0]))[0] == 1.0
 
 
@@ -201,11 +201,11 @@ def test_a_robot_that_stands_outside_its_limits_is_refused_unless_a_step_leads_i
 )
 def test_limits_that_no_robot_can_honour_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
-        guard(**change)
+        limiter(**change)
 
 
 def test_infinite_velocity_and_acceleration_leave_the_position_limit():
-    it = guard(velocity=np.inf, acceleration=np.inf)
+    it = limiter(velocity=np.inf, acceleration=np.inf)
     assert path(it, 0.9, 1) == [0.9]
     assert path(it, -7.0, 2) == [pytest.approx(-1.0), -1.0]
 
@@ -222,14 +222,14 @@ def test_no_attack_leads_outside(acceleration):
     }
 
 
-def test_the_attack_finds_a_guard_that_has_a_hole(monkeypatch):
-    whole, rng = Guard.limited, np.random.default_rng(0)
+def test_the_attack_finds_a_limiter_that_has_a_hole(monkeypatch):
+    whole, rng = TargetLimiter.limited, np.random.default_rng(0)
 
     def leaky(self, wanted, *, count=True):
         sent = whole(self, wanted, count=count)
         return sent + rng.choice([-1e-7, 1e-7], len(sent))  # a ten-millionth of a radian
 
-    monkeypatch.setattr(Guard, "limited", leaky)
+    monkeypatch.setattr(TargetLimiter, "limited", leaky)
     outside = attack(2000, acceleration=1.7)["outside"]
     assert min(outside["position"], outside["velocity"], outside["acceleration"]) > 0
 
@@ -266,7 +266,7 @@ def test_limits_hold_across_holds_and_resets():
     assert checked > 100
 
 
-# The robot behind the guard.
+# The robot behind the limiter.
 
 
 def test_a_command_returns_what_the_robot_really_sent_and_the_limits_count_from_there():
@@ -353,7 +353,7 @@ def test_commands_that_come_too_fast_do_not_speed_the_robot_up():
     travelled = sum(isinstance(entry, np.ndarray) for entry in fake.log)
     # 100 control steps, five in a hundred more, and two at once at the beginning
     assert 100 <= travelled <= 107
-    assert robot.interventions["pace"] == 1000 - travelled
+    assert robot.interventions["rate"] == 1000 - travelled
 
 
 def test_a_pause_is_a_rest():
@@ -405,7 +405,7 @@ def test_a_driver_that_says_it_sent_what_cannot_be_is_stopped(said):
 
 def test_a_driver_may_round_to_single_precision_at_a_limit():
     robot, fake = safe(Fake((0.95, 0.0)))
-    robot.guard.limits.high.setflags(write=False)
+    robot.limiter.limits.high.setflags(write=False)
     fake.moves = lambda target: np.nextafter(target.astype(np.float32), np.float32(2)).astype(float)
     robot.command(np.array([1.0, 0.0]))
     assert robot.command(np.array([1.0, 0.0]))[0] > 1.0 and not robot.reason
@@ -613,7 +613,7 @@ def test_a_brake_that_hangs_does_not_delay_the_stop():
     for _ in range(3):
         robot.command(np.full(2, 0.9))
         time.sleep(0.04)
-    assert not robot.guard.can_rest
+    assert not robot.limiter.can_rest
     with Watchdog(robot, hold=0.1, stop=0.3) as dog:
         fake.hangs = "command"
         dog.feed()

@@ -27,7 +27,7 @@ from real.drivers.allegro_ros import AllegroConfig, AllegroRos
 from real.drivers.allegro_topics import NAMES, TOPICS, in_order
 from real.drivers.external import External
 from real.drivers.hand_node import Followers, HandNode
-from real.rate import Pace
+from real.rate import Rate
 from real.robot import RobotError, StoppedError
 from tasks.pen import spin
 from tasks.robots.allegro import model as allegro
@@ -552,10 +552,10 @@ def test_the_simulated_hand_and_its_pen_stand_behind_the_topics(env):
     driver = AllegroRos(AllegroConfig(topics=TOPICS["penspin"].within("twin"), stale=40.0))
     driver.connect()
     driver.reset()
-    pace, start = Pace(driver.control_dt), driver.target
+    rate, start = Rate(driver.control_dt), driver.target
     for i in range(20):
         driver.command(start + 0.002 * i)
-        pace.wait()
+        rate.wait()
     seen, target = driver.observe().measured, driver.target
     driver.disconnect()
     facts = node.end()

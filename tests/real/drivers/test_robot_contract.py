@@ -18,14 +18,14 @@ def hangs_of(twin):
     @contextlib.contextmanager
     def hangs(call):
         name = "send" if call == "command" else call
-        hang, whole = Hang(), getattr(twin.fleet, name)
+        hang, whole = Hang(), getattr(twin.batch, name)
 
         def hanging(*args):
-            setattr(twin.fleet, name, whole)
+            setattr(twin.batch, name, whole)
             hang()
             return whole(*args)
 
-        setattr(twin.fleet, name, hanging)
+        setattr(twin.batch, name, hanging)
         yield hang
 
     return hangs
@@ -67,11 +67,11 @@ class Same(SimRobot):
     @property
     def target(self):
         super().target  # noqa: B018
-        return self.fleet.target[0]
+        return self.batch.target[0]
 
     def command(self, target):
         super().command(target)
-        return self.fleet.target[0]
+        return self.batch.target[0]
 
 
 @pytest.mark.parametrize("kind", [Numb, Deaf, Same])

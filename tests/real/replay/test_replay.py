@@ -1,4 +1,4 @@
-"""Trajectories of a teacher: made in simulation, repeated on twins, recorded and judged."""
+"""Trajectories of a teacher: made in simulation, repeated on twins, recorded and labelled."""
 
 import dataclasses
 import pathlib
@@ -11,9 +11,8 @@ from penspin_style.data.episodes.episode import Episode, Header, commands, episo
 from penspin_style.deploy.actions import Decoder
 from penspin_style.features import PolicyCard
 from penspin_style.train.load_policy import open_source
-from real.control.loop import Judge
 from real.control.session import Opened, open_robot, place_by_hand
-from real.control.success import SUCCESS, Rule
+from real.control.success import SUCCESS, SuccessCheck, SuccessRule
 from real.replay import replay
 from real.replay.collect import Stage, choose, keep
 from real.robot import RobotError
@@ -24,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 TEACHER = ROOT / "outputs/pretrained/panda_lift_cube"
 TWIN = """
 task: panda_lift_cube
-words: [task.randomize=false]
+overrides: [task.randomize=false]
 measured: [{feature: tcp_pos}, {feature: gripper, scale: 25.0}]
 """
 
@@ -51,7 +50,7 @@ def repeated(made, twin_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("repeated")
     plan = replay.Plan([replay.load(path) for path in replay.find(made)])
     opened = open_robot(twin_file)
-    outcomes = replay.repeat(opened, plan, Judge(SUCCESS), out=folder, quiet=True)
+    outcomes = replay.repeat(opened, plan, SuccessCheck(SUCCESS), out=folder, quiet=True)
     return folder, outcomes
 
 
@@ -116,7 +115,7 @@ def test_the_best_share_is_kept_of_as_many_as_that_takes():
 
 def test_nothing_to_keep_is_an_error_that_says_what_helps():
     with pytest.raises(RobotError, match=r"none of 6 episodes fulfilled way>=9; train .* --best"):
-        choose(Stagehand([0.0] * 6), count=2, rule=Rule("way", 9.0), most=6)
+        choose(Stagehand([0.0] * 6), count=2, rule=SuccessRule("way", 9.0), most=6)
     with pytest.raises(RobotError, match="does not measure 'turns', it measures success, way"):
         choose(Stagehand([0.0] * 6), count=1, rule=SUCCESS, best="turns")
 
@@ -174,7 +173,7 @@ def test_every_repetition_begins_at_the_start_with_a_seed_of_its_own(tmp_path):
     trajectory(tmp_path / "made")
     opened = carts_opened()
     plan = replay.Plan([replay.load(p) for p in replay.find(tmp_path / "made")], 2, seed=30)
-    replay.repeat(opened, plan, Judge(SUCCESS), out=tmp_path / "out", quiet=True)
+    replay.repeat(opened, plan, SuccessCheck(SUCCESS), out=tmp_path / "out", quiet=True)
     told = [t for t in opened.robot.told if isinstance(t, str)]
     assert told == ["connect", "seed 30", "reset", "seed 31", "reset", "disconnect"]
     first, second = (Episode.open(p) for p in episodes(tmp_path / "out"))
@@ -187,30 +186,30 @@ def test_it_is_enough_when_enough_were_kept(tmp_path):
     for steps in (12, 3, 12, 12):  # success is 0.5 m to the right
         trajectory(tmp_path / "made", steps)
     plan = replay.Plan([replay.load(p) for p in replay.find(tmp_path / "made")], count=2)
-    judge = Judge(SUCCESS, only_successes=True)
-    outcomes = replay.repeat(carts_opened(), plan, judge, out=tmp_path / "out", quiet=True)
+    success = SuccessCheck(SUCCESS, only_successes=True)
+    outcomes = replay.repeat(carts_opened(), plan, success, out=tmp_path / "out", quiet=True)
     assert [o.success for o in outcomes] == [True, False, True]
     assert len(episodes(tmp_path / "out")) == 2
 
 
-def test_a_robot_of_metal_is_started_with_its_own_joints_alone(tmp_path):
+def test_a_real_robot_is_started_with_its_own_joints_alone(tmp_path):
     found = replay.load(trajectory(tmp_path))
     assert set(replay.start_for(carts_opened(), found)) == {"left", "right", "cube"}
-    metal = carts_opened(source="real", task="", joints=("left", "right"))
-    assert set(replay.start_for(metal, found)) == {"left", "right"}
-    replay.repeat(metal, replay.Plan([found]), Judge(), out=tmp_path / "out", quiet=True)
+    real = carts_opened(source="real", task="", joints=("left", "right"))
+    assert set(replay.start_for(real, found)) == {"left", "right"}
+    replay.repeat(real, replay.Plan([found]), SuccessCheck(), out=tmp_path / "out", quiet=True)
     episode = Episode.open(*episodes(tmp_path / "out"))
     assert (episode.header.source, episode.header.task) == ("real", "carts")
     assert episode.success is None and "seed" not in episode.header.facts
 
 
 def test_the_object_is_placed_by_hand_only_where_there_is_a_hand(monkeypatch, capsys):
-    metal = carts_opened(source="real")
+    real = carts_opened(source="real")
     assert place_by_hand(carts_opened(), "put it there") is None
-    assert place_by_hand(metal, "put it there") is None  # nobody at a terminal
+    assert place_by_hand(real, "put it there") is None  # nobody at a terminal
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdin.readline", lambda: "\n", raising=False)
-    place_by_hand(metal, "put it there")()
+    place_by_hand(real, "put it there")()
     assert capsys.readouterr().err == "put it there; then press Enter "
 
 
@@ -225,7 +224,7 @@ def test_a_trajectory_for_another_robot_is_refused(tmp_path, changes, complaint)
     plan = replay.Plan([replay.load(trajectory(tmp_path, **changes))])
     opened = carts_opened()
     with pytest.raises(RobotError, match=complaint):
-        replay.repeat(opened, plan, Judge(SUCCESS), quiet=True)
+        replay.repeat(opened, plan, SuccessCheck(SUCCESS), quiet=True)
     assert opened.robot.told == []
 
 

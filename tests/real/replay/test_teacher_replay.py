@@ -27,7 +27,7 @@ def grasps(tmp_path_factory):
     card = PolicyCard("pen_spin", (), twin.channels, (), twin.control_dt)
     twin.connect()
     twin.reset()
-    model, qpos = twin.fleet.sim.model, twin.fleet.sim.data.qpos[0].tolist()
+    model, qpos = twin.batch.sim.model, twin.batch.sim.data.qpos[0].tolist()
     start = {c.name: [qpos[model.jnt_qposadr[model.joint(c.name).id]]] for c in twin.channels}
     start["pen"] = qpos[model.jnt_qposadr[model.joint("pen").id] :][:7]
     for steps in (6, 9):
@@ -78,8 +78,8 @@ def test_without_data_collect_it_only_replays(grasps, tmp_path, monkeypatch, cap
         ("--replay_data_dir={grasps} --out x", 2, "nothing is recorded without --data-collect"),
         ("--replay_data_dir={tmp}/none", 2, "none does not exist; make trajectories with"),
         ("--replay_data_dir={tmp}", 2, "holds no trajectories; make trajectories with"),
-        ("--replay_data_dir={tmp}/old.pkl", 2, "a pickle, which would run code of whoever wrote"),
-        ("--replay_data_dir={tmp}/old", 2, "a pickle, which would run code of whoever wrote"),
+        ("--replay_data_dir={tmp}/old.pkl", 2, "a pickle, which would run code of its author"),
+        ("--replay_data_dir={tmp}/old", 2, "a pickle, which would run code of its author"),
         ("--replay_data_dir={carts} --robot pen", 3, "targets of ['left', 'right'], the robot"),
         ("--replay_data_dir={grasps} --robot pan", 2, "there is no robot 'pan'"),
         ("--replay_data_dir={grasps} --robot pen --ask", 3, "--ask needs a terminal"),

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from serving import CARD, KEY, ROOT, Echo, asking, serving
 from websockets.sync.server import serve as plain_serve
 from websockets.utils import accept_key
 
@@ -21,6 +20,7 @@ from real.serving.client import PolicyClient, PolicyError, Refused, Timeout, Unr
 from real.serving.protocol import hello
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import WireError, pack, unpack
+from tests.support.serving import CARD, KEY, ROOT, Echo, asking, serving
 
 LIMITS = ServerLimits(close=0.1, drain=0.5)
 ACCEPTED = (
@@ -192,7 +192,7 @@ def test_a_wrong_key_is_refused(policy):
         (("ws://127.0.0.1:1", "key\r\nX: y"), "printable ASCII"),
     ],
 )
-def test_words_that_cannot_be_meant_are_refused_before_anything_is_sent(words, message):
+def test_invalid_arguments_are_refused_before_anything_is_sent(words, message):
     with pytest.raises(ValueError, match=message):
         PolicyClient(*words)
     for timeout in (0, -1, float("nan"), float("inf")):

@@ -10,13 +10,13 @@ import types
 
 import numpy as np
 import pytest
-from serving import KEY, ONNX, Echo, asking
 from websockets.exceptions import InvalidStatus
 
 from penspin_style.deploy.bundle import Bundle
 from real.serving import wire
 from real.serving.server import PolicyServer
 from scripts.load_server import NotThereError, install_openpi
+from tests.support.serving import KEY, ONNX, Echo, asking
 
 MODULES = ("msgpack_numpy", "websocket_client_policy", "action_chunk_broker")
 
@@ -116,10 +116,10 @@ def test_a_new_connection_of_it_is_a_new_episode_as_its_reset_says_nothing(openp
 def test_its_broker_plays_a_chunk_row_by_row(openpi):
     class Chunk(Echo):
         horizon = 3
-        begin_episode = None
+        fork = None
         asked = 0
 
-        def __call__(self, observation):
+        def act(self, observation):
             self.asked += 1
             return np.arange(6, dtype=np.float32).reshape(3, 2) / 8
 

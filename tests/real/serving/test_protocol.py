@@ -6,13 +6,13 @@ import time
 import msgpack
 import numpy as np
 import pytest
-from serving import CARD, ONNX, Echo, asking
 
 from penspin_style.deploy.bundle import Bundle, ObservationError
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from real.serving.protocol import Episode, Expected
 from real.serving.turns import Share, Turns
 from real.serving.wire import pack, unpack
+from tests.support.serving import CARD, ONNX, Echo, asking
 
 ACTION = ActionChannel("x", "m", 0.1, -1.0, 1.0, "delta")
 
@@ -31,7 +31,10 @@ class Counting:
     def __init__(self, card):
         self.card, self.seen = card, []
 
-    def __call__(self, observation):
+    def reset(self):
+        pass
+
+    def act(self, observation):
         self.seen.append({name: np.shape(v) for name, v in observation.items()})
         return np.zeros(2, np.float32)
 

@@ -9,10 +9,20 @@ import pytest
 from websockets.sync.server import serve as plain_serve
 
 from penspin_style.deploy.bundle import ObservationError
+from penspin_style.deploy.policy import (
+    NoActionError,
+    fork,
+    horizon_of,
+    next_action,
+    set_deadline,
+)
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
+from real.control.loop import PolicySource
+from real.robot import Observation
+from real.serving.action_chunking import EnsembledPolicy
 from real.serving.client import PolicyClient
 from real.serving.protocol import hello
-from real.serving.remote_policy import LinkError, Remote
+from real.serving.remote_policy import PolicyLostError, RemotePolicy
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import pack
 
@@ -32,11 +42,10 @@ class Echo:
     def __init__(self):
         self.card, self.delay, self.fault, self.episodes = CARD, 0.0, None, 0
 
-    def begin_episode(self):
+    def reset(self):
         self.episodes += 1
-        return self
 
-    def __call__(self, observation):
+    def act(self, observation):
         time.sleep(self.delay)
         if self.fault is not None:
             raise self.fault
@@ -55,112 +64,157 @@ def server(policy):
 
 
 @pytest.fixture
-def link(server):
-    found = Remote(PolicyClient(server.url), patience=0.5)
+def remote(server):
+    found = RemotePolicy(PolicyClient(server.url), patience=0.5)
     yield found
     found.close()
+
+
+@pytest.fixture
+def source(remote):
+    """As a control loop asks it."""
+    return PolicySource(remote)
 
 
 def at(x):
     return {"state": np.array([x, 0.0], np.float32)}
 
 
+def ask(source, x, deadline):
+    """The action for a tip at x; None if it is not there by the deadline."""
+    seen = Observation({"tip": np.array([x, 0.0])}, 0.0)
+    command = source.next(seen, np.zeros(1), deadline)
+    return None if command is None else command.action
+
+
 def soon(seconds=0.05):
     return time.monotonic() + seconds
 
 
-def test_an_answer_in_time_is_the_action(link):
-    link.reset()
-    assert link.ask(at(0.25), soon(1.0)).tolist() == [0.25]
-    assert link.counts() == {"unanswered": 0, "reconnects": 0}
+def test_an_answer_in_time_is_the_action(source):
+    source.begin()
+    assert ask(source, 0.25, soon(1.0)).tolist() == [0.25]
+    assert source.counts() == {"unanswered": 0, "dropped": 0, "reconnects": 0}
 
 
-def test_every_episode_begins_anew_at_the_server(link, policy):
+def test_a_remote_policy_is_one_like_every_other(remote, policy):
+    remote.reset()
+    assert next_action(remote, at(0.5)).tolist() == remote.act(at(0.5)).tolist() == [0.5]
+    assert horizon_of(remote) == 1 and remote.card == CARD and fork(remote) is remote
+    policy.delay = 0.1
+    set_deadline(remote, soon(0.03))
+    with pytest.raises(NoActionError, match="no answer in time"):
+        remote.act(at(0.5))
+    with pytest.raises(NoActionError, match="no time was left"):
+        remote.act(at(0.5))
+
+
+def test_served_chunks_are_ensembled_on_the_robots_side():
+    class Chunks(Echo):
+        horizon = 2
+
+        def act(self, observation):
+            return np.array([observation["state"][:1], [0.5]], np.float32)
+
+    with PolicyServer(Chunks(), port=0) as server:
+        remote = RemotePolicy(PolicyClient(server.url))
+        whole = EnsembledPolicy(remote, k=0.0)
+        source = PolicySource(whole)
+        source.begin()
+        assert ask(source, 0.25, soon(1.0)).tolist() == [0.25]
+        assert ask(source, 1.0, soon(1.0)).tolist() == [0.75]  # 1 said now, 0.5 said before
+        assert ask(source, 1.0, soon(-1.0)) is None
+        # without ensembling the first action of a chunk is the one for now
+        assert ask(PolicySource(remote), 0.25, soon(1.0)).tolist() == [0.25]
+        remote.close()
+
+
+def test_every_episode_begins_anew_at_the_server(remote, source, policy):
     for _ in range(3):
-        link.reset()
+        remote.reset()
         for _ in range(2):
-            link.ask(at(0.0), soon(1.0))
+            ask(source, 0.0, soon(1.0))
     assert policy.episodes == 3
 
 
-def test_a_lagging_server_costs_a_step_and_its_answer_is_dropped(link, policy):
-    link.ask(at(0.0), soon(1.0))
+def test_a_lagging_server_costs_a_step_and_its_answer_is_dropped(source, policy):
+    ask(source, 0.0, soon(1.0))
     policy.delay = 0.1
     began = time.monotonic()
-    assert link.ask(at(0.1), soon(0.03)) is None
+    assert ask(source, 0.1, soon(0.03)) is None
     assert 0.029 < time.monotonic() - began < 0.09
     policy.delay = 0.0
-    assert link.ask(at(0.2), soon(1.0)).tolist() == [np.float32(0.2)]
-    assert link.counts() == {"unanswered": 1, "reconnects": 0}
+    assert ask(source, 0.2, soon(1.0)).tolist() == [np.float32(0.2)]
+    assert source.counts() == {"unanswered": 1, "dropped": 0, "reconnects": 0}
 
 
-def test_a_server_that_dies_and_comes_back_is_found_again(link, policy, server):
-    link.ask(at(0.0), soon(1.0))
+def test_a_server_that_dies_and_comes_back_is_found_again(source, policy, server):
+    ask(source, 0.0, soon(1.0))
     server.stop()
     server._thread.join()
-    assert link.ask(at(0.1), soon(0.03)) is None
+    assert ask(source, 0.1, soon(0.03)) is None
     with PolicyServer(policy, port=server.port):
         back = time.monotonic()
-        while (action := link.ask(at(0.2), soon(0.03))) is None:
+        while (action := ask(source, 0.2, soon(0.03))) is None:
             assert time.monotonic() < back + 2.0
         assert action.tolist() == [np.float32(0.2)]
-        assert link.counts()["reconnects"] == 1
-        link.reset()
-        assert link.counts() == {"unanswered": 0, "reconnects": 0}
+        assert source.counts()["reconnects"] == 1
+        source.begin()
+        assert source.counts() == {"unanswered": 0, "dropped": 0, "reconnects": 0}
 
 
-def test_without_a_deadline_a_broken_connection_is_waited_for(link, server, policy):
-    link.ask(at(0.0), NEVER)
+def test_without_a_deadline_a_broken_connection_is_waited_for(source, server, policy):
+    ask(source, 0.0, NEVER)
     server.stop()
     server._thread.join()
     with PolicyServer(policy, port=server.port):
-        assert link.ask(at(0.3), NEVER).tolist() == [np.float32(0.3)]
+        assert ask(source, 0.3, NEVER).tolist() == [np.float32(0.3)]
 
 
-def test_without_a_deadline_patience_ends_the_waiting(link, server):
+def test_without_a_deadline_patience_ends_the_waiting(source, server):
     server.stop()
     server._thread.join()
-    with pytest.raises(LinkError, match=r"has not answered for 0.5 s \(.+\)"):
-        link.ask(at(0.3), NEVER)
+    with pytest.raises(PolicyLostError, match=r"has not answered for 0.5 s \(.+\)"):
+        ask(source, 0.3, NEVER)
 
 
-def test_another_policy_at_the_same_place_ends_the_roll_out(link, policy, server):
-    link.ask(at(0.0), soon(1.0))
+def test_another_policy_at_the_same_place_ends_the_roll_out(source, policy, server):
+    ask(source, 0.0, soon(1.0))
     server.stop()
     server._thread.join()
     policy.card = dataclasses.replace(CARD, run="other")
     with (
         PolicyServer(policy, port=server.port),
-        pytest.raises(LinkError, match="another policy now"),
+        pytest.raises(PolicyLostError, match="another policy now"),
     ):
         for _ in range(100):
-            link.ask(at(0.2), soon(0.03))
+            ask(source, 0.2, soon(0.03))
 
 
-def test_an_observation_that_the_server_refuses_ends_the_roll_out(link, policy):
+def test_an_observation_that_the_server_refuses_ends_the_roll_out(source, policy):
     policy.fault = ObservationError("state[1] is nan")
-    with pytest.raises(LinkError, match=r"no more actions: state\[1\] is nan"):
-        link.ask(at(0.1), soon(1.0))
+    with pytest.raises(PolicyLostError, match=r"no more actions: state\[1\] is nan"):
+        ask(source, 0.1, soon(1.0))
 
 
-def test_a_policy_that_fails_costs_a_step_and_in_fast_time_the_episode(link, policy):
+def test_a_policy_that_fails_costs_a_step_and_in_fast_time_the_episode(source, policy):
     policy.fault = RuntimeError("out of order")
-    assert link.ask(at(0.1), soon(1.0)) is None
-    with pytest.raises(LinkError, match="the policy failed"):
-        link.ask(at(0.1), NEVER)
+    assert ask(source, 0.1, soon(1.0)) is None
+    with pytest.raises(PolicyLostError, match="the policy failed"):
+        ask(source, 0.1, NEVER)
     policy.fault = None
-    assert link.ask(at(0.1), NEVER).tolist() == [np.float32(0.1)]
+    assert ask(source, 0.1, NEVER).tolist() == [np.float32(0.1)]
 
 
-def test_a_server_without_a_card_is_refused(link):
-    link.client.card = None
-    with pytest.raises(LinkError, match="sends no policy card"):
-        Remote(link.client)
+def test_a_server_without_a_card_is_refused(remote):
+    remote.client.card = None
+    with pytest.raises(PolicyLostError, match="sends no policy card"):
+        RemotePolicy(remote.client)
 
 
-def test_without_a_deadline_a_day_of_patience_is_legal(link):
-    link.patience = 86_400.0
-    assert link.ask(at(0.25), NEVER).tolist() == [0.25]
+def test_without_a_deadline_a_day_of_patience_is_legal(source):
+    source.policy.patience = 86_400.0
+    assert ask(source, 0.25, NEVER).tolist() == [0.25]
 
 
 def test_a_server_that_answers_without_end_cannot_use_up_more_than_the_patience():
@@ -174,10 +228,10 @@ def test_a_server_that_answers_without_end_cannot_use_up_more_than_the_patience(
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        found = Remote(PolicyClient(url), patience=0.5)
+        found = RemotePolicy(PolicyClient(url), patience=0.5)
         began = time.monotonic()
-        with pytest.raises(LinkError):
-            found.ask(at(0.1), NEVER)
+        with pytest.raises(PolicyLostError):
+            found.act(at(0.1))
         assert time.monotonic() - began < 1.5
         found.close()
         server.shutdown()

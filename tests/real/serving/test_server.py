@@ -18,8 +18,6 @@ import types
 
 import numpy as np
 import pytest
-from serving import CARD, KEY, ONNX, ROOT, UPGRADE, Echo, ask, asking, bare, client, hung_up, masked
-from serving import serving as process_serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from penspin_style.__main__ import main
@@ -30,6 +28,21 @@ from real.serving.server import PolicyServer, ServeError, ServerLimits
 from real.serving.wire import pack
 from scripts.attack_server import Plan, attack
 from scripts.fuzz_server import fuzz
+from tests.support.serving import (
+    CARD,
+    KEY,
+    ONNX,
+    ROOT,
+    UPGRADE,
+    Echo,
+    ask,
+    asking,
+    bare,
+    client,
+    hung_up,
+    masked,
+)
+from tests.support.serving import serving as process_serving
 
 
 @pytest.fixture
@@ -142,9 +155,9 @@ def test_a_sequence_number_comes_back_in_its_reply(server):
 def test_a_policy_with_a_horizon_answers_that_many_rows():
     class Chunk(Echo):
         horizon = 3
-        begin_episode = None
+        fork = None
 
-        def __call__(self, observation):
+        def act(self, observation):
             return np.arange(6, dtype=np.float64).reshape(3, 2) / 10
 
     with PolicyServer(Chunk(), port=0) as server, client(server.url) as ws:
@@ -270,7 +283,7 @@ def test_a_policy_that_fails_tells_the_log_and_not_the_client(caplog):
     class Failing(Echo):
         failure: BaseException = RuntimeError("secret /root/path")
 
-        def begin_episode(self):
+        def fork(self):
             raise self.failure
 
     policy = Failing()
@@ -289,9 +302,9 @@ def test_a_policy_that_fails_tells_the_log_and_not_the_client(caplog):
 
 def test_actions_of_another_shape_are_no_reply():
     class Wide(Echo):
-        begin_episode = None
+        fork = None
 
-        def __call__(self, observation):
+        def act(self, observation):
             return np.zeros(3, np.float32)
 
     with PolicyServer(Wide(), port=0) as server, client(server.url) as ws:
@@ -413,7 +426,7 @@ def test_those_who_hold_the_most_are_cut_off_before_the_memory_is_full(caplog):
 
 
 def test_new_connections_come_one_after_the_other():
-    with limited(pace=0.05) as server:
+    with limited(apart=0.05) as server:
         began = time.monotonic()
         socks = [bare(server.url) for _ in range(7)]
         for sock in socks:
@@ -450,9 +463,9 @@ def test_a_client_that_says_nothing_or_half_is_sent_away():
 def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_memory(caplog):
     class Long(Echo):
         horizon = 2**15
-        begin_episode = None
+        fork = None
 
-        def __call__(self, observation):
+        def act(self, observation):
             return np.zeros((self.horizon, 2), np.float32)
 
     limits = ServerLimits(send=0.2, close=0.1, max_unread=2**18)

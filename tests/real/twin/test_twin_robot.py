@@ -6,24 +6,34 @@ import threading
 import numpy as np
 import pytest
 import torch
-from rail import H, substeps
 
 from penspin_style.deploy.actions import Decoder
 from penspin_style.env.env import Env
 from penspin_style.env.task import load_task
 from penspin_style.features import Feature, Input, PolicyCard
-from penspin_style.sim.perturb import Shift
+from penspin_style.sim.perturb import Perturbation
 from penspin_style.train.compose import UsageError
 from penspin_style.train.evaluate import evaluate
 from real.robot import RobotError, StoppedError
-from real.twin.batch_twin import Fleet
+from real.twin.batch_twin import BatchTwin
 from real.twin.config import Measured
-from real.twin.evaluate import judge
+from real.twin.evaluate import evaluate_on_twins
 from real.twin.robot import SimRobot, TwinConfig, load_twin, twin_names
+from tests.support.rail import H, substeps
 from tests.system.test_plain_yaml import BOMB
 
 RAIL = TwinConfig("tests.support.rail")
 DT = 0.05
+
+
+class Formula:
+    """A policy of one line."""
+
+    def __init__(self, card, act=None):
+        self.card, self.act = card, act
+
+    def reset(self):
+        pass
 
 
 def rail(**changes):
@@ -38,7 +48,7 @@ def place(robot):
 
 
 def true_place(robot):
-    return robot.fleet.sim.data.qpos[0, 0].item()
+    return robot.batch.sim.data.qpos[0, 0].item()
 
 
 # The training's physics.
@@ -76,11 +86,11 @@ def test_a_twin_repeats_the_environment_bit_for_bit(twin, features):
             action = rng.uniform(-1, 1, len(robot.channels)).astype(np.float32) * step / 30
             robot.command(decoder.decode(action, robot.target))
             td = env.step(td.set("action", torch.from_numpy(action)[None]))["next"]
-            assert torch.equal(robot.fleet.sim.data.qpos, env.sim.data.qpos), (episode, step)
+            assert torch.equal(robot.batch.sim.data.qpos, env.sim.data.qpos), (episode, step)
             assert robot.fell == (td["terminated"].item() or robot.measures()["steps"] <= step)
 
 
-def test_a_fleet_is_judged_as_an_evaluation_is():
+def test_a_batch_of_twins_is_evaluated_as_environments_are():
     """While none falls: an evaluation then begins a new episode there, and draws for it."""
     config = {"episode_length": 40, "lowest": -9.0, "lowest_end": -9.0, "highest_end": 9.0}
     env = env_of("pen_spin_student", 6, 7, **config)
@@ -88,10 +98,11 @@ def test_a_fleet_is_judged_as_an_evaluation_is():
         task="t", run="", network={}, score={}, versions={}, in_keys=env.groups.reads("student")
     )
     theirs = evaluate(env, lambda td: 0.2 * td["student"][:, :16].tanh(), seed=7).record
-    mine = judge(
-        load_twin("pen", words=tuple(f"task.{k}={v}" for k, v in config.items())),
-        card,
-        lambda inputs: 0.2 * torch.from_numpy(inputs["student"][:, :16]).tanh().numpy(),
+    mine = evaluate_on_twins(
+        load_twin("pen", overrides=tuple(f"task.{k}={v}" for k, v in config.items())),
+        Formula(
+            card, lambda inputs: 0.2 * torch.from_numpy(inputs["student"][:, :16]).tanh().numpy()
+        ),
         episodes=6,
         seed=7,
     )
@@ -156,7 +167,7 @@ def test_a_command_later_than_a_control_step_is_not_lost():
 
 
 def test_a_shifted_world_moves_by_its_own_numbers():
-    robot = rail(shift=(Shift("actuator_gainprm", value=0.5, column=0),))
+    robot = rail(perturb=(Perturbation("actuator_gainprm", value=0.5, column=0),))
     robot.command(np.array([0.1]))
     x, v = 0.0, 0.0
     for _ in range(5):  # half the stiffness, in both terms of the servo
@@ -242,7 +253,7 @@ def test_a_twin_offers_what_the_student_reads_without_its_history():
 
 
 def test_an_episode_begins_where_it_is_told():
-    robot = rail(words=("task.start=0.4",))
+    robot = rail(overrides=("task.start=0.4",))
     for start in ({"rail": np.array([0.3])}, {"qpos": np.array([0.3])}):
         robot.reset(start)
         assert place(robot) == pytest.approx(0.3)
@@ -255,26 +266,26 @@ def test_a_state_is_taken_over_bit_for_bit():
     robot, other = rail(), rail()
     for _ in range(3):
         robot.command(np.array([0.2]))
-    row = robot.fleet.sim.get_state()[0].numpy()
+    row = robot.batch.sim.get_state()[0].numpy()
     other.reset({"state": row})
-    assert np.array_equal(other.fleet.sim.get_state()[0].numpy(), row)
+    assert np.array_equal(other.batch.sim.get_state()[0].numpy(), row)
 
 
 def test_a_pen_begins_in_a_given_grasp():
     robot = SimRobot("pen")
     robot.connect()
     robot.reset()
-    row = robot.fleet.sim.data.qpos[0].numpy().copy()
+    row = robot.batch.sim.data.qpos[0].numpy().copy()
     target = robot.target
     robot.seed(99)
     robot.reset({"qpos": row})
-    assert np.array_equal(robot.fleet.sim.data.qpos[0].numpy(), row)
+    assert np.array_equal(robot.batch.sim.data.qpos[0].numpy(), row)
     assert np.array_equal(robot.target, target)
-    memory = robot.fleet.task.memory
+    memory = robot.batch.task.memory
     assert np.array_equal(memory["grasp"][0].numpy(), row[:16].astype(np.float32))
     robot.command(robot.target)
     # after a control step in the fingers the pen is where it was, to a centimetre
-    assert np.abs(robot.fleet.sim.data.qpos[0, 16:19].numpy() - row[16:19]).max() < 0.01
+    assert np.abs(robot.batch.sim.data.qpos[0, 16:19].numpy() - row[16:19]).max() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -320,14 +331,14 @@ def test_an_episode_that_fell_counts_no_further():
 
 
 def test_physics_that_fails_is_said_and_ends_the_episode():
-    fleet = Fleet(RAIL, 3)
-    fleet.reset()
-    fleet.command(np.full((3, 1), 0.1))
-    fleet.sim.data.qvel[1] = np.nan
-    fleet.command(np.full((3, 1), 0.2))
-    assert fleet.measures()["faulty"].tolist() == [False, True, False]
-    assert fleet.done.tolist() == [False, True, False]
-    assert fleet.measures()["success"].tolist() == [False] * 3
+    batch = BatchTwin(RAIL, 3)
+    batch.reset()
+    batch.command(np.full((3, 1), 0.1))
+    batch.sim.data.qvel[1] = np.nan
+    batch.command(np.full((3, 1), 0.2))
+    assert batch.measures()["faulty"].tolist() == [False, True, False]
+    assert batch.done.tolist() == [False, True, False]
+    assert batch.measures()["success"].tolist() == [False] * 3
 
 
 def test_a_stopped_twin_takes_no_commands_until_it_is_reset():
@@ -416,7 +427,7 @@ def test_a_world_that_nobody_asked_for_catches_up_five_seconds_at_most(monkeypat
     robot = rail(realtime=True)
     clock.now += 3600.0
     robot.hold()
-    assert robot.fleet.time == pytest.approx(5.0)
+    assert robot.batch.time == pytest.approx(5.0)
     assert robot.observe().stamp == pytest.approx(clock.now)
 
 
@@ -452,10 +463,10 @@ def test_the_twins_that_come_with_us_can_be_built():
         # without its pictures, which take long to prepare
         pictures = [f for f in config.features if f.endswith(("_rgb", "_depth"))]
         few = () if config.task.startswith("pen") else ("tcp_pos", "gripper")
-        fleet = Fleet(dataclasses.replace(config, features=few), 2)
-        fleet.reset()
-        fleet.command(fleet.target)
-        assert not pictures and np.isfinite(fleet.observe().measured).all()
+        batch = BatchTwin(dataclasses.replace(config, features=few), 2)
+        batch.reset()
+        batch.command(batch.target)
+        assert not pictures and np.isfinite(batch.observe().measured).all()
 
 
 WHOLE = "task: panda_lift_cube\n"
@@ -467,24 +478,25 @@ WHOLE = "task: panda_lift_cube\n"
         (None, "there is no twin"),
         ("a: [", "not readable"),
         ("- 1", "must be a mapping with a task"),
-        (WHOLE + "words: ['name=${oc.env:HOME}']", r"words has \$\{...\}: write the value"),
+        (WHOLE + "overrides: ['name=${oc.env:HOME}']", r"overrides has \$\{...\}: write the value"),
         (WHOLE + "task: pen_spin", "the key 'task' for the second time"),
         (BOMB + WHOLE, r"line 2 has an alias"),
         ("task: idlelib.idle", "'idlelib.idle', which is not registered; if you trust"),
         ("task: [pen_spin]", r"\['pen_spin'\], which is not registered"),
-        (WHOLE + "shfit: []", "unknown key 'shfit'; did you mean shift?"),
-        (WHOLE + "shift: [{field: body_mass, value: .nan}]", "value must be finite"),
-        (WHOLE + "shift: [{fild: body_mass}]", "fild"),
+        (WHOLE + "words: []\noverrides: []", "'words' is the former name of 'overrides'"),
+        (WHOLE + "prturb: []", "unknown key 'prturb'; did you mean perturb?"),
+        (WHOLE + "perturb: [{field: body_mass, value: .nan}]", "value must be finite"),
+        (WHOLE + "perturb: [{fild: body_mass}]", "fild"),
         (WHOLE + "command_latency: -1", r"command_latency must be in \[0, 10\)"),
         (WHOLE + "state_drop: 1", r"state_drop must be in \[0, 1\)"),
         (WHOLE + "noise: {place: -1}", "noise.place must be finite"),
         (WHOLE + "bias: {place: .inf}", "bias.place must be finite"),
         (WHOLE + "noise: 3", "noise"),
         (WHOLE + "command_latency: soon", "command_latency"),
-        (WHOLE + "shift: 3", "shift"),
+        (WHOLE + "perturb: 3", "perturb must be a list"),
     ],
 )
-def test_a_description_that_cannot_be_meant_is_refused(tmp_path, text, complaint):
+def test_an_invalid_description_is_refused(tmp_path, text, complaint):
     path = tmp_path / "twin.yaml" if text else "pan"
     if text:
         path.write_text(text)
@@ -497,25 +509,25 @@ def test_a_description_that_cannot_be_meant_is_refused(tmp_path, text, complaint
     ("changes", "complaint"),
     [
         ({"task": "tests.real.rails"}, "there is no task"),
-        ({"words": ("task.lenght=1",)}, "unknown key"),
+        ({"overrides": ("task.lenght=1",)}, "unknown key"),
         ({"features": ("palce",)}, "observes no 'palce'; did you mean place"),
         ({"noise": {"speed": 0.1}}, "noise.speed: the twin has no such feature"),
         ({"bias": {"place": [1.0, 2.0]}}, r"bias.place has 2 numbers, the feature is \(1,\)"),
         ({"offset": {"zeros": 1.0}}, "offset.zeros: the task has no such"),
         ({"offset": {"zero": [1.0, 2.0]}}, r"offset.zero must have \(1,\) numbers"),
-        ({"shift": (Shift("body_mass", "car"),)}, "no name matches 'car'"),
+        ({"perturb": (Perturbation("body_mass", "car"),)}, "no name matches 'car'"),
         ({"measured": (Measured("place"), Measured("place"))}, "gives 2 numbers for 1 channels"),
         ({"task": "panda_lift_cube"}, "are no joints; say in `measured`"),
     ],
 )
 def test_a_twin_that_cannot_be_built_says_why(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
-        Fleet(dataclasses.replace(RAIL, **changes))
+        BatchTwin(dataclasses.replace(RAIL, **changes))
 
 
 def card_of(feature=None, channels=None, control_dt=DT):
     feature = feature or Feature("place", (1,), "m", history=2, delay=1)
-    channels = channels or Fleet(RAIL).channels
+    channels = channels or BatchTwin(RAIL).channels
     return PolicyCard("t", (Input("student", (feature,)),), channels, (), control_dt)
 
 
@@ -525,13 +537,25 @@ def test_a_twin_of_a_task_that_the_user_names_is_read(tmp_path):
     assert load_twin(path, trusted=["tests.support.rail"]) == RAIL
 
 
-def test_a_policy_is_judged_in_closed_loop_on_many_twins():
+def test_a_file_with_the_former_keys_is_the_same_twin(tmp_path):
+    row = "[{field: body_mass, names: box, value: 0.3, operation: abs}]"
+    said = {
+        "new": f"overrides: [task.randomize=false]\nperturb: {row}",
+        "old": f"words: [task.randomize=false]\nshift: {row}",
+    }
+    for name, text in said.items():
+        (tmp_path / f"{name}.yaml").write_text(f"task: panda_lift_cube\n{text}\n")
+    new, old = (load_twin(tmp_path / f"{name}.yaml") for name in said)
+    assert new == old and new.overrides == ("task.randomize=false",)
+    assert new.perturb == (Perturbation("body_mass", "box", 0.3, "abs"),)
+
+
+def test_a_policy_is_evaluated_in_closed_loop_on_many_twins():
     """It moves on while it sees itself before 0.6 m, half a control step and one step late."""
-    config = dataclasses.replace(RAIL, words=("task.start=0.4",))
-    episodes = judge(
+    config = dataclasses.replace(RAIL, overrides=("task.start=0.4",))
+    episodes = evaluate_on_twins(
         config,
-        card_of(),
-        lambda inputs: np.where(inputs["student"][:, 1:] < 0.6, 0.5, 0.0),
+        Formula(card_of(), lambda inputs: np.where(inputs["student"][:, 1:] < 0.6, 0.5, 0.0)),
         episodes=20,
         seed=1,
     )
@@ -550,13 +574,13 @@ def test_a_policy_is_judged_in_closed_loop_on_many_twins():
         ({"control_dt": 0.1}, r"every 0\.1 s, the robot every 0\.05 s"),
     ],
 )
-def test_a_policy_for_another_robot_is_not_judged(fields, complaint):
+def test_a_policy_for_another_robot_is_not_evaluated(fields, complaint):
     with pytest.raises(RobotError, match=complaint):
-        judge(RAIL, card_of(**fields), lambda inputs: None, episodes=1, seed=0)
+        evaluate_on_twins(RAIL, Formula(card_of(**fields)), episodes=1, seed=0)
 
 
 def test_channels_in_another_order_are_refused():
-    (rail_channel,) = Fleet(RAIL).channels
+    (rail_channel,) = BatchTwin(RAIL).channels
     other = dataclasses.replace(rail_channel, name="wheel")
     for channels, complaint in (
         ((other,), "commands \\['wheel'\\], the robot takes \\['rail'\\]"),
@@ -566,4 +590,4 @@ def test_channels_in_another_order_are_refused():
         ((dataclasses.replace(rail_channel, high=2.0),), r"high 2\.0, the robot 1\.0"),
     ):
         with pytest.raises(RobotError, match=complaint):
-            judge(RAIL, card_of(channels=channels), lambda inputs: None, episodes=1, seed=0)
+            evaluate_on_twins(RAIL, Formula(card_of(channels=channels)), episodes=1, seed=0)
