@@ -11,6 +11,7 @@ from penspin_style.features import Joint
 from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim
 from tasks.robots.panda.skin import attach_skin
+from tasks.robots.scenery import add_scenery, look_at
 
 ARM = tuple(f"joint{i}" for i in range(1, 8))
 FINGER = "finger_joint1"
@@ -32,58 +33,25 @@ def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
     spec = mujoco.MjSpec.from_file(str(_MODEL))
     if skin:
         attach_skin(spec)
-    world = spec.worldbody
-    spec.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=[0.86, 0.90, 0.94],
-        rgb2=[0.60, 0.68, 0.76],
-        width=64,
-        height=64,
-    )
-    spec.add_texture(
-        name="floor",
-        type=mujoco.mjtTexture.mjTEXTURE_2D,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=[0.80, 0.82, 0.84],
-        rgb2=[0.74, 0.76, 0.79],
-        width=300,
-        height=300,
-    )
-    floor = spec.add_material(name="floor", texrepeat=[5, 5], texuniform=True, reflectance=0.0)
-    floor.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
-    world.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[2.5, 2.5, 0.05], material="floor"
-    )
-    world.add_light(
-        name="top",
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        pos=[0.3, 0.6, 2.0],
-        dir=[0.1, -0.3, -1],
-        diffuse=[0.6] * 3,
-        specular=[0.2] * 3,
+    add_scenery(
+        spec,
+        floor=((0.80, 0.82, 0.84), (0.74, 0.76, 0.79)),
+        half_size=2.5,
+        light_pos=(0.3, 0.6, 2.0),
+        light_dir=(0.1, -0.3, -1.0),
+        light_specular=0.2,
+        shadowsize=8192,
     )
     view, focus = np.array([1.45, -0.95, 0.85]), np.array([0.27, 0.0, 0.32])
-    world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=42)
+    axes = look_at(view, focus)
+    spec.worldbody.add_camera(name="view", pos=view, xyaxes=axes, fovy=42)
     if gravcomp:
         for body in spec.bodies:
             if body.name != "world":
                 body.gravcomp = 1.0
     spec.visual.headlight.ambient = [0.35] * 3
     spec.visual.map.shadowclip = 3.0  # the light's shadows end far outside the picture
-    spec.visual.quality.shadowsize = 8192
-    spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec
-
-
-def look_at(position: np.ndarray, focus: np.ndarray) -> np.ndarray:
-    """Return the x and y axes (6,) of a camera that looks from position to focus, upright."""
-    back = position - focus
-    right = np.cross([0.0, 0.0, 1.0], back)
-    up = np.cross(back, right)
-    return np.concatenate((right / np.linalg.norm(right), up / np.linalg.norm(up)))
 
 
 def add_box(

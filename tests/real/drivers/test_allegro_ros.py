@@ -18,8 +18,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from robot_contract import Hang, check_robot
-from ros_fake import Graph, Message, Publisher, Subscriber
 
 from penspin_style.features import Feature
 from real.drivers import allegro_ros, ros
@@ -32,6 +30,8 @@ from real.robot import RobotError, StoppedError
 from tasks.pen import spin
 from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
+from tests.support.robot_contract import Hang, check_robot
+from tests.support.ros_fake import Graph, Message, Publisher, Subscriber
 
 ROOT = pathlib.Path(__file__).parents[3]
 INSTALLED = ros.is_installed() and shutil.which("rosmaster")

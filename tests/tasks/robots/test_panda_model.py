@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-PANDA = HERE.parents[1] / "tasks" / "robots" / "panda.xml"
+PANDA = HERE.parents[2] / "tasks" / "robots" / "panda" / "panda.xml"
 TABLE = json.loads((HERE / "panda_reference.json").read_text())
 SURROUNDINGS = {"single_cube": "scene_state", "single_cube_camera": "scene_vision"}
 STATES = [
