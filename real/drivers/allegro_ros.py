@@ -1,8 +1,8 @@
 """The Allegro hand behind ROS 1 topics: joint targets out, measured joints in.
 
-Sixteen joints in the hardware's order, index, middle, ring, thumb; see `allegro_kinematics`. States
-are read by the joints' names wherever the hand's node gives any, and by position otherwise. On
-which topics is in `allegro_topics`.
+Sixteen joints in the hardware's order, index, middle, ring, thumb, as in
+`tasks/robots/allegro/description.py`. States are read by the joints' names wherever the hand's node
+gives any, and by position otherwise. On which topics is in `allegro_topics`.
 """
 
 import threading
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
+from penspin_style.features import Feature
 from real.drivers import external, ros
 from real.drivers.allegro_topics import TOPICS, Topics, in_order
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from tasks.robots.allegro import description
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
 
 _TURN = 0.005
@@ -28,9 +29,9 @@ class AllegroConfig:
     """How to drive a hand."""
 
     topics: Topics = TOPICS["penspin"]
-    control_dt: float = 0.05
+    control_dt: float = description.CONTROL_DT
     """Seconds between two commands."""
-    action_scale: float = 1 / 24
+    action_scale: float = description.ACTION_SCALE
     """Radians that a joint's target moves for an action of 1."""
     start: tuple[float, ...] = HOME
     """The start pose, rad."""
@@ -84,11 +85,7 @@ class AllegroRos:
         self.sensors = external.Readers(also)
         own = (Feature("proprio", (32,), "rad"), Feature("fingertips", (4, 3), "m"))
         self.features: Mapping[str, Feature] = external.named(own, also)
-        scale = self.config.action_scale
-        self.channels = tuple(
-            ActionChannel(name, "rad", scale, low, high, "delta")
-            for name, low, high in zip(JOINTS, LOWER, UPPER, strict=True)
-        )
+        self.channels = description.actions(self.config.action_scale)
         self._low, self._high = np.array(LOWER), np.array(UPPER)
         self.received = ros.Tally()
         self.sent = 0

@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
+from penspin_style.features import Feature
 from real.drivers import external
-from real.drivers.franka_gripper import OPEN, Gripper, errors_of
+from real.drivers.franka_gripper import Gripper, errors_of
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from tasks.robots.panda import description
+from tasks.robots.panda.description import ARM, FINGER_OPEN, WORKSPACE
 
-ARM = tuple(f"joint{i}" for i in range(1, 8))
 _TURN = 0.005
 """Seconds that a stop waits for a call of franky that is under way."""
-DOWN = (1.0, 0.0, 0.0, 0.0)
+DOWN = (*description.DOWN[1:], description.DOWN[0])
 """Quaternion x, y, z, w of a hand that points to the floor, its fingers closing along y."""
 
 
@@ -37,18 +38,18 @@ class FrankaConfig:
 
     host: str
     """Address of the arm's controller."""
-    control_dt: float = 0.05
+    control_dt: float = description.CONTROL_DT
     """Seconds between two commands."""
-    low: tuple[float, float, float] = (0.25, -0.25, 0.014)
-    high: tuple[float, float, float] = (0.55, 0.25, 0.45)
+    low: tuple[float, ...] = tuple(low for low, _ in WORKSPACE)
+    high: tuple[float, ...] = tuple(high for _, high in WORKSPACE)
     """Workspace of the tool centre point, m, in the base frame."""
-    move_scale: float = 0.025
+    move_scale: float = description.MOVE_SCALE
     """Metres that the target moves for an action of 1."""
-    grip_scale: float = 0.25
+    grip_scale: float = description.GRIP_SCALE
     """Share of the gripper's stroke that its target moves for an action of 1."""
-    start: tuple[float, ...] = (0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, 0.7853981633974483)
+    start: tuple[float, ...] = description.HOME
     """The arm's joints at the start, rad."""
-    tool: float = -0.0034
+    tool: float = description.TOOL
     """The policy's tool centre point along the z of the end effector that the arm is set up with,
     m. Simulated, it is 0.1 m before the hand; the Franka hand's end effector is at 0.1034 m."""
     dynamics: float = 0.3
@@ -86,13 +87,10 @@ class FrankaRobot:
             Feature("gripper_target", (), "1"),
         )
         self.features: Mapping[str, Feature] = external.named(own, also)
-        rows = zip("xyz", config.low, config.high, strict=True)
-        self.channels = (
-            *(
-                ActionChannel(f"tcp_{a}", "m", config.move_scale, lo, hi, "delta")
-                for a, lo, hi in rows
-            ),
-            ActionChannel("gripper_opening", "1", config.grip_scale, 0.0, 1.0, "delta"),
+        self.channels = description.tool_actions(
+            move_scale=config.move_scale,
+            grip_scale=config.grip_scale,
+            workspace=tuple(zip(config.low, config.high, strict=True)),
         )
         self._low = np.array([c.low for c in self.channels])
         self._high = np.array([c.high for c in self.channels])
@@ -207,7 +205,7 @@ class FrankaRobot:
             "tcp_pos": place,
             "tcp_vel": velocity,
             "target_error": target[:3] - place,
-            "gripper": np.array(0.5 * OPEN * opening),
+            "gripper": np.array(FINGER_OPEN * opening),
             "gripper_target": np.array(target[3]),
         }
         values = {name: value.astype(np.float32) for name, value in own.items()}

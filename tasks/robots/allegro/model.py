@@ -18,19 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.robots.allegro.description import FINGERS, FROM_HORA, JOINTS, TIPS, TO_HORA
 from tasks.robots.scenery import add_scenery, look_at
 
-FINGERS = ("ff", "mf", "rf", "th")
-"""Index, middle, ring, thumb."""
-JOINTS = tuple(f"{finger}j{i}" for finger in FINGERS for i in range(4))
-LOWER = (-0.5585, -0.27924, -0.27924, -0.27924) * 3 + (0.27924, -0.331603, -0.27924, -0.27924)
-UPPER = (0.5585, 1.727825, 1.727825, 1.727825) * 3 + (1.57075, 1.1518833, 1.727825, 1.76273055)
-KP = 3.0  # N·m/rad
-KD = 0.1  # N·m·s/rad
-TORQUE_LIMIT = 0.7  # N·m
-
-TIPS = tuple(f"{finger}_tip" for finger in FINGERS)
-"""Sites at the centres of the round fingertips."""
 TACTILE = (
     *(f"touch_{f}_{link}" for f in FINGERS[:3] for link in ("proximal", "medial", "distal")),
     "touch_th_medial",
@@ -43,10 +33,6 @@ TACTILE = (
 Fingers count in MuJoCo's order. PenSpin's twelfth channel names a link that its hand does not
 have; the palm, whose patch it has but does not read, is meant.
 """
-TO_HORA = (0, 1, 2, 3, 12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11)
-"""Where each joint of hora's order stands in MuJoCo's."""
-FROM_HORA = (0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7)
-"""Where each joint of MuJoCo's order stands in hora's."""
 PEN = "pen"
 BAND_PLACE, BAND_LONG = 0.55, 0.12
 """Where the band on the pen sits and half its length, both in halves of the pen's length."""

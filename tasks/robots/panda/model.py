@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from penspin_style.features import Joint
-from penspin_style.rotation import rotation_vector
+from penspin_style.rotation import rotation_vector, to_matrix
 from penspin_style.sim.sim import Sim
+from tasks.robots.panda.description import ARM, DOWN, FINGER, JOINTS, LOWER, TCP, UPPER
 from tasks.robots.panda.skin import attach_skin
 from tasks.robots.scenery import add_scenery, look_at
-
-ARM = tuple(f"joint{i}" for i in range(1, 8))
-FINGER = "finger_joint1"
-FINGER_OPEN = 0.04  # m, travel of one finger
-TCP = "gripper"
 
 _MODEL = pathlib.Path(__file__).with_name("panda.xml")
 
@@ -75,21 +71,9 @@ def add_box(
 
 def joints(model: mujoco.MjModel, home: Tensor) -> tuple[Joint, ...]:
     """Return the eight actuated joints: seven of the arm, then one finger (the other follows)."""
-    out = []
-    for i, name in enumerate((*ARM, FINGER)):
-        joint = model.joint(name)
-        out.append(
-            Joint(
-                name=name,
-                unit="m" if name == FINGER else "rad",
-                low=float(joint.range[0]),
-                high=float(joint.range[1]),
-                stiffness=float(model.actuator_gainprm[i, 0]),
-                damping=float(-model.actuator_biasprm[i, 2]),
-                default=float(home[i]),
-            )
-        )
-    return tuple(out)
+    gain, bias = model.actuator_gainprm[:, 0], model.actuator_biasprm[:, 2]
+    rows = zip(JOINTS, LOWER, UPPER, gain.tolist(), (-bias).tolist(), home.tolist(), strict=True)
+    return tuple(Joint(name, "m" if name == FINGER else "rad", *numbers) for name, *numbers in rows)
 
 
 class CartesianArm:
@@ -117,7 +101,7 @@ class CartesianArm:
         limits = torch.as_tensor(model.actuator_ctrlrange[:n], dtype=torch.float32)
         self._low, self._high = limits.to(sim.device).unbind(1)
         self._ridge = self.damping**2 * torch.eye(6, device=sim.device)
-        self._turn = _turn_to(torch.diag(torch.tensor([1.0, -1.0, -1.0]))).to(sim.device)
+        self._turn = _turn_to(to_matrix(torch.tensor(DOWN))).to(sim.device)
 
     def command(self, target: Tensor) -> None:
         """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
@@ -138,8 +122,7 @@ def _turn_to(goal: Tensor) -> Tensor:
     """Return the linear map (9, 3) from a rotation matrix, raveled, to the turn that leads to goal.
 
     The turn is `rotation_vector(goal R')`, which is linear in R: one product a step instead of ten
-    operations. goal: (3, 3); the identity turned upside down about x points the hand to the floor,
-    the fingers closing along the world's y.
+    operations. goal: (3, 3).
     """
     basis = torch.eye(9).unflatten(1, (3, 3))
     return rotation_vector(goal @ basis.transpose(1, 2))
