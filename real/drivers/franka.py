@@ -47,7 +47,7 @@ class FrankaConfig:
     """Metres that the target moves for an action of 1."""
     grip_scale: float = description.GRIP_SCALE
     """Share of the gripper's stroke that its target moves for an action of 1."""
-    start: tuple[float, ...] = description.HOME
+    start: tuple[float, ...] = description.HOME[: len(ARM)]
     """The arm's joints at the start, rad."""
     tool: float = description.TOOL
     """The policy's tool centre point along the z of the end effector that the arm is set up with,

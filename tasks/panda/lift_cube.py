@@ -34,7 +34,7 @@ from tasks.robots.panda.description import FINGER, FINGER_OPEN, TCP, WORKSPACE
 
 HALF = 0.02  # m
 HIDDEN = (-0.9, 0.0, HALF)  # m
-HOME = torch.tensor([*description.HOME, FINGER_OPEN])
+HOME = torch.tensor(description.HOME)
 
 PRIVILEGED = (
     *("tcp_pos", "tcp_vel", "target_error", "gripper", "gripper_target"),

@@ -189,7 +189,7 @@ def test_penspins_file_is_read_in_the_policys_own_units(tmp_path):
                 target,
             )
     card = hand_card()
-    found = load(tmp_path, card)
+    found = load(tmp_path, card, hand=HAND)
     digest = hashlib.sha256((tmp_path / "real_data.h5").read_bytes()).hexdigest()
     assert found.sha256 == {f"real_data.h5/replay_demon_{i}": digest for i in range(2)}
     for i, rows in enumerate(found.rows):

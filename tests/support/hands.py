@@ -2,17 +2,15 @@
 
 import h5py
 import numpy as np
-import torch
 
 from penspin_style.data.episodes.episode import Channel, Episode, Header, episodes, write_episode
 from penspin_style.data.formats.penspin import Hand
 from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
 from tasks.robots.allegro import description
-from tasks.robots.allegro import model as allegro
 
-NAMES = allegro.JOINTS
+NAMES = description.JOINTS
 LOW, HIGH = np.array(description.LOWER), np.array(description.UPPER)
-HAND = Hand(NAMES, lambda qpos: allegro.fingertips(torch.from_numpy(qpos)).numpy())
+HAND = Hand.of(description)
 CARD = PolicyCard(
     task="pen_spin_student",
     inputs=(

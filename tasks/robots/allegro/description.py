@@ -10,6 +10,7 @@ import numpy as np
 
 from penspin_style.features import ActionChannel
 
+ROBOT = "allegro"
 FINGERS = ("ff", "mf", "rf", "th")
 """Index, middle, ring, thumb."""
 JOINTS = tuple(f"{finger}j{i}" for finger in FINGERS for i in range(4))

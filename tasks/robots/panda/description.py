@@ -9,6 +9,7 @@ import math
 
 from penspin_style.features import ActionChannel
 
+ROBOT = "panda"
 ARM = tuple(f"joint{i}" for i in range(1, 8))
 FINGER = "finger_joint1"
 """The finger that is commanded; `finger_joint2` follows it."""
@@ -18,8 +19,8 @@ FINGER_OPEN = 0.04
 LOWER = (-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973, 0.0)
 UPPER = (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973, FINGER_OPEN)
 """rad, the finger's in m: the arm's own."""
-HOME = (0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4)
-"""rad, of the arm: where the policies that move the tool begin, with an open gripper."""
+HOME = (0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4, FINGER_OPEN)
+"""rad and m: where the policies that move the tool begin, with an open gripper."""
 
 TCP = "gripper"
 """Site of the tool centre point,"""

@@ -386,7 +386,8 @@ class Hora(AllegroRos):
 @needs_ros
 def test_rospy_comes_from_the_system_and_everything_else_from_this_python():
     code = (
-        "import json, sys; before = set(sys.modules); from real import ros; import logging; "
+        "import json, sys; before = set(sys.modules); import logging; "
+        "from real.drivers import ros; "
         "ros.load(); ros.messages('sensor_msgs'); "
         "print(json.dumps({n: getattr(m, '__file__', None) for n, m in sys.modules.items() "
         "if '.' not in n and n not in before})); "

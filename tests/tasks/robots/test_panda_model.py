@@ -404,7 +404,7 @@ def test_the_tool_is_3_4_mm_behind_the_makers_end_effector():
 def test_at_home_the_open_hand_points_down_in_the_middle_of_its_workspace():
     model = panda_spec().compile()
     data = mujoco.MjData(model)
-    data.qpos[:7], data.qpos[7:9] = description.HOME, description.FINGER_OPEN
+    data.qpos[:8], data.qpos[8] = description.HOME, description.FINGER_OPEN
     mujoco.mj_kinematics(model, data)
     tool = data.site(description.TCP)
     low, high = np.transpose(description.WORKSPACE)
