@@ -22,10 +22,13 @@ import numpy as np
 from penspin_style.features import Feature
 from real.drivers import external
 from real.drivers.franka_gripper import Gripper, errors_of
+from real.drivers.start_pose import start_pose
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
 from tasks.robots.panda import description
-from tasks.robots.panda.description import ARM, FINGER_OPEN, WORKSPACE
+from tasks.robots.panda.description import ARM, FINGER_OPEN, LOWER, UPPER, WORKSPACE
 
+LIMITS = {name: (low, high) for name, low, high in zip(ARM, LOWER, UPPER, strict=False)}
+"""rad, of the arm's joints."""
 _TURN = 0.005
 """Seconds that a stop waits for a call of franky that is under way."""
 DOWN = (*description.DOWN[1:], description.DOWN[0])
@@ -70,6 +73,8 @@ class FrankaConfig:
 
 class FrankaRobot:
     """The arm; see `real.robot.Robot`."""
+
+    joints = ARM
 
     def __init__(self, config: FrankaConfig, *, also: Sequence[external.External] = ()) -> None:
         """Describe an arm without connecting to it.
@@ -159,10 +164,10 @@ class FrankaRobot:
         start: `qpos` (7,) rad in place of the configuration's joints, or single joints by name.
 
         Raises:
-            RobotError: not connected, an unknown name, it does not arrive, or its tool is not in
-                the workspace there.
+            RobotError: not connected, an unknown name, a pose outside the joints' limits, it does
+                not arrive, or its tool is not in the workspace there.
         """
-        goal = self._start_pose(start or {})
+        goal = start_pose(start, self.config.start, LIMITS)
         arm, gripper = self._connected()
         with self._state:
             self._stopped, self._target = "", None
@@ -316,20 +321,6 @@ class FrankaRobot:
         arm = self.config.tool * pose[:3, 2]
         return pose[:3, 3] + arm, twist.linear + np.cross(twist.angular, arm)
 
-    def _start_pose(self, start: Mapping[str, np.ndarray]) -> np.ndarray:
-        goal = np.array(start.get("qpos", self.config.start), float)
-        for name, value in start.items():
-            if name in ARM and np.size(value) == 1:
-                goal[ARM.index(name)] = float(np.ravel(value)[0])
-            elif name != "qpos":
-                raise RobotError(
-                    f"the arm cannot be started with {name!r}; it takes qpos, 7 numbers, or single "
-                    f"joints of {list(ARM)}"
-                )
-        if goal.shape != (len(ARM),) or not np.isfinite(goal).all():
-            raise RobotError(f"the arm starts from 7 finite joint angles, got {goal.tolist()}")
-        return goal
-
     def _arrive(self, arm: Any, gripper: Gripper) -> None:
         until = time.monotonic() + self.config.patience
         with self._told("go to its start"):
@@ -361,6 +352,17 @@ class FrankaRobot:
             yield
         except errors_of(self._franky) as error:
             raise RobotError(f"the arm at {self.config.host} cannot {what}: {error}") from error
+
+
+def arm_at(address: str) -> FrankaRobot:
+    """Return the driver of the arm at an address.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not address:
+        raise ValueError("the arm's address is missing: say franka:ADDRESS")
+    return FrankaRobot(FrankaConfig(address))
 
 
 def load_franky() -> Any:

@@ -273,6 +273,13 @@ def test_a_stop_before_the_arm_sets_off_to_its_start_brakes_it_there(arm):
     assert len(said) == 1 and not moved().is_in_control and is_still(arm)
 
 
+def test_a_start_outside_the_limits_of_a_joint_is_refused_before_the_arm_moves(arm):
+    motion = moved().motion
+    with pytest.raises(RobotError, match=r"joint4 is 0\.1 rad, it must be in \[-3\.0718, -0\.0698"):
+        arm.reset({"joint4": np.array(0.1)})
+    assert moved().motion is motion and len(arm.target) == 4  # nor is it stopped
+
+
 def test_a_start_outside_the_workspace_is_refused(arm):
     with pytest.raises(RobotError, match=r"the tool starts at .* outside of its workspace"):
         arm.reset({"joint1": np.array(1.0)})
