@@ -36,7 +36,7 @@ def start_pose(
                 f"or single joints of {names}"
             )
     for (name, (low, high)), value in zip(limits.items(), goal, strict=True):
-        if not low <= value <= high:  # nor is a number that is none
+        if not low <= value <= high:  # a NaN is not either
             raise RobotError(
                 f"the start of {name} is {value:g} rad, it must be in [{low:g}, {high:g}]"
             )
