@@ -45,9 +45,9 @@ from penspin_style.system.terminal import one_line
 from penspin_style.train.load_policy import config_of
 from penspin_style.train.logging import CSVLog
 from penspin_style.train.run import EXIT_DATA, EXIT_OK, EXIT_USAGE, resolve_device, versions
-from tasks.robots.allegro.description import JOINTS, fingertips
+from tasks.robots.allegro import description
 
-HAND = penspin.Hand(JOINTS, fingertips)
+HAND = penspin.Hand.of(description)
 """Whose joints PenSpin's files hold."""
 _KINDS = {"student": "pictures", "temporal": "temporal"}
 """Network on the card -> that of a distillation."""

@@ -71,12 +71,12 @@ def add_verbs(verbs: Any) -> None:
     unpack.add_argument("folder")
     unpack.add_argument("--card", metavar="POLICY", help=card_help)
     unpack.add_argument("--rate", type=_rate, metavar="HZ", help="default: the file's, else 18")
-    unpack.add_argument("--hand", default="allegro", help="module of tasks/robots; default allegro")
+    unpack.add_argument("--hand", default="allegro", help="folder of tasks/robots; default allegro")
 
     repair = verb("repair", _repair, "Rescue what is whole of a folder or file into a new folder.")
     repair.add_argument("source", help="a folder of episodes, or a file of PenSpin's; stays as is")
     repair.add_argument("folder", help="must not exist, or be empty")
-    repair.add_argument("--hand", default="allegro", help="module of tasks/robots; default allegro")
+    repair.add_argument("--hand", default="allegro", help="folder of tasks/robots; default allegro")
 
     convert = verb("convert", _convert, "Write a folder's episodes in another project's format.")
     convert.add_argument("folder")
@@ -168,18 +168,14 @@ def _card(word: str | None) -> "PolicyCard | None":
 
 
 def _hand(name: str) -> "Hand":
-    """Return the kinematics of a hand in `tasks/robots`."""
-    import torch
-
+    """Return what `tasks/robots` describes of a hand."""
     from penspin_style.data.formats.penspin import Hand
     from penspin_style.train.compose import find_robot
 
-    module = find_robot(name)
-    if missing := {"JOINTS", "fingertips"} - set(dir(module)):
-        raise _UsageError(f"--hand {name}: it has no {', '.join(sorted(missing))}")
-    return Hand(
-        tuple(module.JOINTS), lambda qpos: module.fingertips(torch.from_numpy(qpos)).numpy()
-    )
+    try:
+        return Hand.of(find_robot(name))
+    except ValueError as error:
+        raise _UsageError(f"--hand {name}: {error}") from error
 
 
 def _new_folder(word: str) -> pathlib.Path:

@@ -173,7 +173,7 @@ def _current_folder_searched() -> Iterator[None]:
 
 
 def find_robot(name: str) -> Any:
-    """Return the module `tasks/robots/NAME/model.py`, with a robot's joints and kinematics.
+    """Return the module `tasks/robots/NAME/description.py`, a robot's joints and kinematics.
 
     Raises:
         UsageError: unknown; names the nearest.
@@ -181,10 +181,10 @@ def find_robot(name: str) -> Any:
     import importlib
 
     folder = pathlib.Path(importlib.import_module("tasks").__file__ or "").parent / "robots"
-    known = {file.parent.name for file in folder.glob("*/model.py")}
+    known = {file.parent.name for file in folder.glob("*/description.py")}
     if name not in known:
         raise UsageError(f"there is no robot {name!r}{nearest(name, known)}")
-    return importlib.import_module(f"tasks.robots.{name}.model")
+    return importlib.import_module(f"tasks.robots.{name}.description")
 
 
 def task_names() -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from penspin_style.system import interrupt
 from real.control.success import SUCCESS, SuccessCheck, check_watched, wilson
-from real.drivers import DRIVERS
+from real.drivers import DRIVERS, open_driver
 from real.robot import Robot, RobotError
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
     task: what a real robot is used for, as its episodes say it.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or a driver needs another address.
         RobotError: its driver is not installed.
     """
     kind, _, where = name.partition(":")
     if kind in DRIVERS:
-        robot, joints = _driver(kind, where)
+        robot = open_driver(kind, where)
         steps = round(_SECONDS / robot.control_dt)
-        return Opened(robot, kind, task, "real", True, steps, joints)
+        return Opened(robot, kind, task, "real", True, steps, robot.joints)
     try:
         from real.twin.config import load_twin, twin_names
         from real.twin.robot import SimRobot
@@ -87,21 +87,6 @@ def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
     twin = SimRobot(config)
     name = pathlib.Path(name).stem
     return Opened(twin, name, config.task, "twin", realtime, twin.batch.cfg.episode_length)
-
-
-def _driver(kind: str, where: str) -> tuple[Robot, tuple[str, ...]]:
-    """Return a real robot, and which joints it can be started with."""
-    if kind == "franka":
-        from real.drivers.franka import ARM, FrankaConfig, FrankaRobot
-
-        if not where:
-            raise ValueError("the arm's address is missing: say franka:ADDRESS")
-        return FrankaRobot(FrankaConfig(where)), ARM
-    from real.drivers.allegro_ros import TOPICS, AllegroConfig, AllegroRos
-    from tasks.robots.allegro.description import JOINTS
-
-    topics = TOPICS[{"allegro_ros": "penspin"}.get(kind, kind)]
-    return AllegroRos(AllegroConfig(topics=topics)), tuple(JOINTS)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The Allegro hand behind ROS 1 topics: joint targets out, measured joints in.
 
-Sixteen joints in the hardware's order, index, middle, ring, thumb; see `allegro_kinematics`. States
-are read by the joints' names wherever the hand's node gives any, and by position otherwise. On
-which topics is in `allegro_topics`.
+Sixteen joints in the hardware's order, index, middle, ring, thumb, as in
+`tasks/robots/allegro/description.py`. States are read by the joints' names wherever the hand's node
+gives any, and by position otherwise. On which topics is in `allegro_topics`.
 """
 
 import threading
@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
+from penspin_style.features import Feature
 from real.drivers import external, ros
 from real.drivers.allegro_topics import TOPICS, Topics, in_order
+from real.drivers.start_pose import start_pose
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from tasks.robots.allegro import description
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
 
+LIMITS = {name: (low, high) for name, low, high in zip(JOINTS, LOWER, UPPER, strict=True)}
+"""rad, of the joints."""
 _TURN = 0.005
 """Seconds that a stop waits for a target that is being published."""
 
@@ -28,9 +32,9 @@ class AllegroConfig:
     """How to drive a hand."""
 
     topics: Topics = TOPICS["penspin"]
-    control_dt: float = 0.05
+    control_dt: float = description.CONTROL_DT
     """Seconds between two commands."""
-    action_scale: float = 1 / 24
+    action_scale: float = description.ACTION_SCALE
     """Radians that a joint's target moves for an action of 1."""
     start: tuple[float, ...] = HOME
     """The start pose, rad."""
@@ -72,6 +76,8 @@ class AllegroRos:
     received: what is known of the state messages, sent: how many targets were published.
     """
 
+    joints = JOINTS
+
     def __init__(
         self, config: AllegroConfig | None = None, *, also: Sequence[external.External] = ()
     ) -> None:
@@ -84,11 +90,7 @@ class AllegroRos:
         self.sensors = external.Readers(also)
         own = (Feature("proprio", (32,), "rad"), Feature("fingertips", (4, 3), "m"))
         self.features: Mapping[str, Feature] = external.named(own, also)
-        scale = self.config.action_scale
-        self.channels = tuple(
-            ActionChannel(name, "rad", scale, low, high, "delta")
-            for name, low, high in zip(JOINTS, LOWER, UPPER, strict=True)
-        )
+        self.channels = description.actions(self.config.action_scale)
         self._low, self._high = np.array(LOWER), np.array(UPPER)
         self.received = ros.Tally()
         self.sent = 0
@@ -168,7 +170,7 @@ class AllegroRos:
             RobotError: not connected, an unknown name, a pose outside the limits, or a joint does
                 not arrive.
         """
-        goal = self._start_pose(start or {})
+        goal = start_pose(start, self.config.start, LIMITS)
         self._connected()
         self._stopped, self._target = "", None
         begin = np.clip(self._fresh().joints, self._low, self._high)
@@ -259,23 +261,6 @@ class AllegroRos:
         if not is_known and link.words is None:
             raise RobotError(f"no new state on {topics.state}: the hand keeps its last targets")
         self._halted = sent
-
-    def _start_pose(self, start: Mapping[str, np.ndarray]) -> np.ndarray:
-        goal = check_target(np.asarray(start.get("qpos", self.config.start)), self.channels)
-        for name, value in start.items():
-            if name in JOINTS and np.size(value) == 1:
-                goal[JOINTS.index(name)] = float(np.ravel(value)[0])
-            elif name != "qpos":
-                raise RobotError(
-                    f"the hand cannot be started with {name!r}; it takes qpos, 16 numbers, or "
-                    f"single joints of {list(JOINTS)}"
-                )
-        for name, value, low, high in zip(JOINTS, goal, LOWER, UPPER, strict=True):
-            if not low <= value <= high:
-                raise RobotError(
-                    f"the start of {name} is {value:g} rad, it must be in [{low:g}, {high:g}]"
-                )
-        return goal
 
     def _send(self, target: np.ndarray, frame_id: str) -> np.ndarray:
         link = self._connected()
@@ -405,6 +390,16 @@ class AllegroRos:
                     "in its way?"
                 )
             time.sleep(self.control_dt)
+
+
+def penspin_hand(namespace: str) -> AllegroRos:
+    """Return the driver of a hand behind PenSpin's node, in a ROS namespace; empty for none."""
+    return AllegroRos(AllegroConfig(topics=TOPICS["penspin"].within(namespace)))
+
+
+def wonik_hand(namespace: str) -> AllegroRos:
+    """Return the same behind allegro-hand-ros, the node of Wonik."""
+    return AllegroRos(AllegroConfig(topics=TOPICS["allegro_hand_ros"].within(namespace)))
 
 
 def _unregister(link: _Link) -> None:

@@ -11,6 +11,7 @@ other preset is the node of felixduvallet/allegro-hand-ros, and Wonik's: the wor
 hand limp. PenSpin's node knows no such word: stopped, the hand keeps the joints where they are.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,7 +46,15 @@ class Topics:
     """The word that makes the hand limp."""
 
     def within(self, namespace: str) -> "Topics":
-        """Return the same topics in a ROS namespace, as `/left`; empty for none."""
+        """Return the same topics in a ROS namespace, as `/left`; empty for none.
+
+        Raises:
+            ValueError: ROS has no such names.
+        """
+        if namespace.strip("/") and not re.fullmatch(r"/*[A-Za-z][A-Za-z0-9_/]*", namespace):
+            raise ValueError(
+                f"{namespace!r} is no ROS namespace: letters, digits, _ and /, as left"
+            )
         front = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
         words = front + self.words if self.words else ""
         return replace(self, command=front + self.command, state=front + self.state, words=words)

@@ -19,15 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
+from penspin_style.features import Feature
 from real.drivers import external
-from real.drivers.franka_gripper import OPEN, Gripper, errors_of
+from real.drivers.franka_gripper import Gripper, errors_of
+from real.drivers.start_pose import start_pose
 from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from tasks.robots.panda import description
+from tasks.robots.panda.description import ARM, FINGER_OPEN, LOWER, UPPER, WORKSPACE
 
-ARM = tuple(f"joint{i}" for i in range(1, 8))
+LIMITS = {name: (low, high) for name, low, high in zip(ARM, LOWER, UPPER, strict=False)}
+"""rad, of the arm's joints."""
 _TURN = 0.005
 """Seconds that a stop waits for a call of franky that is under way."""
-DOWN = (1.0, 0.0, 0.0, 0.0)
+DOWN = (*description.DOWN[1:], description.DOWN[0])
 """Quaternion x, y, z, w of a hand that points to the floor, its fingers closing along y."""
 
 
@@ -37,18 +41,18 @@ class FrankaConfig:
 
     host: str
     """Address of the arm's controller."""
-    control_dt: float = 0.05
+    control_dt: float = description.CONTROL_DT
     """Seconds between two commands."""
-    low: tuple[float, float, float] = (0.25, -0.25, 0.014)
-    high: tuple[float, float, float] = (0.55, 0.25, 0.45)
+    low: tuple[float, ...] = tuple(low for low, _ in WORKSPACE)
+    high: tuple[float, ...] = tuple(high for _, high in WORKSPACE)
     """Workspace of the tool centre point, m, in the base frame."""
-    move_scale: float = 0.025
+    move_scale: float = description.MOVE_SCALE
     """Metres that the target moves for an action of 1."""
-    grip_scale: float = 0.25
+    grip_scale: float = description.GRIP_SCALE
     """Share of the gripper's stroke that its target moves for an action of 1."""
-    start: tuple[float, ...] = (0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, 0.7853981633974483)
+    start: tuple[float, ...] = description.HOME[: len(ARM)]
     """The arm's joints at the start, rad."""
-    tool: float = -0.0034
+    tool: float = description.TOOL
     """The policy's tool centre point along the z of the end effector that the arm is set up with,
     m. Simulated, it is 0.1 m before the hand; the Franka hand's end effector is at 0.1034 m."""
     dynamics: float = 0.3
@@ -70,6 +74,8 @@ class FrankaConfig:
 class FrankaRobot:
     """The arm; see `real.robot.Robot`."""
 
+    joints = ARM
+
     def __init__(self, config: FrankaConfig, *, also: Sequence[external.External] = ()) -> None:
         """Describe an arm without connecting to it.
 
@@ -86,13 +92,10 @@ class FrankaRobot:
             Feature("gripper_target", (), "1"),
         )
         self.features: Mapping[str, Feature] = external.named(own, also)
-        rows = zip("xyz", config.low, config.high, strict=True)
-        self.channels = (
-            *(
-                ActionChannel(f"tcp_{a}", "m", config.move_scale, lo, hi, "delta")
-                for a, lo, hi in rows
-            ),
-            ActionChannel("gripper_opening", "1", config.grip_scale, 0.0, 1.0, "delta"),
+        self.channels = description.tool_actions(
+            move_scale=config.move_scale,
+            grip_scale=config.grip_scale,
+            workspace=tuple(zip(config.low, config.high, strict=True)),
         )
         self._low = np.array([c.low for c in self.channels])
         self._high = np.array([c.high for c in self.channels])
@@ -161,10 +164,10 @@ class FrankaRobot:
         start: `qpos` (7,) rad in place of the configuration's joints, or single joints by name.
 
         Raises:
-            RobotError: not connected, an unknown name, it does not arrive, or its tool is not in
-                the workspace there.
+            RobotError: not connected, an unknown name, a pose outside the joints' limits, it does
+                not arrive, or its tool is not in the workspace there.
         """
-        goal = self._start_pose(start or {})
+        goal = start_pose(start, self.config.start, LIMITS)
         arm, gripper = self._connected()
         with self._state:
             self._stopped, self._target = "", None
@@ -207,7 +210,7 @@ class FrankaRobot:
             "tcp_pos": place,
             "tcp_vel": velocity,
             "target_error": target[:3] - place,
-            "gripper": np.array(0.5 * OPEN * opening),
+            "gripper": np.array(FINGER_OPEN * opening),
             "gripper_target": np.array(target[3]),
         }
         values = {name: value.astype(np.float32) for name, value in own.items()}
@@ -318,20 +321,6 @@ class FrankaRobot:
         arm = self.config.tool * pose[:3, 2]
         return pose[:3, 3] + arm, twist.linear + np.cross(twist.angular, arm)
 
-    def _start_pose(self, start: Mapping[str, np.ndarray]) -> np.ndarray:
-        goal = np.array(start.get("qpos", self.config.start), float)
-        for name, value in start.items():
-            if name in ARM and np.size(value) == 1:
-                goal[ARM.index(name)] = float(np.ravel(value)[0])
-            elif name != "qpos":
-                raise RobotError(
-                    f"the arm cannot be started with {name!r}; it takes qpos, 7 numbers, or single "
-                    f"joints of {list(ARM)}"
-                )
-        if goal.shape != (len(ARM),) or not np.isfinite(goal).all():
-            raise RobotError(f"the arm starts from 7 finite joint angles, got {goal.tolist()}")
-        return goal
-
     def _arrive(self, arm: Any, gripper: Gripper) -> None:
         until = time.monotonic() + self.config.patience
         with self._told("go to its start"):
@@ -363,6 +352,17 @@ class FrankaRobot:
             yield
         except errors_of(self._franky) as error:
             raise RobotError(f"the arm at {self.config.host} cannot {what}: {error}") from error
+
+
+def arm_at(address: str) -> FrankaRobot:
+    """Return the driver of the arm at an address.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not address:
+        raise ValueError("the arm's address is missing: say franka:ADDRESS")
+    return FrankaRobot(FrankaConfig(address))
 
 
 def load_franky() -> Any:

@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 from real.robot import RobotError
+from tasks.robots.panda.description import FINGER_OPEN
 
-OPEN = 0.08
+OPEN = 2 * FINGER_OPEN
 """m between the fingers at an opening of 1."""
 
 

@@ -16,7 +16,6 @@ have names; every environment draws from the one seeded generator; no noslip ite
 MuJoCo Warp refuses. A step moves the target by at most 2.5 cm, not 10 cm.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -29,12 +28,13 @@ from penspin_style.env.task import ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
+from tasks.robots.panda import description
 from tasks.robots.panda import model as panda
+from tasks.robots.panda.description import FINGER, FINGER_OPEN, TCP, WORKSPACE
 
 HALF = 0.02  # m
-WORKSPACE = ((0.25, 0.55), (-0.25, 0.25), (0.014, 0.45))  # m, of the tool centre point
 HIDDEN = (-0.9, 0.0, HALF)  # m
-HOME = torch.tensor([0.0, -0.2245, 0.0, -2.4686, 0.0, 2.2441, math.pi / 4, panda.FINGER_OPEN])
+HOME = torch.tensor(description.HOME)
 
 PRIVILEGED = (
     *("tcp_pos", "tcp_vel", "target_error", "gripper", "gripper_target"),
@@ -47,7 +47,7 @@ PRIVILEGED = (
 class LiftConfig(TaskConfig):
     """Numbers of the lifting tasks."""
 
-    control_dt: float = 0.05
+    control_dt: float = description.CONTROL_DT
     episode_length: int = 80
     reward: dict[str, float] = field(
         default_factory=lambda: {"reach": 0.1, "grasp": 0.3, "close": 0.3, "lift": 2.0}
@@ -57,9 +57,9 @@ class LiftConfig(TaskConfig):
             "teacher": {name: ObsTerm() for name in PRIVILEGED},
         }
     )
-    move_scale: float = 0.025
+    move_scale: float = description.MOVE_SCALE
     """Metres that the target moves for an action of 1."""
-    grip_scale: float = 0.25
+    grip_scale: float = description.GRIP_SCALE
     """Share of the gripper's stroke that its target moves for an action of 1."""
     lift_height: float = 0.2
     """Metres that the cube must rise."""
@@ -99,21 +99,15 @@ class LiftCube(Task[C]):
             name="tcp_vel",
             type=mujoco.mjtSensor.mjSENS_FRAMELINVEL,
             objtype=mujoco.mjtObj.mjOBJ_SITE,
-            objname=panda.TCP,
+            objname=TCP,
         )
         return spec
 
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
         """Return x, y, z of the tool centre point's target, and the gripper's."""
-        move = tuple(
-            ActionChannel(f"tcp_{axis}", "m", self.cfg.move_scale, low, high, "delta")
-            for axis, (low, high) in zip("xyz", WORKSPACE, strict=True)
-        )
-        return (
-            *move,
-            ActionChannel("gripper_opening", "1", self.cfg.grip_scale, 0.0, 1.0, "delta"),
-        )
+        cfg = self.cfg
+        return description.tool_actions(move_scale=cfg.move_scale, grip_scale=cfg.grip_scale)
 
     @property
     def joints(self) -> tuple[Joint, ...]:
@@ -139,7 +133,7 @@ class LiftCube(Task[C]):
         self.box = sim.data.xpos[:, box]
         self.box_heading = sim.data.xmat[:, box, :2, 0]
         self.box_linvel = sim.data.qvel[:, (at := int(model.jnt_dofadr[joint])) : at + 3]
-        self.finger = sim.data.qpos[:, int(model.jnt_qposadr[model.joint(panda.FINGER).id])]
+        self.finger = sim.data.qpos[:, int(model.jnt_qposadr[model.joint(FINGER).id])]
         self.tcp_linvel = sim.data.sensordata[:, :3]
         self.box_qpos = int(model.jnt_qposadr[joint])
         self.low, self.high = torch.tensor(WORKSPACE, device=device).unbind(1)
@@ -148,7 +142,7 @@ class LiftCube(Task[C]):
         self.home = HOME.to(device, sim.data.ctrl.dtype)
         self.start_qpos = sim.data.qpos[0].clone()
         self.start_qpos[:8] = self.home
-        self.start_qpos[8] = panda.FINGER_OPEN
+        self.start_qpos[8] = FINGER_OPEN
         self.memory = {
             "target": torch.zeros(n, 3, device=device),
             "opening": torch.ones(n, device=device),
@@ -188,7 +182,7 @@ class LiftCube(Task[C]):
         torch.clamp(target, self.low, self.high, out=target)
         opening.add_(action[:, 3], alpha=self.cfg.grip_scale).clamp_(0.0, 1.0)
         self.arm.command(target)
-        sim.data.ctrl[:, 7] = panda.FINGER_OPEN * opening
+        sim.data.ctrl[:, 7] = FINGER_OPEN * opening
 
     def observe(self, sim: Sim) -> dict[str, Tensor]:
         """Return the terms of `units`."""

@@ -20,7 +20,7 @@ import numpy as np
 from penspin_style.env.task import Camera, Latency, ObsTerm
 from penspin_style.sim.randomize import Randomize
 from tasks.panda.lift_cube import PRIVILEGED, LiftConfig, LiftCube
-from tasks.robots.panda import model as panda
+from tasks.robots.scenery import look_at
 
 PICTURES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
 PROPRIOCEPTION = ("tcp_pos", "tcp_vel", "gripper")
@@ -58,9 +58,8 @@ class PandaLiftCubeVision(LiftCube[Config]):
         spec.visual.headlight.specular = [0.0] * 3
         spec.light("top").specular = [0.0] * 3
         eye, focus = np.array([1.2, 0.0, 0.75]), np.array([0.42, 0.0, 0.05])
-        spec.worldbody.add_camera(
-            name="front", pos=eye, xyaxes=panda.look_at(eye, focus), fovy=35.0
-        )
+        axes = look_at(eye, focus)
+        spec.worldbody.add_camera(name="front", pos=eye, xyaxes=axes, fovy=35.0)
         # beside the hand, fingers in view: 62 degrees is SERL's wrist camera
         spec.body("hand").add_camera(
             name="wrist", pos=[0.075, 0.0, 0.03], xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=62.0

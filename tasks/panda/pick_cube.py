@@ -27,6 +27,7 @@ from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
 from tasks.robots.panda import model as panda
+from tasks.robots.panda.description import ARM, FINGER_OPEN, TCP
 
 HALF = (0.02, 0.02, 0.03)  # m
 MASS = 0.096  # kg
@@ -34,7 +35,7 @@ START = (0.7, 0.0, HALF[2])  # m, middle of the places where the box starts
 SPREAD = 0.2  # m, half width of the draws of x and y, of the box and of the target
 LIFT = (0.2, 0.4)  # m, of the target above START
 WORLD = 1.0  # m
-HOME = torch.tensor([0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, panda.FINGER_OPEN])
+HOME = torch.tensor([0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, FINGER_OPEN])
 HAND = ("left_finger_pad", "right_finger_pad", "hand_capsule")  # the geoms that meet the floor
 
 
@@ -134,7 +135,7 @@ class PickCube(Task[P]):
     def start(self, sim: Sim) -> None:
         """Look up ids; remember whether the gripper has reached the box."""
         model = sim.model
-        self.tcp = model.site(panda.TCP).id
+        self.tcp = model.site(TCP).id
         self.box = model.body("box").id
         self.target = model.body("target").id
         self.mocap = int(model.body_mocapid[self.target])
@@ -154,7 +155,7 @@ class PickCube(Task[P]):
         start = self.start_pos
         qpos = sim.data.qpos.clone()
         qpos[:, : len(HOME)] = self.home
-        qpos[:, len(HOME)] = panda.FINGER_OPEN
+        qpos[:, len(HOME)] = FINGER_OPEN
         at = self.box_qpos
         qpos[:, at : at + 2] = start[:2] + SPREAD * (2.0 * draw[:, :2] - 1.0)
         qpos[:, at + 2] = start[2]
@@ -198,7 +199,7 @@ class PickCube(Task[P]):
         # the distance of two rotation matrices by their first two rows
         turn = (sim.data.xmat[:, self.target, :2] - sim.data.xmat[:, self.box, :2]).flatten(1)
         to_target = 0.9 * (target - box).norm(dim=1) + 0.1 * turn.norm(dim=1)
-        arm = slice(0, len(panda.ARM))
+        arm = slice(0, len(ARM))
         from_home = (sim.data.qpos[:, arm] - self.home[arm]).norm(dim=1)
         touches = (sim.data.sensordata[:, self.touch] > 0).any(dim=1)
         return {

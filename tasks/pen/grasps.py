@@ -17,6 +17,7 @@ from torch import Tensor
 from penspin_style import rotation, storage
 from penspin_style.system.tensors import read_tensors
 from tasks.robots.allegro import model as allegro
+from tasks.robots.allegro.description import HOME, TO_HORA
 
 _FILE = "grasps.safetensors"
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "grasps"
@@ -28,8 +29,7 @@ _PENS = (_WEST_EAST, _WEST_EAST, _OBLIQUE, (0.5, 0.5, -0.5, 0.5),
 _HANDS = (  # PenSpin's order of joints: index, thumb, middle, ring
     (0.0344, 1.0537, 0.5184, 0.2920, 1.4615, 0.2352, 0.7243, -0.0436,
      0.0974, 1.1978, 0.3126, 0.2979, 0.1340, 1.0228, 0.6625, 0.2327),
-    (-0.0578, 0.8993, 0.7449, 0.4767, 1.3089, 0.5699, 0.7037, 0.3857,
-     0.0299, 1.2735, 0.1415, 0.2507, 0.1457, 1.0319, 1.0376, 0.3283),
+    tuple(HOME[i] for i in TO_HORA),
     (0.0031, 1.0689, 0.8180, 0.1929, 1.2988, 0.7557, 0.5802, 0.3827,
      0.0077, 1.2703, 0.1356, 0.3160, 0.1375, 1.3213, 0.5802, 0.2302),
     (-0.1146, 1.1154, 0.4979, 0.1732, 0.8928, 1.1395, 0.5224, 1.1077,

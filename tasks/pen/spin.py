@@ -36,12 +36,11 @@ from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
 from tasks.pen import grasps, shapes
+from tasks.robots.allegro import description as hand
 from tasks.robots.allegro import model as allegro
 
 HOLD_HEIGHT = 0.615  # m, where the reward wants the pen's centre
 FLAT = 0.03  # m of z-spread that cost nothing
-BASE = (0.0, 0.0, 0.5)  # m, from where the student is told the pen's ends
-HOME = tuple(grasps.canonical()[1, :16].tolist())  # rad, where PenSpin's real hand begins
 GRAVITY = -9.81  # m/s^2
 TOUCH = 0.05  # N from which a tactile channel is on
 
@@ -56,7 +55,7 @@ PRIVILEGED = (
 class PenConfig(TaskConfig):
     """Numbers of the pen tasks."""
 
-    control_dt: float = 0.05
+    control_dt: float = hand.CONTROL_DT
     episode_length: int = 400
     reward: dict[str, float] = field(
         default_factory=lambda: {
@@ -81,7 +80,7 @@ class PenConfig(TaskConfig):
     """Whether the teacher is told the group `points`."""
     lag: int = 1
     """Control steps that measured joints and targets arrive late."""
-    action_scale: float = 1 / 24
+    action_scale: float = hand.ACTION_SCALE
     """Radians that a joint's target moves for an action of 1."""
     joint_noise: list[float] = field(default_factory=lambda: [0.01, 0.005])
     """Standard deviations on the measured joints, rad: of an episode, of a control step."""
@@ -194,17 +193,14 @@ class PenTask(Task[C]):
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
         """Return the 16 joints' targets."""
-        rows = zip(allegro.JOINTS, allegro.LOWER, allegro.UPPER, strict=True)
-        scale = self.cfg.action_scale
-        return tuple(ActionChannel(n, "rad", scale, low, high, "delta") for n, low, high in rows)
+        return hand.actions(self.cfg.action_scale)
 
     @property
     def joints(self) -> tuple[Joint, ...]:
         """Return the hand's joints."""
-        rows = zip(allegro.JOINTS, allegro.LOWER, allegro.UPPER, HOME, strict=True)
+        rows = zip(hand.JOINTS, hand.LOWER, hand.UPPER, hand.HOME, strict=True)
         return tuple(
-            Joint(name, "rad", low, high, allegro.KP, allegro.KD, home)
-            for name, low, high, home in rows
+            Joint(name, "rad", low, high, hand.KP, hand.KD, home) for name, low, high, home in rows
         )
 
     def randomize(self) -> list[Randomize]:
@@ -246,11 +242,11 @@ class PenTask(Task[C]):
         self.body, self.geom = model.body("pen").id, model.geom("pen").id
         self.at = int(model.jnt_qposadr[model.joint("pen").id])
         self.dof = int(model.jnt_dofadr[model.joint("pen").id])
-        hand = int(model.jnt_qposadr[model.joint(allegro.JOINTS[0]).id])
-        tips = [model.site(name).id for name in allegro.TIPS]
+        first = int(model.jnt_qposadr[model.joint(hand.JOINTS[0]).id])
+        tips = [model.site(name).id for name in hand.TIPS]
         adr = int(model.sensor_adr[model.sensor(allegro.TACTILE[0]).id])
         # views of the live fields, taken once
-        self.qpos = sim.data.qpos[:, hand : hand + 16]
+        self.qpos = sim.data.qpos[:, first : first + 16]
         self.qvel = sim.data.qvel[:, :16]
         self.torque = sim.data.actuator_force
         self.pen, self.pen_quat = sim.data.xpos[:, self.body], sim.data.xquat[:, self.body]
@@ -258,7 +254,7 @@ class PenTask(Task[C]):
         self.tips = sim.data.site_xpos
         self.tip_ids = torch.tensor(tips, device=device)
         self.touch = sim.data.sensordata[:, adr : adr + len(allegro.TACTILE)]
-        limits = (allegro.LOWER, allegro.UPPER)
+        limits = (hand.LOWER, hand.UPPER)
         self.low, self.high = (torch.tensor(limit, device=device) for limit in limits)
         self.cloud = shapes.surface_points(device)
         self.grasps = self.load_grasps(device)
@@ -364,7 +360,7 @@ class PenTask(Task[C]):
             "tactile": self._tactile,
             "pen_points": lambda: self.points(sim),
             "fingertips": lambda: allegro.fingertips(measured),
-            "pen_ends": lambda: self.ends(sim) - self.pen.new_tensor(BASE),
+            "pen_ends": lambda: self.ends(sim) - self.pen.new_tensor(hand.PALM_POS),
         }
         return {name: terms[name]() for name in self.read}
 

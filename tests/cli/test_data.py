@@ -119,7 +119,10 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
             "--fps is for --to lerobot",
         ),
         (["unpack", "{pack}", "{hand}/new", "--hand", "alegro"], "did you mean allegro?"),
-        (["unpack", "{pack}", "{hand}/new", "--hand", "panda"], "it has no JOINTS, fingertips"),
+        (
+            ["unpack", "{pack}", "{hand}/new", "--hand", "panda"],
+            "it has no ACTION_SCALE, fingertips",
+        ),
     ],
 )
 def test_words_that_cannot_be_meant(folder, tmp_path, penspin_data, words, complaint):

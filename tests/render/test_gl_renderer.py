@@ -10,7 +10,7 @@ from penspin_style.render.renderer import View, make_renderer
 from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
 from tasks.panda.lift_cube import PandaLiftCube
-from tasks.robots.panda import model as panda
+from tasks.robots.scenery import look_at
 from tests.support import rays
 
 SIZE = 64
@@ -80,7 +80,7 @@ def panda_scene():
     """The lifting task's world with two cameras as a robot has them, evenly lit."""
     spec = PandaLiftCube(PandaLiftCube.Config()).spec()
     eye, focus = np.array([1.2, 0.1, 0.75]), np.array([0.42, 0.0, 0.1])
-    spec.worldbody.add_camera(name="front", pos=eye, xyaxes=panda.look_at(eye, focus), fovy=40)
+    spec.worldbody.add_camera(name="front", pos=eye, xyaxes=look_at(eye, focus), fovy=40)
     spec.body("hand").add_camera(
         name="wrist", pos=[0.08, 0, 0.03], xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=62
     )

@@ -2,16 +2,15 @@
 
 import h5py
 import numpy as np
-import torch
 
 from penspin_style.data.episodes.episode import Channel, Episode, Header, episodes, write_episode
 from penspin_style.data.formats.penspin import Hand
 from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
-from tasks.robots.allegro import model as allegro
+from tasks.robots.allegro import description
 
-NAMES = allegro.JOINTS
-LOW, HIGH = np.array(allegro.LOWER), np.array(allegro.UPPER)
-HAND = Hand(NAMES, lambda qpos: allegro.fingertips(torch.from_numpy(qpos)).numpy())
+NAMES = description.JOINTS
+LOW, HIGH = np.array(description.LOWER), np.array(description.UPPER)
+HAND = Hand.of(description)
 CARD = PolicyCard(
     task="pen_spin_student",
     inputs=(
@@ -22,11 +21,11 @@ CARD = PolicyCard(
     ),
     actions=tuple(
         ActionChannel(n, "rad", 1 / 24, lo, hi, "delta")
-        for n, lo, hi in zip(NAMES, allegro.LOWER, allegro.UPPER, strict=True)
+        for n, lo, hi in zip(NAMES, description.LOWER, description.UPPER, strict=True)
     ),
     joints=tuple(
         Joint(n, "rad", lo, hi, 3.0, 0.1, 0.0)
-        for n, lo, hi in zip(NAMES, allegro.LOWER, allegro.UPPER, strict=True)
+        for n, lo, hi in zip(NAMES, description.LOWER, description.UPPER, strict=True)
     ),
     control_dt=0.05,
 )

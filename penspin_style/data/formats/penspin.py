@@ -35,15 +35,13 @@ from penspin_style.features import PolicyCard
 JOINTS = 16
 RATE = 18.0
 """Hz of PenSpin's robot, for files that do not say."""
-SCALE = 1 / 24
-"""rad that an action of 1 moves a target, where there is no card."""
-FROM_HORA = (0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7)
-"""Where each joint of the hardware's order stands in hora's."""
 WINDOW = 30  # frames of a baked one
 TIP_ERROR = 0.02
 """m that recorded fingertips may be from computed ones: upstream's palm stands 5 mm elsewhere."""
 _FINGERS = ((0, 2, 3, 1), (0, 1, 2, 3))
 """Ours in hora's order of fingers, and in the hardware's."""
+FROM_HORA = tuple(4 * finger + joint for finger in _FINGERS[0] for joint in range(4))
+"""Where each joint of the hardware's order stands in hora's, that of a baked file."""
 
 _GROUPS = {"pack": re.compile(r"replay_demon_(\d+)"), "baked": re.compile(r"episode_(\d+)")}
 _MAX_GROUPS = 100_000
@@ -362,10 +360,25 @@ def positions(episode: Episode) -> np.ndarray:
 class Hand:
     """What the files do not say of the hand."""
 
+    name: str
     joints: tuple[str, ...]
     """Names of the 16, in the hardware's order."""
+    action_scale: float
+    """rad that an action of 1 moves a target, where there is no card."""
     fingertips: Callable[[np.ndarray], np.ndarray]
     """Joint positions (T, 16) rad -> the tips' centres (T, 4, 3) m, in PenSpin's world."""
+
+    @classmethod
+    def of(cls, description: Any) -> "Hand":
+        """Take it from a robot's description, the module of `tasks/robots`.
+
+        Raises:
+            ValueError: that describes no such hand.
+        """
+        names = ("ROBOT", "JOINTS", "ACTION_SCALE", "fingertips")
+        if missing := [name for name in names if not hasattr(description, name)]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return cls(*(getattr(description, name) for name in names))
 
 
 def unpack(
@@ -413,7 +426,7 @@ def _episode(
         raise ValueError(f"the card commands {names}, the hand has {hand.joints}")
     qpos, target = demo.qpos, demo.target
     last = np.concatenate((qpos[:1], target[:-1]))
-    scale = SCALE if card is None else np.array([a.scale for a in card.actions])
+    scale = hand.action_scale if card is None else np.array([a.scale for a in card.actions])
     action = (target - last) / scale
     clipped = int((np.abs(action[1:]) > 1.0 + 1e-6).sum())
     columns = {
@@ -438,7 +451,7 @@ def _episode(
         channels.append(Channel(f"observation/{name}", rows.shape[1:], rows.dtype, unit))
     facts = {"unpacked": demo.path.name, "group": demo.key, "clipped": clipped}
     task = "pen_spin" if card is None else card.task
-    head = Header(task, demo.source, "allegro", control_dt, tuple(channels), card, facts)
+    head = Header(task, demo.source, hand.name, control_dt, tuple(channels), card, facts)
     return head, columns
 
 

@@ -1,12 +1,16 @@
-"""The Allegro hand's joints, limits and fingertips, in numpy: what a driver must know by itself.
+"""The Allegro hand: joints, limits, gains and fingertips, in numpy, without torch or MuJoCo.
 
 Sixteen joints in the hardware's order, which is MuJoCo's too: index, middle, ring, thumb, each from
-the palm outwards. The numbers are those of the simulated hand, `tasks/robots/allegro/allegro.xml`,
-and the tests compare the two.
+the palm outwards. The task, the driver, the data's converter and the card of a policy read these
+numbers here. `allegro.xml` beside it stays a model that opens alone, so joints, limits, gains and
+frames stand there too, and `tests/tasks/robots/test_allegro_model.py` holds both equal.
 """
 
 import numpy as np
 
+from penspin_style.features import ActionChannel
+
+ROBOT = "allegro"
 FINGERS = ("ff", "mf", "rf", "th")
 """Index, middle, ring, thumb."""
 JOINTS = tuple(f"{finger}j{i}" for finger in FINGERS for i in range(4))
@@ -20,8 +24,23 @@ HOME = (
     *(1.3089, 0.5699, 0.7037, 0.3857),
 )
 """rad, where PenSpin's hand begins: the pen lies on the fingertips."""
+KP = 3.0  # N·m/rad
+KD = 0.1  # N·m·s/rad
+TORQUE_LIMIT = 0.7  # N·m
+CONTROL_DT = 0.05
+"""s between two commands."""
+ACTION_SCALE = 1 / 24
+"""rad that a joint's target moves for an action of 1."""
+TIPS = tuple(f"{finger}_tip" for finger in FINGERS)
+"""Sites at the centres of the round fingertips."""
+TO_HORA = (0, 1, 2, 3, 12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11)
+"""Where each joint of hora's order, index, thumb, middle, ring, stands in ours."""
+FROM_HORA = (0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7)
+"""Where each joint of our order stands in hora's, that of PenSpin's policies and grasps."""
+PALM_POS = (0.0, 0.0, 0.5)
+"""m, in PenSpin's world."""
 
-_PALM = ((0.0, 0.0, 0.5), (0.5, 0.5, -0.5, 0.5))  # m; w, x, y, z: in PenSpin's world
+_PALM_QUAT = (0.5, 0.5, -0.5, 0.5)  # w, x, y, z
 _UP = (1.0, 0.0, 0.0, 0.0)
 _SPREAD, _FLEX, _OPPOSE = (0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0)
 _LINKS = (((0.0, 0.0, 0.0164), _UP), ((0.0, 0.0, 0.054), _UP), ((0.0, 0.0, 0.0384), _UP))
@@ -38,6 +57,12 @@ _FRAMES = (  # of the four links of each finger, seen from the link before
 )
 _AXES = (*((_SPREAD, _FLEX, _FLEX, _FLEX),) * 3, (_OPPOSE, _SPREAD, _FLEX, _FLEX))
 _TIPS = (0.0267, 0.0267, 0.0267, 0.0423)  # m along the last link, the middle of the round tip
+
+
+def actions(scale: float = ACTION_SCALE) -> tuple[ActionChannel, ...]:
+    """Return the sixteen joints' targets; scale: rad that one moves for an action of 1."""
+    rows = zip(JOINTS, LOWER, UPPER, strict=True)
+    return tuple(ActionChannel(name, "rad", scale, low, high, "delta") for name, low, high in rows)
 
 
 def fingertips(qpos: np.ndarray) -> np.ndarray:
@@ -60,7 +85,7 @@ def fingertips(qpos: np.ndarray) -> np.ndarray:
             position, quat = frames[link]
             turned = _turn(place, np.array(axes[link]), qpos[..., 4 * finger + link, None])
             place = position + turned @ _matrix(quat).T
-        tips.append(_PALM[0] + place @ _matrix(_PALM[1]).T)
+        tips.append(PALM_POS + place @ _matrix(_PALM_QUAT).T)
     return np.stack(tips, axis=-2)
 
 

@@ -18,19 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.robots.panda.model import look_at
+from tasks.robots.allegro.description import FINGERS, FROM_HORA, JOINTS, TIPS, TO_HORA
+from tasks.robots.scenery import add_scenery, look_at
 
-FINGERS = ("ff", "mf", "rf", "th")
-"""Index, middle, ring, thumb."""
-JOINTS = tuple(f"{finger}j{i}" for finger in FINGERS for i in range(4))
-LOWER = (-0.5585, -0.27924, -0.27924, -0.27924) * 3 + (0.27924, -0.331603, -0.27924, -0.27924)
-UPPER = (0.5585, 1.727825, 1.727825, 1.727825) * 3 + (1.57075, 1.1518833, 1.727825, 1.76273055)
-KP = 3.0  # N·m/rad
-KD = 0.1  # N·m·s/rad
-TORQUE_LIMIT = 0.7  # N·m
-
-TIPS = tuple(f"{finger}_tip" for finger in FINGERS)
-"""Sites at the centres of the round fingertips."""
 TACTILE = (
     *(f"touch_{f}_{link}" for f in FINGERS[:3] for link in ("proximal", "medial", "distal")),
     "touch_th_medial",
@@ -43,10 +33,6 @@ TACTILE = (
 Fingers count in MuJoCo's order. PenSpin's twelfth channel names a link that its hand does not
 have; the palm, whose patch it has but does not read, is meant.
 """
-TO_HORA = (0, 1, 2, 3, 12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11)
-"""Where each joint of hora's order stands in MuJoCo's."""
-FROM_HORA = (0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7)
-"""Where each joint of MuJoCo's order stands in hora's."""
 PEN = "pen"
 BAND_PLACE, BAND_LONG = 0.55, 0.12
 """Where the band on the pen sits and half its length, both in halves of the pen's length."""
@@ -90,33 +76,15 @@ def scene() -> mujoco.MjSpec:
     """
     spec = mujoco.MjSpec.from_file(str(_MODEL))
     world = spec.worldbody
-    spec.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=[0.86, 0.90, 0.94],
-        rgb2=[0.60, 0.68, 0.76],
-        width=64,
-        height=64,
-    )
-    spec.add_texture(
-        name="floor",
-        type=mujoco.mjtTexture.mjTEXTURE_2D,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=[0.66, 0.69, 0.72],
-        rgb2=[0.60, 0.63, 0.66],
-        width=300,
-        height=300,
-    )
-    floor = spec.add_material(name="floor", texrepeat=[5, 5], texuniform=True, reflectance=0.0)
-    floor.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
-    drawn = {"contype": 0, "conaffinity": 0}  # a pen that falls ends the episode long before
-    world.add_geom(
-        name="floor",
-        type=mujoco.mjtGeom.mjGEOM_PLANE,
-        size=[2.0, 2.0, 0.05],
-        material="floor",
-        **drawn,
+    add_scenery(
+        spec,
+        floor=((0.66, 0.69, 0.72), (0.60, 0.63, 0.66)),
+        half_size=2.0,
+        is_solid=False,  # a pen that falls ends the episode long before
+        light_pos=(-0.5, -0.6, 2.0),
+        light_dir=(0.25, 0.3, -1.0),
+        light_specular=0.1,
+        shadowsize=4096,
     )
     world.add_geom(
         name="stand",
@@ -124,15 +92,8 @@ def scene() -> mujoco.MjSpec:
         pos=[0, 0.131, 0.26],
         size=[0.03, 0.01, 0.26],
         rgba=[0.55, 0.57, 0.60, 1.0],
-        **drawn,
-    )
-    world.add_light(
-        name="top",
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        pos=[-0.5, -0.6, 2.0],
-        dir=[0.25, 0.3, -1],
-        diffuse=[0.6] * 3,
-        specular=[0.1] * 3,
+        contype=0,
+        conaffinity=0,
     )
     view, focus = np.array([-0.17, -0.30, 0.95]), np.array([-0.008, -0.010, 0.585])
     world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=25)
@@ -140,9 +101,6 @@ def scene() -> mujoco.MjSpec:
     spec.visual.headlight.ambient = [0.30] * 3
     spec.visual.headlight.diffuse = [0.20] * 3
     spec.visual.headlight.specular = [0.1] * 3
-    spec.visual.quality.shadowsize = 4096
-    spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec
 
 

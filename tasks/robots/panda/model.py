@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from penspin_style.features import Joint
-from penspin_style.rotation import rotation_vector
+from penspin_style.rotation import rotation_vector, to_matrix
 from penspin_style.sim.sim import Sim
+from tasks.robots.panda.description import ARM, DOWN, FINGER, JOINTS, LOWER, TCP, UPPER
 from tasks.robots.panda.skin import attach_skin
-
-ARM = tuple(f"joint{i}" for i in range(1, 8))
-FINGER = "finger_joint1"
-FINGER_OPEN = 0.04  # m, travel of one finger
-TCP = "gripper"
+from tasks.robots.scenery import add_scenery, look_at
 
 _MODEL = pathlib.Path(__file__).with_name("panda.xml")
 
@@ -32,58 +29,25 @@ def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
     spec = mujoco.MjSpec.from_file(str(_MODEL))
     if skin:
         attach_skin(spec)
-    world = spec.worldbody
-    spec.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=[0.86, 0.90, 0.94],
-        rgb2=[0.60, 0.68, 0.76],
-        width=64,
-        height=64,
-    )
-    spec.add_texture(
-        name="floor",
-        type=mujoco.mjtTexture.mjTEXTURE_2D,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=[0.80, 0.82, 0.84],
-        rgb2=[0.74, 0.76, 0.79],
-        width=300,
-        height=300,
-    )
-    floor = spec.add_material(name="floor", texrepeat=[5, 5], texuniform=True, reflectance=0.0)
-    floor.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
-    world.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[2.5, 2.5, 0.05], material="floor"
-    )
-    world.add_light(
-        name="top",
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        pos=[0.3, 0.6, 2.0],
-        dir=[0.1, -0.3, -1],
-        diffuse=[0.6] * 3,
-        specular=[0.2] * 3,
+    add_scenery(
+        spec,
+        floor=((0.80, 0.82, 0.84), (0.74, 0.76, 0.79)),
+        half_size=2.5,
+        light_pos=(0.3, 0.6, 2.0),
+        light_dir=(0.1, -0.3, -1.0),
+        light_specular=0.2,
+        shadowsize=8192,
     )
     view, focus = np.array([1.45, -0.95, 0.85]), np.array([0.27, 0.0, 0.32])
-    world.add_camera(name="view", pos=view, xyaxes=look_at(view, focus), fovy=42)
+    axes = look_at(view, focus)
+    spec.worldbody.add_camera(name="view", pos=view, xyaxes=axes, fovy=42)
     if gravcomp:
         for body in spec.bodies:
             if body.name != "world":
                 body.gravcomp = 1.0
     spec.visual.headlight.ambient = [0.35] * 3
     spec.visual.map.shadowclip = 3.0  # the light's shadows end far outside the picture
-    spec.visual.quality.shadowsize = 8192
-    spec.visual.rgba.haze = [0.80, 0.85, 0.90, 1.0]
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 1280
     return spec
-
-
-def look_at(position: np.ndarray, focus: np.ndarray) -> np.ndarray:
-    """Return the x and y axes (6,) of a camera that looks from position to focus, upright."""
-    back = position - focus
-    right = np.cross([0.0, 0.0, 1.0], back)
-    up = np.cross(back, right)
-    return np.concatenate((right / np.linalg.norm(right), up / np.linalg.norm(up)))
 
 
 def add_box(
@@ -107,21 +71,9 @@ def add_box(
 
 def joints(model: mujoco.MjModel, home: Tensor) -> tuple[Joint, ...]:
     """Return the eight actuated joints: seven of the arm, then one finger (the other follows)."""
-    out = []
-    for i, name in enumerate((*ARM, FINGER)):
-        joint = model.joint(name)
-        out.append(
-            Joint(
-                name=name,
-                unit="m" if name == FINGER else "rad",
-                low=float(joint.range[0]),
-                high=float(joint.range[1]),
-                stiffness=float(model.actuator_gainprm[i, 0]),
-                damping=float(-model.actuator_biasprm[i, 2]),
-                default=float(home[i]),
-            )
-        )
-    return tuple(out)
+    gain, bias = model.actuator_gainprm[:, 0], model.actuator_biasprm[:, 2]
+    rows = zip(JOINTS, LOWER, UPPER, gain.tolist(), (-bias).tolist(), home.tolist(), strict=True)
+    return tuple(Joint(name, "m" if name == FINGER else "rad", *numbers) for name, *numbers in rows)
 
 
 class CartesianArm:
@@ -149,7 +101,7 @@ class CartesianArm:
         limits = torch.as_tensor(model.actuator_ctrlrange[:n], dtype=torch.float32)
         self._low, self._high = limits.to(sim.device).unbind(1)
         self._ridge = self.damping**2 * torch.eye(6, device=sim.device)
-        self._turn = _turn_to(torch.diag(torch.tensor([1.0, -1.0, -1.0]))).to(sim.device)
+        self._turn = _turn_to(to_matrix(torch.tensor(DOWN))).to(sim.device)
 
     def command(self, target: Tensor) -> None:
         """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
@@ -170,8 +122,7 @@ def _turn_to(goal: Tensor) -> Tensor:
     """Return the linear map (9, 3) from a rotation matrix, raveled, to the turn that leads to goal.
 
     The turn is `rotation_vector(goal R')`, which is linear in R: one product a step instead of ten
-    operations. goal: (3, 3); the identity turned upside down about x points the hand to the floor,
-    the fingers closing along the world's y.
+    operations. goal: (3, 3).
     """
     basis = torch.eye(9).unflatten(1, (3, 3))
     return rotation_vector(goal @ basis.transpose(1, 2))

@@ -18,10 +18,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from robot_contract import Hang, check_robot
-from ros_fake import Graph, Message, Publisher, Subscriber
 
-from penspin_style.features import Feature
+from penspin_style.features import Feature, PolicyCard
 from real.drivers import allegro_ros, ros
 from real.drivers.allegro_ros import AllegroConfig, AllegroRos
 from real.drivers.allegro_topics import NAMES, TOPICS, in_order
@@ -29,9 +27,10 @@ from real.drivers.external import External
 from real.drivers.hand_node import Followers, HandNode
 from real.rate import Rate
 from real.robot import RobotError, StoppedError
-from tasks.pen import spin
 from tasks.robots.allegro import model as allegro
-from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
+from tasks.robots.allegro.description import HOME, LOWER, UPPER, fingertips
+from tests.support.robot_contract import Hang, check_robot
+from tests.support.ros_fake import Graph, Message, Publisher, Subscriber
 
 ROOT = pathlib.Path(__file__).parents[3]
 INSTALLED = ros.is_installed() and shutil.which("rosmaster")
@@ -48,10 +47,12 @@ pytestmark = [  # rospy is of 2020
 # Without ROS.
 
 
-def test_the_numbers_of_the_hand_are_the_tasks():
-    assert JOINTS == allegro.JOINTS
-    assert LOWER == allegro.LOWER and UPPER == allegro.UPPER
-    np.testing.assert_allclose(HOME, spin.HOME, atol=1e-7)
+def test_the_channels_are_those_of_the_shipped_policy():
+    card = ROOT / "outputs/pretrained/pen_spin/student/policy/card.json"
+    policy = PolicyCard.from_json(card.read_text())
+    driver = AllegroRos()
+    assert driver.channels == policy.actions and driver.control_dt == policy.control_dt
+    np.testing.assert_allclose(driver.config.start, [j.default for j in policy.joints], atol=1e-7)
 
 
 def test_fingertips_are_those_of_the_simulated_hand():
@@ -110,7 +111,7 @@ def test_without_a_master_the_error_says_so_at_once(monkeypatch):
 def test_without_ros_the_driver_says_what_to_install():
     code = """
 import sys
-from real import allegro_ros, ros
+from real.drivers import ros
 ros.ROOTS = ()
 sys.path = [p for p in sys.path if "ros" not in p]
 try:
@@ -385,7 +386,8 @@ class Hora(AllegroRos):
 @needs_ros
 def test_rospy_comes_from_the_system_and_everything_else_from_this_python():
     code = (
-        "import json, sys; before = set(sys.modules); from real import ros; import logging; "
+        "import json, sys; before = set(sys.modules); import logging; "
+        "from real.drivers import ros; "
         "ros.load(); ros.messages('sensor_msgs'); "
         "print(json.dumps({n: getattr(m, '__file__', None) for n, m in sys.modules.items() "
         "if '.' not in n and n not in before})); "
@@ -412,7 +414,7 @@ def test_a_master_that_never_answers_is_an_error():
 import os, socket
 with socket.create_server(("127.0.0.1", 0)) as silent:
     os.environ["ROS_MASTER_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
-    from real import allegro_ros, ros
+    from real.drivers import ros
     try:
         ros.start_node("test", timeout=0.5)
     except ros.RosError as error:

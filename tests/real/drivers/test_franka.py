@@ -12,10 +12,8 @@ import sys
 import threading
 import time
 
-import franky_fake
 import numpy as np
 import pytest
-from robot_contract import Hang, check_robot
 
 from penspin_style.features import Feature, PolicyCard
 from real.control.match import check_commands
@@ -23,6 +21,8 @@ from real.drivers import franka, franka_gripper
 from real.drivers.external import External, named
 from real.drivers.franka import FrankaConfig, FrankaRobot
 from real.robot import RobotError, StoppedError
+from tests.support import franky_fake
+from tests.support.robot_contract import Hang, check_robot
 
 ROOT = pathlib.Path(__file__).parents[3]
 RECORD = json.loads((ROOT / "tests" / "support" / "franky_api.json").read_text())
@@ -271,6 +271,13 @@ def test_a_stop_before_the_arm_sets_off_to_its_start_brakes_it_there(arm):
     thread.join()
     stopping.join()
     assert len(said) == 1 and not moved().is_in_control and is_still(arm)
+
+
+def test_a_start_outside_the_limits_of_a_joint_is_refused_before_the_arm_moves(arm):
+    motion = moved().motion
+    with pytest.raises(RobotError, match=r"joint4 is 0\.1 rad, it must be in \[-3\.0718, -0\.0698"):
+        arm.reset({"joint4": np.array(0.1)})
+    assert moved().motion is motion and len(arm.target) == 4  # nor is it stopped
 
 
 def test_a_start_outside_the_workspace_is_refused(arm):

@@ -10,6 +10,7 @@ import torch
 from penspin_style.env.task import load_task
 from tasks.pen import grasp, grasps
 from tasks.pen.grasp import Collected, collect, held
+from tasks.robots.allegro import description
 from tasks.robots.allegro import model as allegro
 from tests.support.pen_world import (
     EAST,
@@ -142,7 +143,7 @@ def test_nothing_but_the_pens_mass_and_shape_differs_between_the_environments():
     assert 0.010 <= mass.min() < 0.011 and 0.019 < mass.max() <= 0.020
     drawn = {"body_mass", "body_inertia", "geom_size", "geom_pos"}
     assert set(dir(env.sim.params)) == drawn
-    low, high = torch.tensor(allegro.LOWER), torch.tensor(allegro.UPPER)
+    low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     target = env.task.state(env.sim)[:, :16].clamp(low, high)
     step(env)
     assert torch.equal(env.sim.data.ctrl.float(), target)  # no noise

@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from penspin_style import storage
 from scripts import gen_grasp
 from tasks.pen import grasps
+from tasks.robots.allegro import description
 from tasks.robots.allegro import model as allegro
 from tests.support.pen_world import matrix
 
@@ -55,7 +56,7 @@ def test_the_fingers_that_a_grasp_is_named_after_reach_the_pen():
 
 def test_the_published_grasps_are_of_a_lying_pen_within_the_limits_of_the_joints():
     rows = grasps.canonical()
-    low, high = torch.tensor(allegro.LOWER), torch.tensor(allegro.UPPER)
+    low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     assert ((rows[:, :16] >= low) & (rows[:, :16] <= high)).all()
     np.testing.assert_allclose(rows[:, 16:19], [[-0.01, -0.01, 0.62]] * 6, atol=1e-7)
     np.testing.assert_allclose(rows[:, 19:].norm(dim=1), 1.0, atol=1e-4)
@@ -75,7 +76,7 @@ def test_a_shipped_cache_is_what_its_card_says(scale):
     assert card["grasps"] == len(rows) == 3000
     assert sum(card["began"].values()) >= 3000
     assert set(card["began"]) <= set(grasps.CANONICAL_NAMES)
-    low, high = torch.tensor(allegro.LOWER), torch.tensor(allegro.UPPER)
+    low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     assert ((rows[:, :16] > low - 0.01) & (rows[:, :16] < high + 0.01)).all()
     near = torch.cdist(rows[:, :16], grasps.canonical()[:, :16]).amin(dim=1)
     assert near.max() < 0.5  # rad, all joints together: nothing has wandered off

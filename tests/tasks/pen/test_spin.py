@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from penspin_style.env.task import load_task
-from tasks.robots.allegro import model as allegro
+from tasks.robots.allegro import description
 from tests.support.pen_world import ENDLESS, QUIET, make, pen_pose, pen_sizes, put_pens, step
 
 RATIOS = (5.0, 5.5, 6.0, 6.5)
@@ -183,7 +183,7 @@ def test_an_action_moves_the_targets_from_where_they_were_and_not_from_where_the
     env = make(num_envs=8, **ENDLESS)
     rng = torch.Generator().manual_seed(0)
     target = env.sim.data.qpos[:, :16].float()
-    low, high = torch.tensor(allegro.LOWER), torch.tensor(allegro.UPPER)
+    low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     at_limit = 0
     for i in range(40):
         drift = 1.0 if i < 20 else -1.0  # to both ends of the ranges

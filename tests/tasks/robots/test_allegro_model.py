@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penspin_style.sim.sim import make_sim
+from tasks.robots.allegro import description
 from tasks.robots.allegro import model as allegro
 
 # name: pos, quat, mass, ipos, iquat, diaginertia; seven digits. The three fingers are alike but
@@ -212,7 +213,7 @@ def colliding(model):
 
 
 def random_joints(rng, count):
-    return rng.uniform(allegro.LOWER, allegro.UPPER, size=(count, 16))
+    return rng.uniform(description.LOWER, description.UPPER, size=(count, 16))
 
 
 # --- frames, masses, limits ---
@@ -271,12 +272,12 @@ def test_the_hand_feels_no_gravity_and_the_pen_does(model, data):
 
 
 def test_joints_carry_penspins_limits_armature_and_friction(model):
-    np.testing.assert_array_equal(allegro.to_hora(np.array(allegro.LOWER)), HORA_LOWER)
-    np.testing.assert_array_equal(allegro.to_hora(np.array(allegro.UPPER)), HORA_UPPER)
+    np.testing.assert_array_equal(allegro.to_hora(np.array(description.LOWER)), HORA_LOWER)
+    np.testing.assert_array_equal(allegro.to_hora(np.array(description.UPPER)), HORA_UPPER)
     for i, name in enumerate(allegro.JOINTS):
         joint = model.joint(name)
         assert (joint.id, joint.qposadr[0], joint.dofadr[0]) == (i, i, i)
-        assert tuple(joint.range) == (allegro.LOWER[i], allegro.UPPER[i])
+        assert tuple(joint.range) == (description.LOWER[i], description.UPPER[i])
         assert joint.limited
         assert (joint.armature, joint.frictionloss, joint.damping) == (0.001, 0.01, 0)
         axis = [[0, 0, 1], *[[0, 1, 0]] * 3] * 3 + [[-1, 0, 0], [0, 0, 1], *[[0, 1, 0]] * 2]
@@ -302,19 +303,19 @@ def test_a_motor_pulls_by_hookes_law_less_damping_up_to_its_limit(model, data):
 
 def test_a_target_outside_the_limits_is_not_clipped(model, data):
     np.testing.assert_array_equal(
-        model.actuator_ctrlrange, np.stack((allegro.LOWER, allegro.UPPER), axis=1)
+        model.actuator_ctrlrange, np.stack((description.LOWER, description.UPPER), axis=1)
     )
     data.qpos[18] = 2.0
-    data.qpos[:16] = allegro.UPPER
-    data.ctrl[:] = np.array(allegro.UPPER) + 0.02  # noise on the target of a joint at its stop
+    data.qpos[:16] = description.UPPER
+    data.ctrl[:] = np.array(description.UPPER) + 0.02  # noise on the target of a joint at its stop
     mujoco.mj_forward(model, data)
     np.testing.assert_allclose(data.actuator_force, 3 * 0.02, atol=1e-12)
 
 
 def test_the_constants_are_the_models(model):
-    assert (model.actuator_gainprm[:, 0] == allegro.KP).all()
-    assert (model.actuator_biasprm[:, 1:3] == [-allegro.KP, -allegro.KD]).all()
-    limit = allegro.TORQUE_LIMIT
+    assert (model.actuator_gainprm[:, 0] == description.KP).all()
+    assert (model.actuator_biasprm[:, 1:3] == [-description.KP, -description.KD]).all()
+    limit = description.TORQUE_LIMIT
     assert (model.actuator_forcerange == [-limit, limit]).all()
 
 
@@ -358,8 +359,8 @@ def test_a_published_grasp_brings_the_tips_to_the_pen(model, data, name):
     gaps = tip_gaps(model, data)
     assert (np.abs(gaps[near]) < 0.005).all(), gaps
     assert (gaps[~near] > 0.02).all(), gaps
-    assert (np.array(allegro.LOWER) <= data.qpos[:16]).all()
-    assert (data.qpos[:16] <= np.array(allegro.UPPER)).all()
+    assert (np.array(description.LOWER) <= data.qpos[:16]).all()
+    assert (data.qpos[:16] <= np.array(description.UPPER)).all()
 
 
 @pytest.mark.parametrize("name", GRASPS)

@@ -7,6 +7,8 @@ import mujoco
 import numpy as np
 import pytest
 
+from tasks.robots.panda import description
+
 HERE = pathlib.Path(__file__).parent
 PANDA = HERE.parents[2] / "tasks" / "robots" / "panda" / "panda.xml"
 TABLE = json.loads((HERE / "panda_reference.json").read_text())
@@ -377,3 +379,40 @@ def test_warp_accepts_the_model():
     with warp.ScopedDevice("cpu"):
         on_device = mujoco_warp.put_model(model)
     np.testing.assert_allclose(on_device.body_mass.numpy()[0], model.body_mass, rtol=1e-6)
+
+
+# The description, which drivers read, says what the model does.
+
+
+def test_the_description_is_the_models():
+    model = panda_spec().compile()
+    driven = [model.joint(int(j)).name for j in model.actuator_trnid[:, 0]]
+    assert driven == list(description.JOINTS) and description.JOINTS[:7] == description.ARM
+    assert driven[7] == description.FINGER and model.nu == 8
+    ranges = np.stack((description.LOWER, description.UPPER), axis=1)
+    np.testing.assert_array_equal([model.joint(name).range for name in driven], ranges)
+    np.testing.assert_array_equal(model.actuator_ctrlrange, ranges)
+
+
+def test_the_tool_is_3_4_mm_behind_the_makers_end_effector():
+    model = panda_spec().compile()
+    np.testing.assert_array_equal(model.site(description.TCP).pos, [0, 0, description.TCP_DISTANCE])
+    assert model.body(int(model.site(description.TCP).bodyid[0])).name == "hand"
+    assert description.TOOL == -0.0034
+
+
+def test_at_home_the_open_hand_points_down_in_the_middle_of_its_workspace():
+    model = panda_spec().compile()
+    data = mujoco.MjData(model)
+    data.qpos[:8], data.qpos[8] = description.HOME, description.FINGER_OPEN
+    mujoco.mj_kinematics(model, data)
+    tool = data.site(description.TCP)
+    low, high = np.transpose(description.WORKSPACE)
+    assert (low < tool.xpos).all() and (tool.xpos < high).all()
+    quat = np.empty(4)
+    mujoco.mju_mat2Quat(quat, tool.xmat)
+    # the angle between the two, which q and -q leave as it is
+    assert 2 * np.arccos(min(1.0, abs(quat @ description.DOWN))) < 0.01
+    pads = [data.geom(f"{side}_finger_pad").xpos for side in ("left", "right")]
+    gap = np.abs(pads[0] - pads[1])
+    assert gap.argmax() == 1  # along the world's y
