@@ -1,7 +1,7 @@
 """`penspin data`: check, list, pack, unpack, rescue and convert what was recorded.
 
 The parser's part answers without importing anything heavy; each verb is a function below that
-imports what it needs. Exit codes: 0 done, 2 the words cannot be meant, 3 the data cannot be
+imports what it needs. Exit codes: 0 done, 2 the command line is invalid, 3 the data cannot be
 trusted, or the disk lost it.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penspin_style import storage
+from penspin_style.system.arguments import add_json
 from penspin_style.system.terminal import one_line, printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _MANY = 20
 
 
 class _UsageError(ValueError):
-    """The words cannot be meant."""
+    """The command line is invalid."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -42,7 +43,7 @@ def add_verbs(verbs: Any) -> None:
 
     def verb(name: str, run: Callable[[Any], int], summary: str) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=summary, description=summary)
-        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        add_json(sub)
         sub.set_defaults(run=_guarded(run))
         return sub
 
@@ -63,8 +64,8 @@ def add_verbs(verbs: Any) -> None:
     pack = verb("pack", _pack, "Write a folder's successful episodes as PenSpin's real_data.h5.")
     pack.add_argument("folder")
     pack.add_argument("out", metavar="OUT.h5")
-    pack.add_argument("--full", action="store_true", help="with pictures, depth and point clouds")
-    pack.add_argument("--all", action="store_true", help="failures and unjudged episodes too")
+    pack.add_argument("--full", action="store_true", help="with images, depth and point clouds")
+    pack.add_argument("--all", action="store_true", help="with failures and of unknown success")
 
     unpack = verb("unpack", _unpack, "Write PenSpin's real_data.h5 as a folder of episodes.")
     unpack.add_argument("file", metavar="REAL.h5")
@@ -115,16 +116,16 @@ def _print_json(report: dict[str, Any]) -> None:
     print(json.dumps(report, allow_nan=False))
 
 
-# What the words mean.
+# Arguments.
 
 
-def _files(words: Sequence[str]) -> list[pathlib.Path]:
+def _files(names: Sequence[str]) -> list[pathlib.Path]:
     """Return the files that paths mean, a folder's in the order of their numbers."""
     from penspin_style.data.episodes.episode import episodes
 
     files: list[pathlib.Path] = []
-    for word in words:
-        path = pathlib.Path(word)
+    for name in names:
+        path = pathlib.Path(name)
         if path.is_dir():
             found = episodes(path)
             if not found:
@@ -150,13 +151,13 @@ def _opened(folder: str, *, successful: bool) -> tuple[list["Episode"], int]:
     return kept, len(found) - len(kept)
 
 
-def _card(word: str | None) -> "PolicyCard | None":
+def _card(name: str | None) -> "PolicyCard | None":
     """Return the card of an exported policy, a run folder or a policy folder."""
     from penspin_style.features import PolicyCard
 
-    if word is None:
+    if name is None:
         return None
-    path = pathlib.Path(word)
+    path = pathlib.Path(name)
     if path.suffix == ".onnx":
         from penspin_style.deploy.bundle import Bundle
 
@@ -182,8 +183,8 @@ def _hand(name: str) -> "Hand":
     )
 
 
-def _new_folder(word: str) -> pathlib.Path:
-    folder = pathlib.Path(word)
+def _new_folder(name: str) -> pathlib.Path:
+    folder = pathlib.Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _UsageError(f"{folder} is not an empty folder; choose another for the episodes")
     return folder
@@ -224,7 +225,7 @@ def _show(verdict: "Verdict", *, brief: bool) -> None:
 
 
 def _line(facts: "Facts") -> str:
-    judged = {True: "success", False: "failure", None: "not judged"}[facts.success]
+    judged = {True: "success", False: "failure", None: "success unknown"}[facts.success]
     parts = [f"{facts.steps} steps", f"{facts.seconds:.4g} s"]
     if facts.kind == "episode":
         parts += [facts.task, facts.source, judged]
@@ -239,12 +240,12 @@ def _fault(verdict: "Verdict") -> dict[str, Any]:
     return {"file": str(verdict.file), "key": fault.key, "row": fault.row, "what": fault.what}
 
 
-def _leftovers(words: Sequence[str]) -> dict[str, str]:
+def _leftovers(names: Sequence[str]) -> dict[str, str]:
     """Return the hidden files of recorders in the folders, and what has become of these."""
     from penspin_style.data.episodes.atomic_file import is_alive, stages
 
     found = {}
-    for folder in (path for word in words if (path := pathlib.Path(word)).is_dir()):
+    for folder in (path for name in names if (path := pathlib.Path(name)).is_dir()):
         for stage in stages(folder):
             state = "is being recorded" if is_alive(stage) else "was cut off; the next recorder"
             found[str(stage)] = state if state.startswith("is") else f"{state} removes it"
