@@ -13,9 +13,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SYSTEM = {
-    f"system.{name}" for name in ("arguments", "interrupt", "plain_yaml", "tensors", "terminal")
-}
+LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "terminal")}
+SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
@@ -24,8 +23,8 @@ RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_sc
 LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
 TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
 # needs no torch
-ROBOT = {"penspin_style", "features", "rotation", "system.arguments", "system.interrupt"}
-ROBOT |= {"system.terminal", "data.episodes", "tasks.robots.description", "real"} | RUN_TIME
+ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
+ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
 # what simulates, or learns, beside it
 WORLD = TRAIN | ROBOT | {"viewer", "tasks", "tasks.robots"}
 REAL = {f"real.{name}" for name in ("drivers", "control", "serving")}
@@ -40,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "system": set(),
     "system.arguments": set(),
     "system.interrupt": set(),
+    "system.interval": set(),
     "system.plain_yaml": {"storage"},
     "system.tensors": {"storage"},
     "system.terminal": set(),
@@ -90,6 +90,7 @@ WITHOUT = {
     "storage": {"torch"},
     "system.arguments": {"torch", "numpy"},
     "system.interrupt": {"torch", "numpy"},
+    "system.interval": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},

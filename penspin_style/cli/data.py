@@ -225,10 +225,10 @@ def _show(verdict: "Verdict", *, brief: bool) -> None:
 
 
 def _line(facts: "Facts") -> str:
-    judged = {True: "success", False: "failure", None: "success unknown"}[facts.success]
+    success = {True: "success", False: "failure", None: "success unknown"}[facts.success]
     parts = [f"{facts.steps} steps", f"{facts.seconds:.4g} s"]
     if facts.kind == "episode":
-        parts += [facts.task, facts.source, judged]
+        parts += [facts.task, facts.source, success]
     else:
         parts.insert(0, f"{facts.kind} of {facts.episodes}")
     return printable(f"{facts.file}: " + "; ".join([", ".join(parts), *facts.notes]))

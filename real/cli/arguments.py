@@ -1,4 +1,4 @@
-"""The flags of the verbs that drive a robot. Light: what they run is imported when it runs."""
+"""The arguments of the verbs that drive a robot. Light: what they run is imported when it runs."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     add_json(sub)
     make = sub
 
-    summary = "Repeat trajectories on a robot or its twin; evaluate and record."
+    summary = "Repeat trajectories on a robot or its twin; record them and their success."
     sub = kinds.add_parser("run", help=summary, description=summary)
     sub.add_argument("trajectories", metavar="DIR", help="folder that `replay make` filled")
     add_arguments(sub)
