@@ -5,8 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 
 

@@ -7,7 +7,6 @@ trusted, or the disk lost it.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from penspin_style import storage
 from penspin_style.system.arguments import add_json
-from penspin_style.system.terminal import one_line, printable
+from penspin_style.system.terminal import one_line, print_json, printable
 
 if TYPE_CHECKING:
     from penspin_style.data.check import Facts, Verdict
@@ -112,10 +111,6 @@ def _guarded(run: Callable[[Any], int]) -> Callable[[Any], int]:
     return running
 
 
-def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report, allow_nan=False))
-
-
 # Arguments.
 
 
@@ -207,7 +202,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.json:
         faults = [_fault(v) for v in bad]
         facts = [dataclasses.asdict(v.facts) for v in verdicts if v.facts is not None]
-        _print_json({"files": facts, "faults": faults, "unfinished": left})
+        print_json({"files": facts, "faults": faults, "unfinished": left})
     else:
         for path, state in left.items():
             print(printable(f"{path}: {state}"))
@@ -257,7 +252,7 @@ def _info(args: argparse.Namespace) -> int:
 
     facts = [info(path) for path in _files(args.paths)]
     if args.json:
-        _print_json({"files": [dataclasses.asdict(f) for f in facts]})
+        print_json({"files": [dataclasses.asdict(f) for f in facts]})
         return _OK
     for i, fact in enumerate(facts):
         print(_line(fact))
@@ -283,7 +278,7 @@ def _pack(args: argparse.Namespace) -> int:
     pack(kept, out, full=args.full)
     report = {"out": str(out), "episodes": len(kept), "left_out": left_out}
     if args.json:
-        _print_json(report)
+        print_json(report)
     else:
         rest = f"; {left_out} that were no success left out" if left_out else ""
         print(f"{len(kept)} episodes in {out}{rest}")
@@ -316,7 +311,7 @@ def _unpack(args: argparse.Namespace) -> int:
         print(f"penspin: {file}: {one_line(text)}", file=sys.stderr)
     if args.json:
         report = {"folder": str(folder), "episodes": len(written), "control_dt": control_dt}
-        _print_json({**report, "left_out": lost, "notes": notes})
+        print_json({**report, "left_out": lost, "notes": notes})
     else:
         rest = f"; {len(lost)} that cannot be trusted left out" if lost else ""
         print(f"{len(written)} episodes in {folder}, {1 / control_dt:.4g} Hz{rest}")
@@ -331,7 +326,7 @@ def _repair(args: argparse.Namespace) -> int:
         raise _UsageError(f"{source} does not exist")
     kept, lost = repair(source, folder, lambda: _hand(args.hand))
     if args.json:
-        _print_json({"folder": str(folder), "kept": kept, "lost": lost})
+        print_json({"folder": str(folder), "kept": kept, "lost": lost})
     else:
         for name, file in kept.items():
             print(printable(f"kept  {name} as {file}"))
@@ -356,7 +351,7 @@ def _convert(args: argparse.Namespace) -> int:
         robomimic.write(kept, out)
     if args.json:
         report = {"out": str(out), "episodes": len(kept), "left_out": left_out}
-        _print_json({"to": args.to, **report})
+        print_json({"to": args.to, **report})
     else:
         print(f"{len(kept)} episodes in {out}, as {args.to} reads them")
     return _OK

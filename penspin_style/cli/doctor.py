@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from penspin_style.env.env import Env
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_DATA, EXIT_OK, resolve_device, versions
 
 _FIT_STEPS = 20

@@ -6,10 +6,10 @@ import time
 
 from penspin_style.cli.report import check_plotting, plot, print_evaluation
 from penspin_style.cli.verb import output_file
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError, nearest
 from penspin_style.train.evaluate import blinded, evaluate
 from penspin_style.train.load_policy import open_source
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 
 

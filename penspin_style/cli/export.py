@@ -6,8 +6,8 @@ import pathlib
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
 from penspin_style.nets.policy import load_policy
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 
 

@@ -7,9 +7,9 @@ import sys
 
 from penspin_style.cli.verb import output_file
 from penspin_style.render.gl_renderer import NoOpenGLError
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError
 from penspin_style.train.load_policy import open_source
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 from penspin_style.viewer.video import shoot, write
 from penspin_style.viewer.window import play_window

@@ -8,7 +8,7 @@ import sys
 from penspin_style.algo.algorithm import torch_threads
 from penspin_style.pretrain.cifar import PretrainConfig, pretrain
 from penspin_style.pretrain.renders import RendersConfig, pretrain_on_renders
-from penspin_style.train.logging import print_json
+from penspin_style.system.terminal import print_json
 from penspin_style.train.run import EXIT_OK
 
 

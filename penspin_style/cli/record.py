@@ -7,9 +7,9 @@ import torch
 
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import task_name
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train, typed_tasks
 from penspin_style.train.load_policy import Source, open_source
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 
 

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import find_task, task_names
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK
 
 

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from penspin_style.system.plain_yaml import parse_mapping
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train
-from penspin_style.train.logging import print_json
 from penspin_style.train.run import EXIT_OK, Run
 
 VIDEO_SECONDS = 900.0
