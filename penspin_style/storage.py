@@ -62,14 +62,19 @@ def publish(target: pathlib.Path, facts: dict[str, Any]) -> Iterator[pathlib.Pat
         manifest.write_text(_render({**facts, "sha256": sums}))
         _flush_and_hash(manifest)
         flush_folder(stage)
-        os.rename(stage, target)
-        try:
-            flush_folder(target.parent)
-        except OSError:
-            os.rename(target, stage)  # it might not outlive a power cut: not published
-            raise
+        rename(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def rename(stage: pathlib.Path, target: pathlib.Path) -> None:
+    """Give a file or folder its name so that it outlives a power cut, or not at all."""
+    os.rename(stage, target)
+    try:
+        flush_folder(target.parent)
+    except OSError:
+        os.rename(target, stage)
+        raise
 
 
 def make_folder(folder: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from penspin_style.data.formats import penspin
 from penspin_style.features import PolicyCard
 from penspin_style.nets.policy import load_policy, read_policy, save_policy
 from penspin_style.system import interrupt
+from penspin_style.system.arguments import Parser
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import one_line
 from penspin_style.train.load_policy import config_of
@@ -390,22 +391,6 @@ def publish(
     storage.write_file(out / "versions.json", json.dumps(versions(), indent=1).encode())
     save_policy(result.policy, own, out / "policy", config)
     return own
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, for options in PenSpin's spellings and the usual one."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line and end the process."""
-        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
-
-    def option(self, name: str, summary: str, **kwargs: Any) -> None:
-        """Add an option that is spelled with dashes or underscores."""
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-        default = kwargs.get("default")
-        tail = f", default {default}" if default not in (None, "", False) else ""
-        self.add_argument(*spellings, help=f"{summary}{tail}", **kwargs)
 
 
 def parser() -> Parser:

@@ -13,7 +13,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SYSTEM = {"system.interrupt", "system.plain_yaml", "system.tensors", "system.terminal"}
+LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "terminal")}
+SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
@@ -24,8 +25,8 @@ RUN_TIME |= {"deploy.policy"}
 LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
 TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
 # needs no torch
-ROBOT = {"penspin_style", "features", "rotation", "system.interrupt", "system.terminal"}
-ROBOT |= {"data.episodes", "tasks.robots.description", "real"} | RUN_TIME
+ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
+ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
 # what simulates, or learns, beside it
 WORLD = TRAIN | ROBOT | {"viewer", "tasks", "tasks.robots"}
 REAL = {f"real.{name}" for name in ("drivers", "control", "serving")}
@@ -38,7 +39,9 @@ LAYERS: dict[str, set[str]] = {
     "config": set(),
     "rotation": set(),
     "system": set(),
+    "system.arguments": set(),
     "system.interrupt": set(),
+    "system.interval": set(),
     "system.plain_yaml": {"storage"},
     "system.tensors": {"storage"},
     "system.terminal": set(),
@@ -61,7 +64,7 @@ LAYERS: dict[str, set[str]] = {
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
-    "viewer": ENV | {"train"},
+    "viewer": ENV | {"train", "data.formats"},
     "bench": TRAIN,
     "cli": TRAIN | {"bench", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
@@ -89,7 +92,9 @@ WITHOUT = {
     "features": {"torch", "numpy", "mujoco"},
     "config": {"torch", "mujoco"},
     "storage": {"torch"},
+    "system.arguments": {"torch", "numpy"},
     "system.interrupt": {"torch", "numpy"},
+    "system.interval": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},
@@ -230,7 +235,7 @@ def test_the_library_never_names_tasks_real_scripts_or_tests():
         ("penspin_style.env.env", "import tasks", "env may not import tasks"),
         ("penspin_style.sim.sim", "from tasks.robots import panda", "sim may not import tasks"),
         ("penspin_style.sim.sim", "import_module('tasks')", "sim may not import tasks"),
-        ("penspin_style.cli.verbs", "import importlib\nimportlib.import_module('real.x')", "real"),
+        ("penspin_style.cli.verb", "import importlib\nimportlib.import_module('real.x')", "real"),
         ("penspin_style.env.env", "from ..algo import ppo", "env may not import algo"),
         ("penspin_style.env.env", "from ..train import run", "env may not import train"),
         ("penspin_style.features", "import torch.nn as nn", "features must do without"),
@@ -253,7 +258,7 @@ def test_the_library_never_names_tasks_real_scripts_or_tests():
         ),
         ("real.hand", "import real.replay.replay", "real may not import real.replay"),
         (
-            "penspin_style.cli.verbs",
+            "penspin_style.cli.verb",
             "from real.cli import command",
             "cli may not import real.cli",
         ),

@@ -11,7 +11,7 @@ import mujoco_warp as mjw
 import torch
 import warp as wp
 
-from penspin_style.bench.sim_train import alternate, make_env, report
+from penspin_style.bench.alternate import alternate, make_env, report
 from penspin_style.config import TrainConfig
 from penspin_style.env.task import Task
 from penspin_style.render.renderer import View, make_renderer
@@ -41,7 +41,7 @@ def render(
     """
     views = tuple(views) or cfg.task.views()
     if not views:
-        raise ValueError("the task draws nothing: list pictures in an observation group")
+        raise ValueError("the task draws nothing: list images in an observation group")
     env = make_env(cfg, task)
     root = env.current()
     for _ in range(_WARM_STEPS):

@@ -1,14 +1,6 @@
-"""Honest ratios: our code against the bare engine, on the same model, alternating, in one run.
-
-Machines drift; a ratio of two measurements that took turns does not. Each figure is the median over
-rounds, with the smallest and largest beside it.
-"""
+"""Simulation and training against the bare engine on the same model, alternating in one run."""
 
 import copy
-import os
-import pathlib
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -19,13 +11,12 @@ from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import rollout, torch_threads
 from penspin_style.algo.ppo import PPO
+from penspin_style.bench.alternate import alternate, make_env, report
 from penspin_style.config import TrainConfig
-from penspin_style.deploy.bundle import Bundle
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.sim.batch_sim import BatchSim, controls
 from penspin_style.sim.sim import Sim
-from penspin_style.train.run import resolve_device
 
 
 def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
@@ -188,108 +179,3 @@ class Tape:
 
     def _snapshot(self) -> dict[str, np.ndarray]:
         return {name: value.copy() for name, value in self._live.items()}
-
-
-def onnx(path: pathlib.Path, *, calls: int) -> dict[str, Any]:
-    """Return the time that one action takes, batch 1 on one thread, in ms: median, p99, longest.
-
-    What is timed is all that a robot waits for: checks of the observation, graph, check of the
-    action.
-    """
-    bundle = Bundle.load(path)
-    rng = np.random.default_rng(0)
-    observations = [
-        {
-            i.name: rng.integers(0, 256, shape, np.uint8)
-            if dtype == "uint8"
-            else rng.random(shape, np.float32)
-            for i in bundle.card.inputs
-            for dtype, shape in [i.tensor]
-        }
-        for _ in range(32)
-    ]
-    times = []
-    for i in range(calls + 100):
-        began = time.perf_counter()
-        bundle(observations[i % len(observations)])
-        times.append(1e3 * (time.perf_counter() - began))
-    taken = np.array(times[100:])  # the first ones warm up
-    p50, p99 = np.percentile(taken, (50, 99))
-    return {
-        "calls": calls,
-        "p50_ms": round(float(p50), 3),
-        "p99_ms": round(float(p99), 3),
-        "max_ms": round(float(taken.max()), 3),
-    }
-
-
-def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
-    """Return an environment to measure in; its restarts spread evenly over time."""
-    return Env(
-        task(cfg.task),
-        cfg.num_envs,
-        resolve_device(cfg.device),
-        seed=cfg.seed,
-        engine=cfg.sim.engine,
-        nthread=cfg.sim.nthread,
-        stagger=True,
-    )
-
-
-def alternate(
-    contenders: Mapping[str, Callable[[int], object]],
-    rounds: int,
-    steps: int,
-    *,
-    prepare: Callable[[], None],
-    finish: Callable[[], None] = lambda: None,
-    ready: Mapping[str, Callable[[int], object]] | None = None,
-) -> dict[str, list[float]]:
-    """Return calls per second of each contender in each round; they take turns.
-
-    contenders: called with 0 .. steps - 1 in each round.
-    prepare: brings about the start that all have in common; its time does not count.
-    finish: returns when all that was called is done; its time counts.
-    ready: contender -> what is called before each of its calls; its time does not count.
-    """
-    ready = ready or {}
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name, call in contenders.items():
-            prepare()
-            before = ready.get(name)
-            began, waited = time.perf_counter(), 0.0
-            for i in range(steps):
-                if before:
-                    paused = time.perf_counter()
-                    before(i)
-                    waited += time.perf_counter() - paused
-                call(i)
-            finish()
-            if round_:  # the first round compiles, captures and warms caches up
-                speeds[name].append(steps / (time.perf_counter() - began - waited))
-    return speeds
-
-
-def report(
-    cfg: TrainConfig,
-    speeds: Mapping[str, list[float]],
-    ratios: Mapping[str, tuple[str, str]],
-    *,
-    per_env: int = 1,
-    unit: str = "",
-) -> dict[str, Any]:
-    """Return medians over rounds, with the smallest and largest beside them.
-
-    speeds: what `alternate` returned. ratios: name -> (ours, the base), both among the speeds.
-    per_env: how many things a call does for each environment, whose rate is `<name>_<unit>per_s`.
-    """
-    out: dict[str, Any] = {"num_envs": cfg.num_envs, "cores": os.cpu_count()}
-    for name, (ours, base) in ratios.items():
-        pairs = [a / b for a, b in zip(speeds[ours], speeds[base], strict=True)]
-        out[name] = round(statistics.median(pairs), 3)
-        out[f"{name}_spread"] = [round(min(pairs), 3), round(max(pairs), 3)]
-    for name, values in speeds.items():
-        rates = [v * cfg.num_envs * per_env for v in values]
-        out[f"{name}_{unit}per_s"] = [round(f(rates)) for f in (min, statistics.median, max)]
-    return out

@@ -1,20 +1,20 @@
 """`penspin data`: check, list, pack, unpack, rescue and convert what was recorded.
 
 The parser's part answers without importing anything heavy; each verb is a function below that
-imports what it needs. Exit codes: 0 done, 2 the words cannot be meant, 3 the data cannot be
+imports what it needs. Exit codes: 0 done, 2 the command line is invalid, 3 the data cannot be
 trusted, or the disk lost it.
 """
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penspin_style import storage
-from penspin_style.system.terminal import one_line, printable
+from penspin_style.system.arguments import add_json
+from penspin_style.system.terminal import one_line, print_json, printable
 
 if TYPE_CHECKING:
     from penspin_style.data.check import Facts, Verdict
@@ -31,7 +31,7 @@ _MANY = 20
 
 
 class _UsageError(ValueError):
-    """The words cannot be meant."""
+    """The command line is invalid."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -42,7 +42,7 @@ def add_verbs(verbs: Any) -> None:
 
     def verb(name: str, run: Callable[[Any], int], summary: str) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=summary, description=summary)
-        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        add_json(sub)
         sub.set_defaults(run=_guarded(run))
         return sub
 
@@ -63,8 +63,8 @@ def add_verbs(verbs: Any) -> None:
     pack = verb("pack", _pack, "Write a folder's successful episodes as PenSpin's real_data.h5.")
     pack.add_argument("folder")
     pack.add_argument("out", metavar="OUT.h5")
-    pack.add_argument("--full", action="store_true", help="with pictures, depth and point clouds")
-    pack.add_argument("--all", action="store_true", help="failures and unjudged episodes too")
+    pack.add_argument("--full", action="store_true", help="with images, depth and point clouds")
+    pack.add_argument("--all", action="store_true", help="with failures and of unknown success")
 
     unpack = verb("unpack", _unpack, "Write PenSpin's real_data.h5 as a folder of episodes.")
     unpack.add_argument("file", metavar="REAL.h5")
@@ -111,20 +111,16 @@ def _guarded(run: Callable[[Any], int]) -> Callable[[Any], int]:
     return running
 
 
-def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report, allow_nan=False))
+# Arguments.
 
 
-# What the words mean.
-
-
-def _files(words: Sequence[str]) -> list[pathlib.Path]:
+def _files(names: Sequence[str]) -> list[pathlib.Path]:
     """Return the files that paths mean, a folder's in the order of their numbers."""
     from penspin_style.data.episodes.episode import episodes
 
     files: list[pathlib.Path] = []
-    for word in words:
-        path = pathlib.Path(word)
+    for name in names:
+        path = pathlib.Path(name)
         if path.is_dir():
             found = episodes(path)
             if not found:
@@ -150,13 +146,13 @@ def _opened(folder: str, *, successful: bool) -> tuple[list["Episode"], int]:
     return kept, len(found) - len(kept)
 
 
-def _card(word: str | None) -> "PolicyCard | None":
+def _card(name: str | None) -> "PolicyCard | None":
     """Return the card of an exported policy, a run folder or a policy folder."""
     from penspin_style.features import PolicyCard
 
-    if word is None:
+    if name is None:
         return None
-    path = pathlib.Path(word)
+    path = pathlib.Path(name)
     if path.suffix == ".onnx":
         from penspin_style.deploy.bundle import Bundle
 
@@ -178,8 +174,8 @@ def _hand(name: str) -> "Hand":
         raise _UsageError(f"--hand {name}: {error}") from error
 
 
-def _new_folder(word: str) -> pathlib.Path:
-    folder = pathlib.Path(word)
+def _new_folder(name: str) -> pathlib.Path:
+    folder = pathlib.Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _UsageError(f"{folder} is not an empty folder; choose another for the episodes")
     return folder
@@ -202,7 +198,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.json:
         faults = [_fault(v) for v in bad]
         facts = [dataclasses.asdict(v.facts) for v in verdicts if v.facts is not None]
-        _print_json({"files": facts, "faults": faults, "unfinished": left})
+        print_json({"files": facts, "faults": faults, "unfinished": left})
     else:
         for path, state in left.items():
             print(printable(f"{path}: {state}"))
@@ -220,10 +216,10 @@ def _show(verdict: "Verdict", *, brief: bool) -> None:
 
 
 def _line(facts: "Facts") -> str:
-    judged = {True: "success", False: "failure", None: "not judged"}[facts.success]
+    success = {True: "success", False: "failure", None: "success unknown"}[facts.success]
     parts = [f"{facts.steps} steps", f"{facts.seconds:.4g} s"]
     if facts.kind == "episode":
-        parts += [facts.task, facts.source, judged]
+        parts += [facts.task, facts.source, success]
     else:
         parts.insert(0, f"{facts.kind} of {facts.episodes}")
     return printable(f"{facts.file}: " + "; ".join([", ".join(parts), *facts.notes]))
@@ -235,12 +231,12 @@ def _fault(verdict: "Verdict") -> dict[str, Any]:
     return {"file": str(verdict.file), "key": fault.key, "row": fault.row, "what": fault.what}
 
 
-def _leftovers(words: Sequence[str]) -> dict[str, str]:
+def _leftovers(names: Sequence[str]) -> dict[str, str]:
     """Return the hidden files of recorders in the folders, and what has become of these."""
     from penspin_style.data.episodes.atomic_file import is_alive, stages
 
     found = {}
-    for folder in (path for word in words if (path := pathlib.Path(word)).is_dir()):
+    for folder in (path for name in names if (path := pathlib.Path(name)).is_dir()):
         for stage in stages(folder):
             state = "is being recorded" if is_alive(stage) else "was cut off; the next recorder"
             found[str(stage)] = state if state.startswith("is") else f"{state} removes it"
@@ -252,7 +248,7 @@ def _info(args: argparse.Namespace) -> int:
 
     facts = [info(path) for path in _files(args.paths)]
     if args.json:
-        _print_json({"files": [dataclasses.asdict(f) for f in facts]})
+        print_json({"files": [dataclasses.asdict(f) for f in facts]})
         return _OK
     for i, fact in enumerate(facts):
         print(_line(fact))
@@ -278,7 +274,7 @@ def _pack(args: argparse.Namespace) -> int:
     pack(kept, out, full=args.full)
     report = {"out": str(out), "episodes": len(kept), "left_out": left_out}
     if args.json:
-        _print_json(report)
+        print_json(report)
     else:
         rest = f"; {left_out} that were no success left out" if left_out else ""
         print(f"{len(kept)} episodes in {out}{rest}")
@@ -311,7 +307,7 @@ def _unpack(args: argparse.Namespace) -> int:
         print(f"penspin: {file}: {one_line(text)}", file=sys.stderr)
     if args.json:
         report = {"folder": str(folder), "episodes": len(written), "control_dt": control_dt}
-        _print_json({**report, "left_out": lost, "notes": notes})
+        print_json({**report, "left_out": lost, "notes": notes})
     else:
         rest = f"; {len(lost)} that cannot be trusted left out" if lost else ""
         print(f"{len(written)} episodes in {folder}, {1 / control_dt:.4g} Hz{rest}")
@@ -326,7 +322,7 @@ def _repair(args: argparse.Namespace) -> int:
         raise _UsageError(f"{source} does not exist")
     kept, lost = repair(source, folder, lambda: _hand(args.hand))
     if args.json:
-        _print_json({"folder": str(folder), "kept": kept, "lost": lost})
+        print_json({"folder": str(folder), "kept": kept, "lost": lost})
     else:
         for name, file in kept.items():
             print(printable(f"kept  {name} as {file}"))
@@ -351,7 +347,7 @@ def _convert(args: argparse.Namespace) -> int:
         robomimic.write(kept, out)
     if args.json:
         report = {"out": str(out), "episodes": len(kept), "left_out": left_out}
-        _print_json({"to": args.to, **report})
+        print_json({"to": args.to, **report})
     else:
         print(f"{len(kept)} episodes in {out}, as {args.to} reads them")
     return _OK

@@ -1,5 +1,6 @@
-"""What this machine can do: versions, OpenGL, GPU, Warp's cache, folders, how many envs fit."""
+"""`penspin doctor`: versions, OpenGL, GPU, Warp's cache, folders, how many envs fit."""
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -16,17 +17,28 @@ from typing import Any
 import torch
 
 from penspin_style.env.env import Env
+from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.run import resolve_device, versions
+from penspin_style.train.run import EXIT_DATA, EXIT_OK, resolve_device, versions
 
 _FIT_STEPS = 20
 _DRAW_SECONDS = 60.0
 
 
-def examine(*, fit: bool, warm: bool, words: Sequence[str]) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> int:
+    """Say what this machine can do."""
+    report = examine(fit=args.fit, warm=args.warm, overrides=args.overrides)
+    if args.json:
+        print_json(report)
+    else:
+        show(report)
+    return EXIT_OK if report["ok"] else EXIT_DATA
+
+
+def examine(*, fit: bool, warm: bool, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the findings; `ok` is False when something that the quickstart needs is missing.
 
-    words: overrides; they choose the task whose environments `fit` counts and `warm` compiles for.
+    overrides: they choose the task whose environments `fit` counts and `warm` compiles for.
     """
     report: dict[str, Any] = {"problems": []}
     problems = report["problems"]
@@ -46,11 +58,11 @@ def examine(*, fit: bool, warm: bool, words: Sequence[str]) -> dict[str, Any]:
     problems += [f"{name} is not installed: pip install -e ." for name in missing]
     problems += [f"{p} is not writable" for p, ok in report["folders"].items() if not ok]
     if not report["opengl"]["platform"]:
-        problems.append(f"no films and pictures: {report['opengl']['error']}")
+        problems.append(f"no videos and images: {report['opengl']['error']}")
     if warm:
-        report["warm_seconds"] = _tried("warm", lambda: _warm(words), None, problems)
+        report["warm_seconds"] = _tried("warm", lambda: _warm(overrides), None, problems)
     if fit:
-        report["fit"] = _tried("fit", lambda: _fit(words), [], problems)
+        report["fit"] = _tried("fit", lambda: _fit(overrides), [], problems)
     needed = all(report[name] for name in ("versions", "folders"))
     report["ok"] = needed and not missing and all(report["folders"].values())
     return report
@@ -77,7 +89,7 @@ def _tried(name: str, find: Callable[[], Any], otherwise: Any, problems: list[st
     """Return what is found; what goes wrong meanwhile is one of the problems.
 
     Raises:
-        UsageError: the words are at fault, not the machine.
+        UsageError: the overrides are at fault, not the machine.
     """
     try:
         return find()
@@ -145,18 +157,18 @@ def _writable(folder: pathlib.Path) -> bool:
     return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 1 << 28
 
 
-def _warm(words: Sequence[str]) -> float:
+def _warm(overrides: Sequence[str]) -> float:
     """Compile Warp's kernels for the task by stepping one environment; return the seconds."""
-    cfg, task, _ = compose_train(words)
+    cfg, task, _ = compose_train(overrides)
     began = time.perf_counter()
     env = Env(task(cfg.task), 1, resolve_device(cfg.device), engine="warp")
     env.rollout(2)
     return round(time.perf_counter() - began, 1)
 
 
-def _fit(words: Sequence[str]) -> list[dict[str, float]]:
+def _fit(overrides: Sequence[str]) -> list[dict[str, float]]:
     """Double the number of environments until memory or speed says stop."""
-    cfg, task, _ = compose_train(words)
+    cfg, task, _ = compose_train(overrides)
     device = resolve_device(cfg.device)
     rows: list[dict[str, float]] = []
     num_envs = 64

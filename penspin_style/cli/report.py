@@ -67,7 +67,7 @@ def check_plotting() -> None:
 
 
 def plot(path: Path, task: str, result: Evaluation, control_dt: float) -> None:
-    """Write a picture: the share of episodes still running over time, histograms of the means.
+    """Write an image: the share of episodes still running over time, histograms of the means.
 
     Faulty episodes are left out. Kinds of episodes have a colour each, all together are black.
 

@@ -6,17 +6,12 @@ OSMesa (software). A platform that a user has set is respected.
 
 import copy
 import os
-import pathlib
 import subprocess
 import sys
-from collections.abc import Iterable
-from fractions import Fraction
 from types import TracebackType
-from typing import Any
 
 import mujoco
 import numpy as np
-import torch
 
 from penspin_style.sim.sim import Sim
 
@@ -161,35 +156,3 @@ class GLRenderer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write RGB frames (height, width, 3) uint8 as H.264 mp4. Sizes must be even."""
-    import av
-
-    container: Any = av.open(str(path), "w")
-    with container:
-        stream = None
-        for frame in frames:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-                stream.height, stream.width = frame.shape[:2]
-                stream.pix_fmt = "yuv420p"
-                stream.options = {"crf": "20"}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if stream is None:
-            raise ValueError("a video needs at least one frame")
-        container.mux(stream.encode())
-
-
-def write_strip(
-    path: pathlib.Path, frames: list[np.ndarray], count: int = 6, axis: int = 1
-) -> None:
-    """Write `count` frames, evenly spread from first to last, as one PNG.
-
-    axis: 1 puts them side by side, 0 one below the other.
-    """
-    from PIL import Image
-
-    picks = torch.linspace(0, len(frames) - 1, count).round().long().tolist()
-    Image.fromarray(np.concatenate([frames[i] for i in picks], axis=axis)).save(path)

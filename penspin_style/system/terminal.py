@@ -1,8 +1,16 @@
-"""What goes to a terminal of texts that others wrote.
+"""What is printed: texts that others wrote, and JSON.
 
 A name in a file, an error that quotes it and the name of the file itself may hold sequences that
 move the cursor, recolour the screen or type for the user; a terminal sees none of them.
 """
+
+import json
+from typing import Any
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    print(json.dumps(value, indent=1, allow_nan=False), flush=True)
 
 
 def printable(text: str) -> str:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
+from penspin_style.system.interval import Z, wilson
 
-Z = 1.959964
-"""Standard deviations of a normal distribution that 95 % lie within."""
 Act = Callable[[Any], Tensor]
 """From a root TensorDict [num_envs] to actions (num_envs, naction)."""
 
@@ -252,10 +251,3 @@ def normal(values: Tensor, z: float = Z) -> tuple[float, float]:
     half = z * values.double().std().item() / math.sqrt(len(values))
     mean = values.double().mean().item()
     return mean - half, mean + half
-
-
-def wilson(rate: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion (Wilson 1927); z for 95 % by default."""
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -314,10 +313,3 @@ _ALWAYS = (
     ("std", "train/actor/std", ".2f"),
     ("faults", "env/fault", ".0f"),
 )
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on standard output."""
-    import json
-
-    print(json.dumps(value, indent=1, allow_nan=False), file=sys.stdout, flush=True)

@@ -1,30 +1,32 @@
-"""Films of a policy at work, with what it sees in a corner, and a window to watch it in."""
+"""Videos of a policy at work, with what it sees in a corner."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from penspin_style.data.formats.video import VideoWriter
 from penspin_style.env.env import Env
-from penspin_style.render.gl_renderer import GLRenderer, write_strip, write_video
+from penspin_style.render.gl_renderer import GLRenderer
 from penspin_style.train.evaluate import Act, evaluate
+from penspin_style.viewer.strip import side_by_side, write_strip
 
 STRIP_TAIL = 4
 """Frames after the first success that a strip still shows: what follows is standing still."""
-_MARGIN = 8  # pixels around the views in a film's corner
+_MARGIN = 8  # pixels around the views in a video's corner
 
 
 @dataclass
 class Shot:
-    """One filmed episode."""
+    """One episode of a video."""
 
     frames: list[np.ndarray]
     """(size, size, 3) uint8, after each step but the last; with views and a caption."""
     views: list[np.ndarray]
-    """What the policy saw at each frame, side by side; empty if it sees no pictures."""
+    """What the policy saw at each frame, side by side; empty if it sees no images."""
     end: int
     """The frame shortly after the first success, or the last one."""
 
@@ -38,7 +40,7 @@ def shoot(
     size: int,
     successful: bool = False,
 ) -> list[Shot]:
-    """Film episodes, each in an environment of its own.
+    """Draw episodes, each in an environment of its own.
 
     make_env: from (num_envs, seed) to an environment.
     successful: pass over episodes without success; a twentieth of them must have one.
@@ -64,13 +66,13 @@ def shoot(
                 views: list[np.ndarray] = views,
             ) -> None:
                 if frames and int(env.step_count[0]) <= len(frames):
-                    return  # the environment has restarted: what follows is of no film
+                    return  # the environment has restarted: what follows is not drawn
                 frame = renderer.render().copy()
-                pictures = {k: v[0].cpu().numpy() for k, v in env.pictures().items()}
-                if pictures:
-                    views.append(side_by_side(pictures, size // 5))
+                images = {k: v[0].cpu().numpy() for k, v in env.pictures().items()}
+                if images:
+                    views.append(side_by_side(images, size // 5))
                     _overlay(frame, views[-1])
-                _write(frame, caption(env))
+                write_line(frame, caption(env))
                 frames.append(frame)
 
             result = evaluate(env, act, seed=seed, on_step=note)
@@ -80,43 +82,35 @@ def shoot(
         if len(shots) == episodes:
             return shots
     if not shots:
-        raise ValueError(f"no successful episode among {20 * episodes}; film any instead")
+        raise ValueError(f"no successful episode among {20 * episodes}; leave out --successful")
     return shots
 
 
 def write(
     shots: Sequence[Shot], video: Path, strip: Path | None, views: Path | None, *, fps: float
 ) -> None:
-    """Write the film, six frames of its first episode, and what was seen at these frames."""
-    write_video(video, [frame for shot in shots for frame in shot.frames], fps)
+    """Write the video, six frames of its first episode, and what was seen at these frames.
+
+    Raises:
+        ValueError: there is no frame.
+    """
+    frames = [frame for shot in shots for frame in shot.frames]
+    if not frames:
+        raise ValueError(f"{video}: a video needs at least one frame, an episode of two steps")
+    rate = Fraction(fps).limit_denominator(1000)
+    height, width, _ = frames[0].shape
+    writer = VideoWriter(video, height, width, rate, options={"crf": "20"})
+    try:
+        writer.add(frames)
+        writer.close()
+    except BaseException:
+        writer.drop()
+        raise
     first = shots[0]
     if strip is not None:
         write_strip(strip, first.frames[: first.end])
     if views is not None:
         write_strip(views, first.views[: first.end], axis=0)
-
-
-def side_by_side(pictures: Mapping[str, np.ndarray], height: int) -> np.ndarray:
-    """Return pictures beside each other, enlarged without smoothing; near is bright in depth.
-
-    pictures: (height, width, 3) uint8 or (height, width) m, or stacks of such, the last one counts.
-    height: pixels of the result, about.
-    """
-    tiles = []
-    for picture in pictures.values():
-        tile = picture if picture.dtype == np.uint8 else _gray(picture)
-        tile = tile[-1] if tile.ndim == 4 else tile
-        times = max(1, round(height / tile.shape[0]))
-        tiles.append(tile.repeat(times, axis=0).repeat(times, axis=1))
-    tallest = max(tile.shape[0] for tile in tiles)
-    padded = [np.pad(t, ((0, tallest - t.shape[0]), (0, 2), (0, 0))) for t in tiles]
-    return np.concatenate(padded, axis=1)[:, :-2]
-
-
-def _gray(depth: np.ndarray) -> np.ndarray:
-    """Return depth as a picture: white at 0.1 m, darker with distance, black for nothing."""
-    bright = np.where(depth > 0, 0.1 / np.maximum(depth, 0.1), 0.0) ** 0.5
-    return np.repeat((255 * bright).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _overlay(frame: np.ndarray, views: np.ndarray) -> None:
@@ -137,7 +131,7 @@ def caption(env: Env, env_id: int = 0) -> str:
     return f"{seconds:.1f} s  {task.score} {figure[task.score][env_id].item():.2f}"
 
 
-def _write(frame: np.ndarray, text: str) -> None:
+def write_line(frame: np.ndarray, text: str) -> None:
     """Write a line into the lower left corner of a frame, in place."""
     if not text:
         return
@@ -149,22 +143,3 @@ def _write(frame: np.ndarray, text: str) -> None:
     place = (_MARGIN, frame.shape[0] - _MARGIN)
     draw.text(place, text, "white", font, anchor="ld", stroke_width=2, stroke_fill="black")
     frame[:] = np.asarray(image)
-
-
-def play_window(env: Env, act: Act) -> None:
-    """Show an environment in MuJoCo's viewer, in real time, until the window is closed."""
-    import mujoco.viewer
-
-    data = mujoco.MjData(env.model)
-    root = env.current()
-    with mujoco.viewer.launch_passive(env.model, data) as viewer, torch.no_grad():
-        while viewer.is_running():
-            began = time.perf_counter()
-            root.set("action", act(root))
-            _, root = env.step_and_maybe_reset(root)
-            for name in ("qpos", "qvel", "mocap_pos", "mocap_quat"):
-                if getattr(data, name).size:
-                    getattr(data, name)[:] = env.sim.data[name][0].cpu().numpy()
-            mujoco.mj_forward(env.model, data)
-            viewer.sync()
-            time.sleep(max(0.0, env.cfg.control_dt - (time.perf_counter() - began)))

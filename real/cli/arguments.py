@@ -1,13 +1,16 @@
 """The arguments of the verbs that drive a robot. Light: what they run is imported when it runs."""
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
+from penspin_style.system.arguments import above_zero, add_json, natural, positive
 from real.drivers import DRIVERS
 
 if TYPE_CHECKING:
     from real.control.success import SuccessRule
+
+_SECONDS = above_zero(3600.0)
+_SHARE = above_zero(1.0, "share")
 
 
 def add_rollout(verbs: Any) -> argparse.ArgumentParser:
@@ -20,7 +23,7 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     who.add_argument("--policy", metavar="POLICY.onnx", help="run it in this process")
     sub.add_argument("--api-key-file", metavar="FILE", help="a file with the server's key")
     sub.add_argument(
-        "--patience", type=_seconds, default=10.0, help="seconds to wait for a server; default 10"
+        "--patience", type=_SECONDS, default=10.0, help="seconds to wait for a server; default 10"
     )
     sub.add_argument("--episodes", type=positive, default=1)
     return sub
@@ -45,16 +48,16 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     sub.add_argument(
         "--best", metavar="MEASURE", help="keep the best by a measure instead of successes"
     )
-    sub.add_argument("--share", type=_share, default=0.1, help="with --best: of all that are tried")
+    sub.add_argument("--share", type=_SHARE, default=0.1, help="with --best: of all that are tried")
     sub.add_argument("--most", type=positive, default=5000, help="episodes to try for successes")
     sub.add_argument(
-        "--speed", type=_share, default=1.0, help="share of the teacher's actions that is taken"
+        "--speed", type=_SHARE, default=1.0, help="share of the teacher's actions that is taken"
     )
     sub.add_argument("--smooth", type=positive, default=1, help="steps to average targets over")
     sub.add_argument("--smooth-channels", nargs="+", default=[], metavar="NAME", help="not all")
     sub.add_argument("--num-envs", type=positive, default=64, help="worlds at once")
     sub.add_argument("--seed", type=natural, default=4_000_003)
-    sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    add_json(sub)
     make = sub
 
     summary = "Repeat trajectories on a robot or its twin; record them and their success."
@@ -88,12 +91,12 @@ def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> 
     )
     sub.add_argument("--ask", action="store_true", help="ask on the terminal after each episode")
     sub.add_argument("--successes", action="store_true", help="keep only successful episodes")
-    sub.add_argument("--seconds", type=_seconds, help="longest episode; default: the task's, or 20")
+    sub.add_argument("--seconds", type=_SECONDS, help="longest episode; default: the task's, or 20")
     sub.add_argument("--seed", type=natural, default=0, help="of a twin's first episode")
     when = sub.add_mutually_exclusive_group()
     when.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
     when.add_argument("--fast", action="store_true", help="run a twin as fast as it goes")
-    sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    add_json(sub)
 
 
 def rule(text: str) -> "SuccessRule":
@@ -104,38 +107,3 @@ def rule(text: str) -> "SuccessRule":
         return SuccessRule.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    value = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def natural(text: str) -> int:
-    """Read a seed."""
-    if not text.isdecimal() or int(text) >= 2**62:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 2**62 - 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 3600")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
-    return value

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from penspin_style.system.arguments import add_json, natural, port, positive
 from penspin_style.system.terminal import one_line
 from real.cli import arguments
 
@@ -17,17 +18,17 @@ def add_verbs(verbs: Any) -> None:
     """Add every verb of this room.
 
     verbs: what `ArgumentParser.add_subparsers` returned. Each parser sets `run`, a function of the
-        parsed words that returns an exit code.
+        parsed command line that returns an exit code.
     """
     for add in _VERBS:
         add(verbs)
 
 
 def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Return a verb's function that says in one line what a robot, its link or a disk cannot do.
+    """Return a verb's function that says in one line what a robot, a server or a disk cannot do.
 
     Exit code 3 for that, also where a file is damaged; 2 where the policy is for another robot, or
-    a package is missing; what the words cannot mean is the command line's own business.
+    a package is missing; other mistakes on the command line are its caller's business.
     """
 
     def running(args: argparse.Namespace) -> int:
@@ -53,26 +54,26 @@ def _add_serve(verbs: Any) -> None:
     serve = verbs.add_parser("serve", help=summary, description=summary)
     serve.add_argument("policy", metavar="POLICY.onnx")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback")
-    serve.add_argument("--port", type=_port, default=8000, help="default 8000; 0 for a free one")
+    serve.add_argument("--port", type=port, default=8000, help="default 8000; 0 for a free one")
     key = serve.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", metavar="FILE", help="a file with the key clients must give")
     key.add_argument(
-        "--api-key", metavar="KEY", help="the key itself; whoever lists processes sees it"
+        "--api-key", metavar="KEY", help="the key itself; a list of processes shows it"
     )
     serve.add_argument(
         "--insecure", action="store_true", help="serve other computers without a key"
     )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate: encrypt connections")
     serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
-    serve.add_argument("--max-connections", type=_count, default=64, metavar="N")
+    serve.add_argument("--max-connections", type=positive, default=64, metavar="N")
     serve.add_argument(
         "--max-frame",
-        type=_count,
+        type=positive,
         metavar="MIB",
         help="largest request; default what the policy's observation needs, 64 KiB at least",
     )
     serve.add_argument(
-        "--memory", type=_count, default=1024, metavar="MIB", help="of the process; default 1024"
+        "--memory", type=positive, default=1024, metavar="MIB", help="of the process; default 1024"
     )
     serve.add_argument("--json", action="store_true", help="say where it serves as a JSON object")
 
@@ -85,19 +86,6 @@ def _add_serve(verbs: Any) -> None:
         return verb.run(args)
 
     serve.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 65535")
-    return int(text)
 
 
 def _add_rollout(verbs: Any) -> None:
@@ -129,9 +117,9 @@ def _add_twin(verbs: Any) -> None:
     twin = verbs.add_parser("twin", help=summary, description=summary)
     twin.add_argument("name", nargs="?", metavar="TWIN", help="its name, or a YAML file")
     twin.add_argument("policy", nargs="?", metavar="POLICY.onnx")
-    twin.add_argument("--episodes", type=_count, default=100)
-    twin.add_argument("--seed", type=_natural, default=2_000_003)
-    twin.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    twin.add_argument("--episodes", type=positive, default=100)
+    twin.add_argument("--seed", type=natural, default=2_000_003)
+    add_json(twin)
 
     def run(args: argparse.Namespace) -> int:
         from real.twin import evaluate
@@ -139,12 +127,6 @@ def _add_twin(verbs: Any) -> None:
         return evaluate.run(args)
 
     twin.set_defaults(run=exit_code(run))
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 2**63 - 1")
-    return int(text)
 
 
 _VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay, _add_twin)

@@ -9,10 +9,10 @@ from enum import Enum
 
 import numpy as np
 
+from penspin_style.system import interval
 from real.robot import RobotError
 
 _RULE = re.compile(r"([A-Za-z_]\w*)\s*(>=|<=)\s*(\S+)")
-_Z = 1.959964  # standard deviations of a normal distribution that 95 % lie within
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,5 @@ def check_watched(*, is_asking: bool) -> None:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927); of none: 0 to 1."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, z2 = successes / n, _Z * _Z
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    """Return the 95 % interval of a share that was counted; of none: 0 to 1."""
+    return interval.wilson(successes / n, n) if n else (0.0, 1.0)

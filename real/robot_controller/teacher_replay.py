@@ -19,15 +19,16 @@ if str(ROOT) not in sys.path:  # run as a script, from wherever, also where noth
     sys.path.insert(0, str(ROOT))
 
 from penspin_style.system import interrupt  # noqa: E402
+from penspin_style.system.arguments import Parser, natural, positive  # noqa: E402
 from penspin_style.system.terminal import one_line  # noqa: E402
-from real.cli.arguments import add_arguments, natural, positive  # noqa: E402
+from real.cli.arguments import add_arguments  # noqa: E402
 
 HAND = "allegro_ros"
 OUT = "real_data_collection"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Replay; return the exit code: 0 done, 2 the command line is invalid, 3 the hand failed."""
+    """Replay as asked; return the exit code: 0 done, 2 invalid command line, 3 the hand."""
     args = _parser().parse_args(words)
     try:
         from penspin_style.data.episodes.episode import EpisodeError, RecorderError
@@ -51,21 +52,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="teacher_replay.py", description="Replay a teacher's trajectory, open loop."
-    )
-    parser.add_argument(
-        *("--replay_data_dir", "--replay-data-dir"),
+    parser = Parser("teacher_replay.py", description="Replay a teacher's trajectory, open loop.")
+    parser.option(
+        "replay-data-dir",
+        "folder of trajectories that `penspin replay make` filled",
         metavar="DIR",
         required=True,
-        help="folder of trajectories that `penspin replay make` filled",
     )
     parser.add_argument(
         *("--exp", "-exp"), type=natural, default=0, help="which trajectory, from 0"
     )
-    parser.add_argument(
-        *("--data-collect", "--data_collect"), action="store_true", help="record what happens"
-    )
+    parser.option("data-collect", "record what happens", action="store_true")
     parser.add_argument("--repeats", type=positive, default=1, help="times to replay it")
     add_arguments(parser, robot=HAND)
     return parser

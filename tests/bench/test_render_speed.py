@@ -25,7 +25,7 @@ def test_it_reports_frames_per_second_and_ratios_with_their_spread():
         assert 0 < low <= report[name] <= high
 
 
-def test_the_bare_engine_draws_the_same_pictures():
+def test_the_bare_engine_draws_the_same_images():
     sim = make_sim(rays.table(), 5, per_env=("cam_fovy", "geom_rgba", "geom_size"))
     sim.params.cam_fovy[:] *= 1.0 + 0.1 * torch.arange(5)[:, None]
     sim.params.geom_size[:, rays.BALL, 0] *= 1.0 + 0.1 * torch.arange(5)
@@ -40,5 +40,5 @@ def test_the_bare_engine_draws_the_same_pictures():
 
 
 def test_a_task_that_draws_nothing_is_refused():
-    with pytest.raises(ValueError, match="list pictures in an observation group"):
+    with pytest.raises(ValueError, match="list images in an observation group"):
         bench_render.render(CONFIG, PandaLiftCube, rounds=1, steps=1)

@@ -1,4 +1,4 @@
-"""The command line's verbs around pictures: what they leave behind and what they report."""
+"""The command line's verbs around images: what they leave behind and what they report."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from tests.support.terminal import call, check_refusal
 
 SHIPPED = pathlib.Path(__file__).parents[2] / "outputs" / "pretrained"
 STUDENT, TEACHER = SHIPPED / "panda_lift_cube_vision", SHIPPED / "panda_lift_cube"
-PICTURES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
+IMAGES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
 
 
 def report(line, capfd):
@@ -27,7 +27,7 @@ def report(line, capfd):
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    """The shipped teacher's first ten steps in four environments that also take pictures."""
+    """The shipped teacher's first ten steps in four environments that also render images."""
     folder = tmp_path_factory.mktemp("recording") / "rows"
     words = "task=panda_lift_cube_vision task.episode_length=10 --episodes 8 --num-envs 4 --seed 5"
     assert call(f"record {TEACHER} {folder} {words}") == 0
@@ -36,7 +36,7 @@ def recording(tmp_path_factory):
 
 def test_a_recording_holds_what_was_seen_and_what_the_policy_did_there(recording):
     assert (recording.rows, recording.shards) == (80, 20)  # two times ten steps of four
-    assert [i.name for i in recording.inputs] == ["teacher", "student", *PICTURES]
+    assert [i.name for i in recording.inputs] == ["teacher", "student", *IMAGES]
     assert recording.facts["task"] == "panda_lift_cube_vision" and recording.facts["seed"] == 5
     policy, card = load_policy(TEACHER / "policy")
     assert recording.facts["policy"] == card.run
@@ -68,7 +68,7 @@ def test_an_encoder_is_trained_on_a_recording(recording, tmp_path, capfd):
     check_refusal(again, *capfd.readouterr(), 2, f"{out} exists already")
 
 
-def test_a_recording_without_pictures_trains_no_encoder(tmp_path, capfd):
+def test_a_recording_without_images_trains_no_encoder(tmp_path, capfd):
     words = "task.episode_length=20 --episodes 2 --num-envs 2"
     assert call(f"record {TEACHER} {tmp_path / 'rows'} {words}") == 0
     capfd.readouterr()
@@ -77,7 +77,7 @@ def test_a_recording_without_pictures_trains_no_encoder(tmp_path, capfd):
     assert not (tmp_path / "new").exists()
 
 
-def test_pictures_per_second_are_reported_for_both_contenders(capfd):
+def test_images_per_second_are_reported_for_both_contenders(capfd):
     line = "bench render task=panda_lift_cube_vision num_envs=4 --rounds 2 --steps 1"
     said = report(line, capfd)
     assert (said["num_envs"], said["views"]) == (4, 2)
@@ -93,11 +93,11 @@ def test_the_time_of_an_action_is_reported(capfd):
     assert 0 < said["p50_ms"] <= said["p99_ms"] <= said["max_ms"]
 
 
-def test_a_picture_that_is_blanked_is_not_seen(capfd):
+def test_an_image_that_is_blanked_is_not_seen(capfd):
     line = f"eval {STUDENT} task.episode_length=12 --episodes 3"
     seeing = report(line, capfd)
     assert report(line, capfd) == seeing
-    blind = report(f"{line} --blank {' '.join(PICTURES)}", capfd)
+    blind = report(f"{line} --blank {' '.join(IMAGES)}", capfd)
     assert blind["episodes"] == seeing["episodes"] == 3
     assert blind["return"] != seeing["return"]
 
@@ -111,7 +111,7 @@ def test_the_tolerance_decides_what_is_exported(tmp_path, capfd):
     assert 1e-12 < said["max_abs_diff"] < 1e-4 and (tmp_path / "x.onnx").exists()
 
 
-def test_what_the_student_sees_is_cut_from_its_film(tmp_path, capfd):
+def test_what_the_student_sees_is_cut_from_its_video(tmp_path, capfd):
     try:
         choose_platform()
     except NoOpenGLError as error:
@@ -122,7 +122,7 @@ def test_what_the_student_sees_is_cut_from_its_film(tmp_path, capfd):
     assert said == {"video": str(video), "strip": None, "views": str(views), "frames": 5}
     assert video.stat().st_size > 0
     page = np.asarray(Image.open(views))
-    assert page.shape == (6 * 32, 4 * 32 + 3 * 2, 3)  # six times four pictures, two pixels apart
+    assert page.shape == (6 * 32, 4 * 32 + 3 * 2, 3)  # six times four images, two pixels apart
     front_depth = page[:32, 34:66]
     assert (front_depth == front_depth[..., :1]).all() and front_depth.std() > 0  # grey
     assert not (page[:32] == page[-32:]).all()  # the arm has moved

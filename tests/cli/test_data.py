@@ -125,7 +125,7 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
         ),
     ],
 )
-def test_words_that_cannot_be_meant(folder, tmp_path, penspin_data, words, complaint):
+def test_an_invalid_command_line_exits_with_2(folder, tmp_path, penspin_data, words, complaint):
     recorded(tmp_path / "real.h5")
     words = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in words]
     code, _, err = penspin_data(*words)
@@ -133,7 +133,7 @@ def test_words_that_cannot_be_meant(folder, tmp_path, penspin_data, words, compl
 
 
 @pytest.mark.parametrize("words", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]])
-def test_words_that_are_missing(words, penspin_data):
+def test_missing_arguments_are_named(words, penspin_data):
     with pytest.raises(SystemExit) as ended:
         penspin_data(*words)
     assert ended.value.code == 2

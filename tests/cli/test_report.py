@@ -42,8 +42,8 @@ def evaluation(n=200, *, kinds=("short", "long"), faulty=()):
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def test_the_table_has_a_line_for_each_measure_and_each_of_its_kinds():
@@ -71,10 +71,10 @@ def test_survival_is_the_share_that_has_not_fallen():
 @pytest.mark.parametrize("kinds", [("short", "long"), ()])
 def test_the_plot_shows_a_curve_and_a_histogram_of_each_mean(kinds, tmp_path):
     plot(tmp_path / "x.png", "cart", evaluation(kinds=kinds, faulty=(0, 5)), 0.05)
-    picture = pixels(tmp_path / "x.png")
-    height, width, _ = picture.shape
+    image = pixels(tmp_path / "x.png")
+    height, width, _ = image.shape
     assert 2.5 < width / height < 5  # three panels beside each other
-    panels = np.array_split(picture, 3, axis=1)
+    panels = np.array_split(image, 3, axis=1)
     assert all((panel.min(axis=-1) < 128).mean() > 0.01 for panel in panels)
     hue = [(panel.max(axis=-1) - panel.min(axis=-1) > 100).mean() > 1e-3 for panel in panels]
     assert hue == [bool(kinds)] * 3  # a colour for each kind, grey for all together

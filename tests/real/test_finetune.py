@@ -365,8 +365,8 @@ def test_what_is_fine_tuned_is_judged_in_its_own_environment(tmp_path):
         ("--checkpoint-path=best_120.74.pth", "is no policy; give the run folder"),
         ("--real-dataset-folder=nowhere", "nowhere holds no episodes"),
         ("--device=cuda:99", "torch finds no GPU here; use device=cpu"),
-        ("--lr=fast", "argument --lr: invalid float value: 'fast'; see --help"),
-        ("--epochs=3", "unrecognized arguments: --epochs=3; see --help"),
+        ("--lr=fast", "argument --lr: invalid float value: 'fast'; see finetune_ppo.sh --help"),
+        ("--epochs=3", "unrecognized arguments: --epochs=3; see finetune_ppo.sh --help"),
     ],
 )
 def test_words_that_cannot_be_meant_are_refused_in_one_line(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penspin_style.__main__ import main
-from penspin_style.cli import doctor, verbs
+from penspin_style.cli import doctor, train
 from penspin_style.cli.task_error import TRACEBACK
 from penspin_style.train.compose import compose_train
 from penspin_style.train.run import Run
@@ -43,13 +43,13 @@ def test_a_renderer_that_fails_costs_the_video_and_nothing_else(tmp_path, capfd,
     code, says = CRASHES[kind]
     run = subprocess.run
 
-    def film(command, **kwargs):
+    def play(command, **kwargs):
         if "play" in command:
             command = [sys.executable, "-c", code]
         return run(command, **kwargs)
 
-    monkeypatch.setattr(subprocess, "run", film)
-    monkeypatch.setattr(verbs, "FILM_SECONDS", 3.0)
+    monkeypatch.setattr(subprocess, "run", play)
+    monkeypatch.setattr(train, "VIDEO_SECONDS", 3.0)
     words = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=true"]
     assert main(["train", "--json", *words]) == 0
     out, err = capfd.readouterr()
@@ -63,7 +63,7 @@ def test_the_doctor_reports_a_renderer_that_fails(capfd, monkeypatch, kind):
     code, _ = CRASHES[kind]
     monkeypatch.setattr(doctor, "_DRAW", code)
     main(["doctor", "--json"])
-    (problem,) = (p for p in json.loads(capfd.readouterr().out)["problems"] if "films" in p)
+    (problem,) = (p for p in json.loads(capfd.readouterr().out)["problems"] if "videos" in p)
     assert {"raises": "no EGL here", "crashes": "SIGSEGV"}[kind] in problem
 
 
@@ -181,7 +181,7 @@ def test_the_final_message_says_what_the_task_scores_by(tmp_path, monkeypatch, c
     err = " ".join(capsys.readouterr().err.split())
     assert "success at the end 25.0% (95% interval " in err
     assert "2 episodes), at some step 96.0%; policy in" in err
-    found = verbs._result(run, 0)
+    found = train.result(run, 0)
     assert found["success_rate"] == 0.25
     assert found["score"] == {"name": "success_at_end", "value": 0.25}
 

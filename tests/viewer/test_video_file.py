@@ -1,15 +1,19 @@
-"""What a film says besides its pictures."""
+"""What a video says besides its images, and what it is written as."""
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from penspin_style.data.formats.video import read_video
 from penspin_style.env.env import Env
-from penspin_style.viewer.video import _write, caption
-from tests.support import measured, toy
+from penspin_style.viewer.video import Shot, caption, write, write_line
+from tests.support import measured, robots, toy
 
 
-def test_a_film_tells_the_time_and_the_tasks_own_figure():
+def test_a_video_tells_the_time_and_the_tasks_own_figure():
     env = Env(measured.TASK(measured.TASK.Config()), 2)
     assert caption(env) == "0.0 s  travel 0.00"
     start = env.sim.data.qpos[:, 0].clone()
@@ -21,15 +25,33 @@ def test_a_film_tells_the_time_and_the_tasks_own_figure():
     assert caption(env, 1) == f"{3 * env.cfg.control_dt:.1f} s  travel {moved:.2f}"
 
 
-def test_a_task_that_is_judged_by_success_alone_has_no_caption():
+def test_a_task_whose_score_is_success_alone_has_no_caption():
     assert caption(Env(toy.TASK(toy.TASK.Config()), 1)) == ""
 
 
 @pytest.mark.parametrize("text", ["", "9.9 s  turns -1.25"])
 def test_a_caption_stays_in_the_lower_left_corner(text):
     frame = np.full((160, 160, 3), 100, np.uint8)
-    _write(frame, text)
+    write_line(frame, text)
     rows, columns = np.nonzero((frame != 100).any(axis=2))
     assert (len(rows) > 0) == bool(text)
     if text:
         assert rows.min() > 130 and columns.max() < 120 and columns.min() < 12
+
+
+def test_a_video_holds_the_frames_of_all_episodes_and_the_strip_those_of_the_first(tmp_path):
+    first, second = robots.film(9, 64, 48, 1), robots.film(3, 64, 48, 2)
+    shots = [Shot(list(first), [], 7), Shot(list(second), [], 3)]
+    video, strip = tmp_path / "x.mp4", tmp_path / "x.png"
+    write(shots, video, strip, None, fps=1 / 0.05)
+    found = read_video(video, (64, 48, 3), 0, 12, Fraction(20)).astype(int)
+    assert abs(found - np.concatenate([first, second])).mean() < 8
+    # frames 0 to 6, evenly: 0, 1.2, 2.4, 3.6, 4.8, 6
+    wanted = np.concatenate([first[i] for i in (0, 1, 2, 4, 5, 6)], axis=1)
+    np.testing.assert_array_equal(np.asarray(Image.open(strip)), wanted)
+
+
+def test_a_video_without_frames_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.mp4: a video needs at least one frame"):
+        write([Shot([], [], 0)], tmp_path / "x.mp4", None, None, fps=20)
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,8 @@
-"""Files that are not there until they are whole: hidden, locked while their writer lives."""
+"""HDF5 files that are not there until they are whole: hidden, locked while their writer lives.
+
+Beside `storage`, whose `write_file` has all of its content at once and needs no lock: a recorder
+writes for minutes, here and there in its file, and others clean up in the same folder meanwhile.
+"""
 
 import contextlib
 import fcntl
@@ -10,8 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from penspin_style import storage
-
-STAGE = ".stage-"
 
 
 class Stage(io.RawIOBase):
@@ -103,16 +105,11 @@ class Stage(io.RawIOBase):
         if os.path.lexists(target):
             raise FileExistsError(f"{target} exists already")
         os.fsync(self._fd)
-        os.rename(self.path, target)
-        try:
-            storage.flush_folder(target.parent)
-        except OSError:
-            os.rename(target, self.path)  # it might not outlive a power cut: not published
-            raise
+        storage.rename(self.path, target)
 
     def drop(self) -> None:
         """Remove the hidden file, if it is still that, and let go of the lock."""
-        with contextlib.suppress(OSError):  # whoever comes next removes it
+        with contextlib.suppress(OSError):  # the next recorder removes it
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
@@ -129,7 +126,7 @@ def stage_file(folder: pathlib.Path) -> Iterator[Stage]:
 
 def _open_locked(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
     while True:
-        path = folder / f"{STAGE}{uuid.uuid4().hex}.h5"
+        path = folder / f"{storage.STAGE}{uuid.uuid4().hex}.h5"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(BlockingIOError):  # a sweeper holds it, and will remove it
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +137,7 @@ def _open_locked(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
 
 def stages(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the hidden files of recorders, dead or alive."""
-    return sorted(pathlib.Path(folder).glob(f"{STAGE}*.h5"))
+    return sorted(pathlib.Path(folder).glob(f"{storage.STAGE}*.h5"))
 
 
 def remove_stages(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 
 from penspin_style import storage
-from penspin_style.data.episodes.atomic_file import STAGE
 
 
 @contextlib.contextmanager
@@ -35,19 +34,14 @@ def stage_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
         content.mkdir()
         yield content
         _flush(content)
-        os.rename(content, target)
-        try:
-            storage.flush_folder(target.parent)
-        except OSError:
-            os.rename(target, content)  # it might not outlive a power cut: not published
-            raise
+        storage.rename(content, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         os.close(lock)
 
 
 def _prefix(target: pathlib.Path) -> str:
-    return f"{STAGE}{target.name}-"
+    return f"{storage.STAGE}{target.name}-"
 
 
 def _lock(stage: pathlib.Path) -> int:

@@ -1,12 +1,12 @@
-"""The pictures of a camera as an MP4 file, and back.
+"""Images as an H.264 MP4 file, and back. Image k is shown from k/rate.
 
-H.264 without B-frames, every second picture a key frame: any picture is at most one decode away
-from a place to seek to, and the order of decoding is that of time. Picture k is shown from k/rate.
+A camera's recording has no B-frames, and every second image is a key frame: any image is at most
+one decode away from a place to seek to, and the order of decoding is that of time.
 """
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,7 @@ from penspin_style import storage
 CODEC = "h264"
 # 18 is where H.264 begins to look like its source; zerolatency hands over every packet at once,
 # so the size of the file is known after every episode
-_OPTIONS = {"crf": "18", "g": "2", "bf": "0", "preset": "medium", "tune": "zerolatency"}
+RECORDING = {"crf": "18", "g": "2", "bf": "0", "preset": "medium", "tune": "zerolatency"}
 
 
 def pixel_format(height: int, width: int) -> str:
@@ -26,30 +26,39 @@ def pixel_format(height: int, width: int) -> str:
 
 
 class VideoWriter:
-    """Write pictures (height, width, 3) uint8 one after the other.
+    """Write images (height, width, 3) uint8 one after the other.
 
-    rate: pictures per second.
+    rate: images per second.
+    options: x264's; for what is only watched, larger gaps between key frames make smaller files.
     """
 
-    def __init__(self, path: pathlib.Path, height: int, width: int, rate: Fraction) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        height: int,
+        width: int,
+        rate: Fraction,
+        *,
+        options: Mapping[str, str] = RECORDING,
+    ) -> None:
         import av
 
         self.frames, self.size = 0, 0
         self._rate = rate
         self._file: Any = av.open(str(path), "w", options={"movflags": "faststart"})
-        self._stream = self._file.add_stream("libx264", rate=rate, options=_OPTIONS)
+        self._stream = self._file.add_stream("libx264", rate=rate, options=dict(options))
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = pixel_format(height, width)
         self._stream.codec_context.time_base = 1 / rate
         self._stream.codec_context.thread_count = 1
 
-    def add(self, pictures: np.ndarray, *, cut: bool = False) -> None:
-        """Append pictures (n, height, width, 3) uint8; cut: the first becomes a key frame."""
+    def add(self, images: np.ndarray | Sequence[np.ndarray], *, cut: bool = False) -> None:
+        """Append (n, height, width, 3) uint8; cut: the first becomes a key frame."""
         import av
         from av.video.frame import PictureType
 
-        for k, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        for k, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = self.frames, 1 / self._rate
             if cut and k == 0:
                 frame.pict_type = PictureType.I
@@ -79,17 +88,17 @@ class VideoError(ValueError):
 def read_video(
     path: pathlib.Path, shape: tuple[int, int, int], first: int, count: int, rate: Fraction
 ) -> np.ndarray:
-    """Return pictures first, ..., first + count - 1 of a video, (count, *shape) uint8.
+    """Return images first, ..., first + count - 1 of a video, (count, *shape) uint8.
 
     shape: (height, width, 3) that the video must have.
 
     Raises:
-        VideoError: not a video, of another size, or without a picture at one of these times.
+        VideoError: not a video, of another size, or without an image at one of these times.
     """
     from av.video.reformatter import VideoReformatter
 
-    pictures = np.empty((count, *shape), np.uint8)
-    converter = VideoReformatter()  # one for all pictures: to set it up takes longer than to use it
+    images = np.empty((count, *shape), np.uint8)
+    converter = VideoReformatter()  # one for all images: to set it up takes longer than to use it
     with _opened(path) as file:
         if not file.streams.video:
             raise VideoError(f"{path} has no video stream")
@@ -106,17 +115,17 @@ def read_video(
             if k == count:
                 break
             if frame.pts is None or (frame.height, frame.width) != shape[:2]:
-                raise VideoError(f"{path} has a picture without a time, or of another size")
+                raise VideoError(f"{path} has an image without a time, or of another size")
             away = frame.pts * stream.time_base - (start + k / rate)
             if away < -0.5 / rate:
                 continue  # before what is asked for: from the key frame that was sought
             if away > 0.1 / rate:
                 break
-            pictures[k] = converter.reformat(frame, format="rgb24").to_ndarray()
+            images[k] = converter.reformat(frame, format="rgb24").to_ndarray()
             k += 1
     if k < count:
-        raise VideoError(f"{path} has no picture at {float(start + k / rate):.4f} s")
-    return pictures
+        raise VideoError(f"{path} has no image at {float(start + k / rate):.4f} s")
+    return images
 
 
 @contextlib.contextmanager

@@ -271,10 +271,10 @@ def other_film(height, width, frames):
         (edit_table(EPISODES, put("data/file_index", at(1, -1))), r"file of no legal number"),
         (edit_table(EPISODES, put("data/file_index", at(1, 1))), r"has rows of no episode"),
         (edit_table(EPISODES, put(FROM, at(0, float("nan")))), r"an episode begins at nan s"),
-        (edit_table(EPISODES, put(FROM, at(1, 500.0))), r"file-000\.mp4 has no picture at 500"),
+        (edit_table(EPISODES, put(FROM, at(1, 500.0))), r"file-000\.mp4 has no image at 500"),
         (lose(FRONT), r"file-000\.mp4 is not a readable video"),
         (cut(FRONT, 800), r"file-000\.mp4 is not a readable video"),
-        (other_film(16, 32, 20), r"file-000\.mp4 has no picture at 1\.0000 s"),
+        (other_film(16, 32, 20), r"file-000\.mp4 has no image at 1\.0000 s"),
         (other_film(18, 32, 25), r"file-000\.mp4 is 32 x 18 pixels, not 32 x 16"),
     ],
 )

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 import pytest
 
 from penspin_style import __main__ as cli
+from penspin_style.cli import arguments
 from real.cli.command import exit_code
 from real.robot import StoppedError
 
@@ -47,7 +48,7 @@ def test_twins_are_listed_with_what_they_are(capsys):
         (("twin", "pen", "nothing.onnx"), "nothing.onnx is not a file"),
     ],
 )
-def test_what_cannot_be_meant_is_said_in_one_line(capsys, words, complaint):
+def test_an_invalid_line_is_answered_in_one_line(capsys, words, complaint):
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1
 
@@ -61,7 +62,7 @@ def test_counts_are_whole_numbers(capsys, word):
 
 def offer(monkeypatch, value):
     entry = EntryPoint("others", value, "penspin_style.verbs")
-    monkeypatch.setattr(cli, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(arguments, "entry_points", lambda group: [entry])
 
 
 def add_verbs(verbs):

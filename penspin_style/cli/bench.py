@@ -1,0 +1,37 @@
+"""`penspin bench`: measure speed against the bare engine. What each kind needs is loaded for it."""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from penspin_style.system.terminal import print_json
+from penspin_style.train.compose import compose_train
+from penspin_style.train.run import EXIT_OK
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one kind of speed."""
+    result = _onnx(args) if args.kind == "onnx" else _ratios(args)
+    if args.json:
+        print_json(result)
+    else:
+        print(json.dumps(result, indent=1))
+    return EXIT_OK
+
+
+def _onnx(args: argparse.Namespace) -> dict[str, Any]:
+    from penspin_style.bench.onnx import onnx
+
+    return onnx(pathlib.Path(args.policy), calls=args.calls)
+
+
+def _ratios(args: argparse.Namespace) -> dict[str, Any]:
+    cfg, task, _ = compose_train(args.overrides)
+    if args.kind == "render":
+        from penspin_style.bench.render import render as measure
+    elif args.kind == "train":
+        from penspin_style.bench.sim_train import train as measure
+    else:
+        from penspin_style.bench.sim_train import sim as measure
+    return measure(cfg, task, rounds=args.rounds, steps=args.steps)

@@ -1,0 +1,41 @@
+"""`penspin record`: keep a policy's roll-outs, to clone them."""
+
+import argparse
+import pathlib
+
+import torch
+
+from penspin_style.data.rollouts import LABEL, RolloutWriter
+from penspin_style.env.task import task_name
+from penspin_style.system.terminal import print_json
+from penspin_style.train.compose import compose_train, typed_tasks
+from penspin_style.train.load_policy import Source, open_source
+from penspin_style.train.run import EXIT_OK
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record what is observed, in the policy's task or the one that is named, and the actions."""
+    overrides, path = list(args.overrides), pathlib.Path(args.policy)
+    named = typed_tasks(overrides)
+    source = open_source(path, [] if named else overrides, trusted=named)
+    cfg, task = source.cfg, source.task
+    if named:
+        cfg, task, _ = compose_train(overrides)
+        source = Source(cfg, task, source.card, source.act)
+    env = source.env(args.num_envs, args.seed)
+    facts = {"task": task_name(task), "policy": source.card.run}
+    facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
+    writer = RolloutWriter(pathlib.Path(args.out), env.inputs, facts)
+    root = env.current()
+    with torch.no_grad():
+        for _ in range(-(-args.episodes // args.num_envs) * env.cfg.episode_length):
+            root.set("action", source.act(root))
+            rows = {i.name: root[i.name] for i in env.inputs}
+            writer.add({**rows, LABEL: root["action"]})
+            _, root = env.step_and_maybe_reset(root)
+    writer.close()
+    if args.json:
+        print_json({"folder": args.out, "rows": writer.rows, "shards": writer.shards})
+    else:
+        print(f"{writer.rows} rows in {args.out}")
+    return EXIT_OK

@@ -1,0 +1,85 @@
+"""`penspin train`: train a policy, then write a video of it."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from penspin_style.system.plain_yaml import parse_mapping
+from penspin_style.system.terminal import print_json
+from penspin_style.train.compose import compose_train
+from penspin_style.train.run import EXIT_OK, Run
+
+VIDEO_SECONDS = 900.0
+"""Longest that the video at the end of a training may take."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what the overrides say, or print the configuration that they lead to."""
+    cfg, task, resolved = compose_train(args.overrides)
+    if args.print_config:
+        if args.json:
+            print_json(parse_mapping(resolved))
+        else:
+            print(resolved, end="")
+        return EXIT_OK
+    trained = Run(cfg, task, resolved)
+    code = trained.fit(quiet=args.json)
+    if args.json:
+        print_json(result(trained, code))
+    if trained.final is not None and cfg.video and not trained.interrupted:
+        _write_video(trained)
+    return code
+
+
+def result(trained: Run, code: int) -> dict[str, Any]:
+    """Return what a training came to, as JSON values."""
+    final, score = trained.final, trained.task.score
+    return {
+        "folder": str(trained.folder),
+        "iteration": trained.iteration,
+        "samples": trained.samples,
+        # the success that the task asks for: of the policy, or of the last evaluation before
+        "success_rate": final.success(score) if final else trained.success_rate,
+        "score": {"name": score, "value": final.score(score) if final else trained.score},
+        "exit_code": code,
+    }
+
+
+def _write_video(trained: Run) -> None:
+    """Write an episode's video, in a process of its own: a renderer may crash or hang."""
+    folder = trained.folder / "videos"
+    video = folder / "episode.mp4"
+    command = [sys.executable, "-m", "penspin_style", "play", str(trained.folder)]
+    command += [f"task={trained.task_name}", "--seed", "7", "--episodes", "1"]
+    command += ["--video", str(video), "--strip", str(folder / "episode.png")]
+    command += ["--views", str(folder / "views.png")] if trained.cfg.task.views() else []
+    try:
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=VIDEO_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    else:
+        if not done.returncode:
+            return
+        reason = f"exit code {done.returncode}"
+        if done.returncode < 0:
+            reason = f"the renderer ended with {signal.Signals(-done.returncode).name}"
+        lines = done.stderr.strip().splitlines()
+        reason = f"{reason}: {lines[-1].removeprefix('penspin: ')}" if lines else reason
+    print(
+        f"penspin: no video: {reason}; penspin play {trained.folder} --video OUT.mp4 tries again",
+        file=sys.stderr,
+    )

@@ -1,0 +1,40 @@
+"""Frames and images side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def write_strip(path: Path, frames: Sequence[np.ndarray], count: int = 6, axis: int = 1) -> None:
+    """Write `count` frames, evenly spread from first to last, as one PNG.
+
+    axis: 1 puts them side by side, 0 one below the other.
+    """
+    from PIL import Image
+
+    picks = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    Image.fromarray(np.concatenate([frames[i] for i in picks], axis=axis)).save(path)
+
+
+def side_by_side(images: Mapping[str, np.ndarray], height: int) -> np.ndarray:
+    """Return images beside each other, enlarged without smoothing; near is bright in depth.
+
+    images: (height, width, 3) uint8 or (height, width) m, or stacks of such, the last one counts.
+    height: pixels of the result, about.
+    """
+    tiles = []
+    for image in images.values():
+        tile = image if image.dtype == np.uint8 else _gray(image)
+        tile = tile[-1] if tile.ndim == 4 else tile
+        times = max(1, round(height / tile.shape[0]))
+        tiles.append(tile.repeat(times, axis=0).repeat(times, axis=1))
+    tallest = max(tile.shape[0] for tile in tiles)
+    padded = [np.pad(t, ((0, tallest - t.shape[0]), (0, 2), (0, 0))) for t in tiles]
+    return np.concatenate(padded, axis=1)[:, :-2]
+
+
+def _gray(depth: np.ndarray) -> np.ndarray:
+    """Return depth as an image: white at 0.1 m, darker with distance, black for nothing."""
+    bright = np.where(depth > 0, 0.1 / np.maximum(depth, 0.1), 0.0) ** 0.5
+    return np.repeat((255 * bright).astype(np.uint8)[..., None], 3, axis=-1)
