@@ -13,7 +13,7 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File
 
-from penspin_style.__main__ import _parser
+from penspin_style.cli.arguments import parser as make_parser
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("penspin_style", "tasks", "real")
@@ -31,7 +31,7 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
-    pages = {"reference/commands.md": commands(_parser())}
+    pages = {"reference/commands.md": commands(make_parser())}
     pages |= {page(name): f"::: {name}\n" for name in modules()}
     pages[f"{API}/index.md"] = _index()
     for path, text in pages.items():
