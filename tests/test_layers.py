@@ -14,10 +14,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SYSTEM = {"system.interrupt", "system.plain_yaml", "system.tensors", "system.terminal"}
+SYSTEM |= {"system.plugins"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "system.tensors", "nets"}
+NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS |= {"system.plugins", "system.tensors"}
 RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}  # no torch
 LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
 TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
@@ -38,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "system": set(),
     "system.interrupt": set(),
     "system.plain_yaml": {"storage"},
+    "system.plugins": set(),
     "system.tensors": {"storage"},
     "system.terminal": set(),
     "sim": FLOOR,
@@ -87,6 +90,7 @@ WITHOUT = {
     "storage": {"torch"},
     "system.interrupt": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
+    "system.plugins": {"torch", "mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},

@@ -2,8 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from penspin_style import SPINS_UNBOUNDED
+from penspin_style.config import TrainConfig
+from penspin_style.features import ActionChannel, Input
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -59,8 +62,61 @@ class GuardedOptimizer:
         return norm.detach()
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What an algorithm is told of the environment that it learns in."""
+
+    inputs: tuple[Input, ...]
+    """All that it observes."""
+    actions: tuple[ActionChannel, ...]
+    control_dt: float
+    """Seconds between two actions."""
+    reads: Callable[[str], tuple[str, ...]]
+    """From an observation group to the names of its inputs."""
+
+
 class Algorithm(Protocol):
-    """Four verbs and a state. `policy` is what acts in the end and what is exported."""
+    """Four verbs and a state. `policy` is what acts in the end and what is exported.
+
+    `act` and `process` are called horizon by horizon, `update` once after each. So one on policy
+    keeps what `process` is given until `update`; one off policy fills a replay buffer in `process`
+    and draws from it in `update`; its `state_dict` may leave the buffer out, and then a resumed run
+    fills a new one and is not the same bit for bit. One that learns from recorded data has
+    `collects` False. There may be any number of networks besides `policy`, in `state_dict` with
+    their optimisers.
+    """
+
+    Config: ClassVar[Any]
+    """The dataclass of what `algo.KEY` can set; its `name` is what `algo=NAME` says."""
+
+    @classmethod
+    def make(
+        cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int
+    ) -> "Algorithm":
+        """Return the algorithm of a run, before its first iteration.
+
+        Raises:
+            ValueError: it cannot learn in this environment; names the key that says otherwise.
+        """
+        ...
+
+    @classmethod
+    def untrained(cls, cfg: Any, env: Interface) -> nn.Module:
+        """Return the policy that a `Config` makes, on the CPU, to be given a checkpoint's weights.
+
+        No file that the configuration names is opened.
+        """
+        ...
+
+    @classmethod
+    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
+        """Return the keywords of `Env` that a `Config` asks for, in training or in evaluation."""
+        ...
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """What descends; their rates are halved where a run has diverged."""
+        ...
 
     @property
     def policy(self) -> nn.Module:

@@ -9,9 +9,10 @@ roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throu
 PenSpin's did. What the student is, and what of an observation it keeps, stands in `pupil.py`.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,9 +20,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import BCLoss
 
-from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
-from penspin_style.algo.imitation import Pupil, make_pupil
-from penspin_style.config import DistillConfig, weights_folder
+from penspin_style.algo.algorithm import GuardedOptimizer, Interface, masked_mean
+from penspin_style.algo.imitation import DistillConfig, Pupil, make_pupil
+from penspin_style.config import TrainConfig, weights_folder
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input
 from penspin_style.nets.policy import load_policy
@@ -38,6 +39,8 @@ class Distill:
     Raises:
         ValueError: the teacher reads what the environment does not observe, or acts otherwise.
     """
+
+    Config: ClassVar[Any] = DistillConfig
 
     def __init__(
         self,
@@ -75,6 +78,42 @@ class Distill:
         self._memory = _Memory(cfg.memory)
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normaliser has seen anything
+
+    @classmethod
+    def make(
+        cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int
+    ) -> "Distill":
+        """Return the distillation of a run."""
+        per_iteration = cfg.num_envs * cfg.algo.horizon
+        return cls(
+            cfg.algo,
+            env.inputs,
+            _reads(cfg.algo, env),
+            len(env.actions),
+            iterations=-(-cfg.total_samples // per_iteration),
+            per_iteration=per_iteration,
+            device=device,
+            seed=seed,
+        )
+
+    @classmethod
+    def untrained(cls, cfg: DistillConfig, env: Interface) -> nn.Module:
+        """Return the student before it has learned; teacher, encoders and roll-outs stay closed."""
+        observed = {i.name: i for i in env.inputs}
+        given = [observed[name] for name in _reads(cfg, env)]
+        rng = torch.Generator()
+        own = dataclasses.replace(cfg, encoder="")
+        return make_pupil(own, given, len(env.actions), weights=rng, rng=rng).policy
+
+    @classmethod
+    def env_settings(cls, cfg: DistillConfig, *, training: bool) -> dict[str, Any]:
+        """Return that labels are of what was seen before a step, and how often nothing is there."""
+        return {"final_pictures": False, "holdout": cfg.holdout if training else 0.0}
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The student's."""
+        return (self.optimizer,)
 
     # The four verbs.
 
@@ -287,6 +326,20 @@ class _Memory:
             self.count = int(state["count"])
 
 
+def _reads(cfg: DistillConfig, env: Interface) -> tuple[str, ...]:
+    """Return the names of the inputs that the student is given.
+
+    Raises:
+        ValueError: the task observes none of that group.
+    """
+    if names := env.reads(cfg.group):
+        return names
+    raise ValueError(
+        f"algo.group={cfg.group}: the task observes no such group; it has "
+        f"{', '.join(i.name for i in env.inputs)}"
+    )
+
+
 def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int) -> None:
     if rollouts.naction != naction:
         raise ValueError(
@@ -326,3 +379,7 @@ def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: in
             f"algo.teacher={path} has {len(card.actions)} actions, the task has {naction}"
         )
     return teacher.requires_grad_(False)
+
+
+NAME = "distill"
+ALGORITHM = Distill

@@ -22,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from penspin_style.config import ALGORITHMS, TrainConfig
+from penspin_style.algo.registry import algorithm_names, find_algorithm, own_names
+from penspin_style.config import TrainConfig
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
 
@@ -86,9 +87,9 @@ def compose_train(
     name = _default_task() if name is None else name
     task = find_task(name, is_typed=_chosen("task", typed) is not None or name in trusted)
     algo = _chosen("algo", overrides)
-    if algo is not None and algo not in ALGORITHMS:
-        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, ALGORITHMS)}")
-    _register(name, task)
+    if algo is not None and algo not in (known := algorithm_names()):
+        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, known)}")
+    _register(name, task, algo)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
@@ -262,11 +263,15 @@ def _default_task() -> str:
     )
 
 
-def _register(name: str, task: type[Task[Any]]) -> None:
+def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
-    for algo, schema in ALGORITHMS.items():
-        store.store(group="algo", name=algo, node=schema)
+    # ours all, for a task may begin with any of them
+    for one in {*own_names(), *([algo] if algo else [])}:
+        try:
+            store.store(group="algo", name=one, node=find_algorithm(one).Config)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     store.store(group="task_schema", name=name, node=task.Config)
     if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
         store.store(group="task", name=name, node=task.Config)

@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 
+from penspin_style.algo.algorithm import Interface
 from penspin_style.algo.distill import Distill
+from penspin_style.algo.imitation import DistillConfig
 from penspin_style.algo.registry import make_algorithm
-from penspin_style.config import DistillConfig, TrainConfig
+from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.features import Feature, Input
 from tests.support.formula import (
+    ACTIONS,
     BOTH,
     CPU,
     NACTION,
@@ -142,9 +145,10 @@ def test_the_algorithm_is_chosen_by_its_configuration(teacher):
     def reads(group):
         return ("student",) if group == "student" else ()
 
-    distill = make_algorithm(cfg, BOTH, reads, NACTION, device=CPU, seed=0)
+    env = Interface(BOTH, ACTIONS, 0.05, reads)
+    distill = make_algorithm(cfg, env, device=CPU, seed=0)
     assert isinstance(distill, Distill)
     assert (distill.per_iteration, distill.iterations, distill.horizon) == (21, 5, 7)
     cfg.algo.group = "pupil"
     with pytest.raises(ValueError, match=r"algo\.group=pupil: the task .* teacher, student"):
-        make_algorithm(cfg, BOTH, reads, NACTION, device=CPU, seed=0)
+        make_algorithm(cfg, env, device=CPU, seed=0)

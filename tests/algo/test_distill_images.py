@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import rollout
+from penspin_style.algo.augment import AugmentConfig
 from penspin_style.algo.distill import Distill
-from penspin_style.config import AugmentConfig, DistillConfig
+from penspin_style.algo.imitation import DistillConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import Latency, ObsTerm
 from penspin_style.nets.encoder import NatureCNN, save_encoder

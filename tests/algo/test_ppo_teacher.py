@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import PPO
-from penspin_style.config import PPOConfig
+from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm
 from penspin_style.nets.policy import GaussianPolicy
