@@ -8,8 +8,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from penspin_style.algo.algorithm import masked_mean
+from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
-from penspin_style.nets.policy import GaussianPolicy, ValueFunction
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.teacher import OraclePolicy
 
 

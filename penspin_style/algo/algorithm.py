@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from penspin_style import SPINS_UNBOUNDED
-from penspin_style.config import TrainConfig
-from penspin_style.features import ActionChannel, Input
+from penspin_style.config import TrainConfig, weights_folder
+from penspin_style.features import ActionChannel, Input, PolicyCard, channel_differences
+from penspin_style.nets.policy import load_policy
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -152,6 +153,46 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         ...
+
+
+def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
+    """Return the policy, and its card, of the folder that a key of the configuration names.
+
+    Raises:
+        ValueError: it holds none, or one that is damaged.
+    """
+    folder = weights_folder(path)
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    if not (folder / "card.json").exists():
+        raise ValueError(
+            f"{key}={path} holds no policy: train a policy to the end, or give its folder"
+        )
+    return load_policy(folder)
+
+
+def begin_from(policy: Any, path: str, env: Interface) -> None:
+    """Give a policy the weights of a trained one, statistics of observations among them.
+
+    Raises:
+        ValueError: there is none, or it is of another shape; names `algo.init_from` and how.
+    """
+    trained, card = open_policy("algo.init_from", path)
+    observed = {i.name: i for i in env.inputs}
+    own, network = policy.describe(), card.network
+    faults = [
+        f"it reads {i.name!r}, {i.size} numbers; the environment has none such"
+        for i in card.inputs
+        if observed.get(i.name) != i
+    ]
+    faults += channel_differences(card.actions, env.actions, "environment")
+    faults += [
+        f"its network has {key}={network.get(key)}, this one {own.get(key)}"
+        for key in {**own, **network}
+        if own.get(key) != network.get(key)
+    ]
+    if faults:
+        raise ValueError(f"algo.init_from={path} is of another shape: {faults[0]}")
+    policy.load_state_dict(trained.state_dict())
 
 
 @torch.no_grad()

@@ -20,12 +20,17 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import BCLoss
 
-from penspin_style.algo.algorithm import GuardedOptimizer, Interface, masked_mean
+from penspin_style.algo.algorithm import (
+    GuardedOptimizer,
+    Interface,
+    begin_from,
+    masked_mean,
+    open_policy,
+)
 from penspin_style.algo.imitation import DistillConfig, Pupil, make_pupil
-from penspin_style.config import TrainConfig, weights_folder
+from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import Rollouts, shuffled
-from penspin_style.features import Input
-from penspin_style.nets.policy import load_policy
+from penspin_style.features import Input, PolicyCard, command_differences
 
 
 class Distill:
@@ -63,8 +68,10 @@ class Distill:
         self.pupil = make_pupil(cfg, given, naction, weights=weights, rng=self.rng)
         self.policy = self.pupil.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
+        self.teacher_card: PolicyCard | None = None
         if not cfg.rollouts:
-            self.teacher = _load_teacher(weights_folder(cfg.teacher), observed, naction).to(device)
+            teacher, self.teacher_card = _load_teacher(cfg.teacher, observed, naction)
+            self.teacher = teacher.to(device)
         self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
         self.collects = self.rollouts is None
         if self.rollouts is not None:
@@ -85,7 +92,7 @@ class Distill:
     ) -> "Distill":
         """Return the distillation of a run."""
         per_iteration = cfg.num_envs * cfg.algo.horizon
-        return cls(
+        made = cls(
             cfg.algo,
             env.inputs,
             _reads(cfg.algo, env),
@@ -95,6 +102,14 @@ class Distill:
             device=device,
             seed=seed,
         )
+        teacher = made.teacher_card
+        if teacher is not None and (
+            faults := command_differences(teacher, env.actions, env.control_dt, "environment")
+        ):
+            raise ValueError(f"algo.teacher={cfg.algo.teacher}: {'; '.join(faults[:2])}")
+        if cfg.algo.init_from and not cfg.resume:
+            begin_from(made.policy, cfg.algo.init_from, env)
+        return made
 
     @classmethod
     def untrained(cls, cfg: DistillConfig, env: Interface) -> nn.Module:
@@ -354,18 +369,15 @@ def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int)
             )
 
 
-def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: int) -> nn.Module:
-    """Return the frozen teacher.
+def _load_teacher(
+    path: str, observed: Mapping[str, Input], naction: int
+) -> tuple[nn.Module, PolicyCard]:
+    """Return the frozen teacher and its card.
 
     Raises:
         ValueError: it is not there, or does not fit the environment.
     """
-    folder = path / "policy" if (path / "policy").is_dir() else path
-    if not (folder / "card.json").exists():
-        raise ValueError(
-            f"algo.teacher={path} holds no policy: train a teacher to the end, or give its folder"
-        )
-    teacher, card = load_policy(folder)
+    teacher, card = open_policy("algo.teacher", path)
     for wanted in card.inputs:
         if observed.get(wanted.name) != wanted:
             found = observed.get(wanted.name)
@@ -378,7 +390,7 @@ def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: in
         raise ValueError(
             f"algo.teacher={path} has {len(card.actions)} actions, the task has {naction}"
         )
-    return teacher.requires_grad_(False)
+    return teacher.requires_grad_(False), card
 
 
 NAME = "distill"

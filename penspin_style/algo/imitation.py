@@ -69,6 +69,9 @@ class DistillConfig:
     """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
 
     name: str = "distill"
+    init_from: str = ""
+    """Run folder, or policy folder, of a trained student of the same shape to begin with; empty for
+    random weights."""
     teacher: str = "pretrained:panda_lift_cube"
     """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
     group: str = "student"

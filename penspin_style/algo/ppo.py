@@ -19,12 +19,13 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from penspin_style.algo.actor_critic import Actor, Critic, explained_variance, summary
-from penspin_style.algo.algorithm import GuardedOptimizer, Interface, masked_mean
+from penspin_style.algo.algorithm import GuardedOptimizer, Interface, begin_from, masked_mean
 from penspin_style.config import ACTIVATIONS, TrainConfig, require
 from penspin_style.features import Input
+from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.policy import GaussianPolicy, ValueFunction
 from penspin_style.nets.teacher import OraclePolicy
 
 
@@ -33,6 +34,9 @@ class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
     name: str = "ppo"
+    init_from: str = ""
+    """Run folder, or policy folder, of a trained policy of the same shape to begin with; see
+    `weights_folder`. Empty for random weights. What else learns, as the critic, begins anew."""
     horizon: int = 24
     """Steps per environment and iteration."""
     epochs: int = 4
@@ -188,7 +192,10 @@ class PPO:
     @classmethod
     def make(cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int) -> "PPO":
         """Return the algorithm of a run."""
-        return cls(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
+        made = cls(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
+        if cfg.algo.init_from and not cfg.resume:
+            begin_from(made.policy, cfg.algo.init_from, env)
+        return made
 
     @classmethod
     def untrained(cls, cfg: PPOConfig, env: Interface) -> nn.Module:

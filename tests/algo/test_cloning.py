@@ -1,6 +1,7 @@
 """Cloning recorded roll-outs with the student of distillation, and what either refuses."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -152,3 +153,17 @@ def test_the_algorithm_is_chosen_by_its_configuration(teacher):
     cfg.algo.group = "pupil"
     with pytest.raises(ValueError, match=r"algo\.group=pupil: the task .* teacher, student"):
         make_algorithm(cfg, env, device=CPU, seed=0)
+
+
+def test_a_teacher_of_another_rate_or_scale_is_refused_by_name(teacher):
+    cfg = TrainConfig(algo=DistillConfig(teacher=str(teacher), encoder="", hidden=[8]))
+    fast = Interface(BOTH, ACTIONS, 0.04, lambda name: (name,))
+    with pytest.raises(ValueError, match=r"algo\.teacher=.* every 0\.05 s, the env.* 0\.04 s$"):
+        make_algorithm(cfg, fast, device=CPU, seed=0)
+    wide = (ACTIONS[0], dataclasses.replace(ACTIONS[1], scale=0.2))
+    with pytest.raises(
+        ValueError, match=r"algo\.teacher=.*: a1: the policy has scale 0\.1, .*0\.2"
+    ):
+        make_algorithm(
+            cfg, dataclasses.replace(fast, actions=wide, control_dt=0.05), device=CPU, seed=0
+        )

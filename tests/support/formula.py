@@ -6,7 +6,8 @@ from tensordict import TensorDict
 from penspin_style.algo.distill import Distill
 from penspin_style.algo.imitation import DistillConfig
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
-from penspin_style.nets.policy import GaussianPolicy, save_policy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import save_policy
 
 T, N, SIZE, NACTION = 5, 6, 4, 2
 TEACHER = Input("teacher", (Feature("x", (3,), "m"),))
