@@ -26,6 +26,7 @@ from penspin_style.train.compose import (
     saved_words,
     task_names,
 )
+from penspin_style.train.folder import check_changes
 
 VISION = "task=panda_lift_cube_vision"
 
@@ -390,6 +391,13 @@ def test_a_configuration_from_before_there_was_a_choice_is_of_ppo(tmp_path):
     path.write_text(OmegaConf.to_yaml(cfg))
     assert "algo=ppo" in saved_words(path)
     assert type(compose_train(saved_words(path))[0].algo) is PPOConfig
+
+
+def test_a_run_from_before_runs_could_begin_from_a_policy_resumes_unchanged(tmp_path):
+    path, text = saved(tmp_path, "task=panda_lift_cube")
+    path.write_text(text.replace("  init_from: ''\n", ""))
+    assert differences(path.read_text(), text) == {"algo.init_from": ("absent", "")}
+    assert check_changes(tmp_path, text, []) == []
 
 
 # The values themselves.
