@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from penspin_style import storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
-from penspin_style.algo.imitation import Pupil, make_pupil
-from penspin_style.config import AugmentConfig, DistillConfig, TemporalConfig
+from penspin_style.algo.augment import AugmentConfig
+from penspin_style.algo.imitation import DistillConfig, Pupil, TemporalConfig, make_pupil
 from penspin_style.data.dataset import Trajectories, Windows, join, load
 from penspin_style.data.formats import penspin
 from penspin_style.features import PolicyCard

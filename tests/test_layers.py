@@ -13,12 +13,13 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "terminal")}
+LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "plugins", "terminal")}
 SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "system.tensors", "nets"}
+NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS |= {"system.plugins", "system.tensors"}
 # no torch
 RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}
 RUN_TIME |= {"deploy.policy"}
@@ -43,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "system.interrupt": set(),
     "system.interval": set(),
     "system.plain_yaml": {"storage"},
+    "system.plugins": set(),
     "system.tensors": {"storage"},
     "system.terminal": set(),
     "sim": FLOOR,
@@ -96,6 +98,7 @@ WITHOUT = {
     "system.interrupt": {"torch", "numpy"},
     "system.interval": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
+    "system.plugins": {"torch", "mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},

@@ -13,7 +13,8 @@ import zipfile
 import pytest
 
 from penspin_style.__main__ import main
-from penspin_style.config import PRETRAINED, DistillConfig, weights_folder
+from penspin_style.algo.imitation import DistillConfig
+from penspin_style.config import PRETRAINED, weights_folder
 from penspin_style.train import compose
 
 ROOT = pathlib.Path(__file__).parents[1]

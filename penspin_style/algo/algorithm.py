@@ -2,8 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from penspin_style import SPINS_UNBOUNDED
+from penspin_style.config import TrainConfig, weights_folder
+from penspin_style.features import ActionChannel, Input, PolicyCard, channel_differences
+from penspin_style.nets.policy import load_policy
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -59,8 +63,61 @@ class GuardedOptimizer:
         return norm.detach()
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What an algorithm is told of the environment that it learns in."""
+
+    inputs: tuple[Input, ...]
+    """All that it observes."""
+    actions: tuple[ActionChannel, ...]
+    control_dt: float
+    """Seconds between two actions."""
+    reads: Callable[[str], tuple[str, ...]]
+    """From an observation group to the names of its inputs."""
+
+
 class Algorithm(Protocol):
-    """Four verbs and a state. `policy` is what acts in the end and what is exported."""
+    """Four verbs and a state. `policy` is what acts in the end and what is exported.
+
+    `act` and `process` are called horizon by horizon, `update` once after each. So one on policy
+    keeps what `process` is given until `update`; one off policy fills a replay buffer in `process`
+    and draws from it in `update`; its `state_dict` may leave the buffer out, and then a resumed run
+    fills a new one and is not the same bit for bit. One that learns from recorded data has
+    `collects` False. There may be any number of networks besides `policy`, in `state_dict` with
+    their optimisers.
+    """
+
+    Config: ClassVar[Any]
+    """The dataclass of what `algo.KEY` can set; its `name` is what `algo=NAME` says."""
+
+    @classmethod
+    def make(
+        cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int
+    ) -> "Algorithm":
+        """Return the algorithm of a run, before its first iteration.
+
+        Raises:
+            ValueError: it cannot learn in this environment; names the key that says otherwise.
+        """
+        ...
+
+    @classmethod
+    def untrained(cls, cfg: Any, env: Interface) -> nn.Module:
+        """Return the policy that a `Config` makes, on the CPU, to be given a checkpoint's weights.
+
+        No file that the configuration names is opened.
+        """
+        ...
+
+    @classmethod
+    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
+        """Return the keywords of `Env` that a `Config` asks for, in training or in evaluation."""
+        ...
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """What descends; their rates are halved where a run has diverged."""
+        ...
 
     @property
     def policy(self) -> nn.Module:
@@ -96,6 +153,46 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         ...
+
+
+def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
+    """Return the policy, and its card, of the folder that a key of the configuration names.
+
+    Raises:
+        ValueError: it holds none, or one that is damaged.
+    """
+    folder = weights_folder(path)
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    if not (folder / "card.json").exists():
+        raise ValueError(
+            f"{key}={path} holds no policy: train a policy to the end, or give its folder"
+        )
+    return load_policy(folder)
+
+
+def begin_from(policy: Any, path: str, env: Interface) -> None:
+    """Give a policy the weights of a trained one, statistics of observations among them.
+
+    Raises:
+        ValueError: there is none, or it is of another shape; names `algo.init_from` and how.
+    """
+    trained, card = open_policy("algo.init_from", path)
+    observed = {i.name: i for i in env.inputs}
+    own, network = policy.describe(), card.network
+    faults = [
+        f"it reads {i.name!r}, {i.size} numbers; the environment has none such"
+        for i in card.inputs
+        if observed.get(i.name) != i
+    ]
+    faults += channel_differences(card.actions, env.actions, "environment")
+    faults += [
+        f"its network has {key}={network.get(key)}, this one {own.get(key)}"
+        for key in {**own, **network}
+        if own.get(key) != network.get(key)
+    ]
+    if faults:
+        raise ValueError(f"algo.init_from={path} is of another shape: {faults[0]}")
+    policy.load_state_dict(trained.state_dict())
 
 
 @torch.no_grad()

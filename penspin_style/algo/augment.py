@@ -18,12 +18,13 @@ them that begin where the generator says. Nothing here waits for a GPU.
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penspin_style.config import AugmentConfig
+from penspin_style.config import require
 
 MIN_EDGE_LOSS = 0.05
 """Edges that would be lost with a smaller probability than this are kept."""
@@ -34,6 +35,51 @@ LINE_LENGTHS = (2, 5)
 _BANK, _WINDOW = 2**20, 2**10
 _CHUNK = 2**17
 """Pixels of a camera that a CPU changes at once: what fits its cache."""
+
+
+@dataclass
+class AugmentConfig:
+    """What a student's pictures suffer in training. Zero switches off, for brightness `[1, 1]`."""
+
+    shift: int = 2
+    """Furthest shift in pixels, the same for all pictures of a sample."""
+    brightness: list[float] = field(default_factory=lambda: [0.5, 1.5])
+    """Range of the factor on colour, the same for all cameras of a sample."""
+    noise: float = 0.03
+    """Half width of uniform noise on colour, per pixel and channel."""
+    depth_edge: float = 10.0
+    """Pixels per metre, k: a pixel at a gradient g (m per pixel) is lost with p = atan(k g)."""
+    depth_jitter: float = 0.5
+    """Standard deviation in pixels of where a depth pixel looks, per axis."""
+    depth_disparity: float = 351.3
+    """Steps of disparity times metres, c: depth is c over a whole number, so d^2 / c apart."""
+    depth_dropout: float = 0.006
+    """Probability that a depth pixel returns nothing."""
+    depth_lines: int = 16
+    """Most lines in a depth picture; each has one at least."""
+    depth_line_value: list[float] = field(default_factory=lambda: [0.08, 0.34])
+    """Range of a line's depth in metres."""
+    depth_blackout: float = 0.02
+    """Probability that a whole depth picture is 0."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("shift", "noise", "depth_edge", "depth_jitter", "depth_disparity"):
+            value = getattr(self, key)
+            require(0 <= value < float("inf"), f"algo.augment.{key}", value, "finite and >= 0")
+        lines = self.depth_lines
+        require(0 <= lines < float("inf"), "algo.augment.depth_lines", lines, "finite and >= 0")
+        for key in ("depth_dropout", "depth_blackout"):
+            require(
+                0 <= getattr(self, key) <= 1,
+                f"algo.augment.{key}",
+                getattr(self, key),
+                "in [0, 1]",
+            )
+        for key in ("brightness", "depth_line_value"):
+            value = list(getattr(self, key))
+            legal = len(value) == 2 and 0 <= value[0] <= value[1] < float("inf")
+            require(legal, f"algo.augment.{key}", value, "[low, high] with 0 <= low <= high")
 
 
 class Augment:

@@ -9,9 +9,10 @@ roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throu
 PenSpin's did. What the student is, and what of an observation it keeps, stands in `pupil.py`.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,12 +20,17 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import BCLoss
 
-from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
-from penspin_style.algo.imitation import Pupil, make_pupil
-from penspin_style.config import DistillConfig, weights_folder
+from penspin_style.algo.algorithm import (
+    GuardedOptimizer,
+    Interface,
+    begin_from,
+    masked_mean,
+    open_policy,
+)
+from penspin_style.algo.imitation import DistillConfig, Pupil, make_pupil
+from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import Rollouts, shuffled
-from penspin_style.features import Input
-from penspin_style.nets.policy import load_policy
+from penspin_style.features import Input, PolicyCard, command_differences
 
 
 class Distill:
@@ -38,6 +44,8 @@ class Distill:
     Raises:
         ValueError: the teacher reads what the environment does not observe, or acts otherwise.
     """
+
+    Config: ClassVar[Any] = DistillConfig
 
     def __init__(
         self,
@@ -60,8 +68,10 @@ class Distill:
         self.pupil = make_pupil(cfg, given, naction, weights=weights, rng=self.rng)
         self.policy = self.pupil.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
+        self.teacher_card: PolicyCard | None = None
         if not cfg.rollouts:
-            self.teacher = _load_teacher(weights_folder(cfg.teacher), observed, naction).to(device)
+            teacher, self.teacher_card = _load_teacher(cfg.teacher, observed, naction)
+            self.teacher = teacher.to(device)
         self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
         self.collects = self.rollouts is None
         if self.rollouts is not None:
@@ -75,6 +85,50 @@ class Distill:
         self._memory = _Memory(cfg.memory)
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normaliser has seen anything
+
+    @classmethod
+    def make(
+        cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int
+    ) -> "Distill":
+        """Return the distillation of a run."""
+        per_iteration = cfg.num_envs * cfg.algo.horizon
+        made = cls(
+            cfg.algo,
+            env.inputs,
+            _reads(cfg.algo, env),
+            len(env.actions),
+            iterations=-(-cfg.total_samples // per_iteration),
+            per_iteration=per_iteration,
+            device=device,
+            seed=seed,
+        )
+        teacher = made.teacher_card
+        if teacher is not None and (
+            faults := command_differences(teacher, env.actions, env.control_dt, "environment")
+        ):
+            raise ValueError(f"algo.teacher={cfg.algo.teacher}: {'; '.join(faults[:2])}")
+        if cfg.algo.init_from and not cfg.resume:
+            begin_from(made.policy, cfg.algo.init_from, env)
+        return made
+
+    @classmethod
+    def untrained(cls, cfg: DistillConfig, env: Interface) -> nn.Module:
+        """Return the student before it has learned; teacher, encoders and roll-outs stay closed."""
+        observed = {i.name: i for i in env.inputs}
+        given = [observed[name] for name in _reads(cfg, env)]
+        rng = torch.Generator()
+        own = dataclasses.replace(cfg, encoder="")
+        return make_pupil(own, given, len(env.actions), weights=rng, rng=rng).policy
+
+    @classmethod
+    def env_settings(cls, cfg: DistillConfig, *, training: bool) -> dict[str, Any]:
+        """Return that labels are of what was seen before a step, and how often nothing is there."""
+        return {"final_pictures": False, "holdout": cfg.holdout if training else 0.0}
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The student's."""
+        return (self.optimizer,)
 
     # The four verbs.
 
@@ -287,6 +341,20 @@ class _Memory:
             self.count = int(state["count"])
 
 
+def _reads(cfg: DistillConfig, env: Interface) -> tuple[str, ...]:
+    """Return the names of the inputs that the student is given.
+
+    Raises:
+        ValueError: the task observes none of that group.
+    """
+    if names := env.reads(cfg.group):
+        return names
+    raise ValueError(
+        f"algo.group={cfg.group}: the task observes no such group; it has "
+        f"{', '.join(i.name for i in env.inputs)}"
+    )
+
+
 def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int) -> None:
     if rollouts.naction != naction:
         raise ValueError(
@@ -301,18 +369,15 @@ def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int)
             )
 
 
-def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: int) -> nn.Module:
-    """Return the frozen teacher.
+def _load_teacher(
+    path: str, observed: Mapping[str, Input], naction: int
+) -> tuple[nn.Module, PolicyCard]:
+    """Return the frozen teacher and its card.
 
     Raises:
         ValueError: it is not there, or does not fit the environment.
     """
-    folder = path / "policy" if (path / "policy").is_dir() else path
-    if not (folder / "card.json").exists():
-        raise ValueError(
-            f"algo.teacher={path} holds no policy: train a teacher to the end, or give its folder"
-        )
-    teacher, card = load_policy(folder)
+    teacher, card = open_policy("algo.teacher", path)
     for wanted in card.inputs:
         if observed.get(wanted.name) != wanted:
             found = observed.get(wanted.name)
@@ -325,4 +390,8 @@ def _load_teacher(path: pathlib.Path, observed: Mapping[str, Input], naction: in
         raise ValueError(
             f"algo.teacher={path} has {len(card.actions)} actions, the task has {naction}"
         )
-    return teacher.requires_grad_(False)
+    return teacher.requires_grad_(False), card
+
+
+NAME = "distill"
+ALGORITHM = Distill

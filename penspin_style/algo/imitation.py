@@ -1,22 +1,153 @@
-"""What distillation asks of a student: to see, to act on what it saw, to learn from it.
+"""Distillation's configuration, and what it asks of a student: see, act on that, learn from it.
 
 One class for each network of `algo.network`; nothing else in distillation depends on which it is.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from penspin_style.algo.augment import Augment
-from penspin_style.config import DistillConfig, weights_folder
+from penspin_style.algo.augment import Augment, AugmentConfig
+from penspin_style.config import ACTIVATIONS, require, weights_folder
 from penspin_style.features import Input
 from penspin_style.nets.encoder import load_encoder
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
+
+
+@dataclass
+class TemporalConfig:
+    """The network of students without pictures (PenSpin, arXiv 2407.18902)."""
+
+    recent: int = 3
+    """Newest frames of the joints that pass by the transformer."""
+    normalize_history: bool = True
+    """Normalise the joints' history. Published: raw radians, whose changes of a tenth are small
+    beside positions that are sines."""
+    width: int = 32
+    """Of the transformer's tokens."""
+    heads: int = 2
+    layers: int = 2
+    feedforward: int = 2048
+    """Width of the hidden layer of the transformer's perceptrons."""
+    dropout: float = 0.1
+    latent: int = 40
+    """Numbers that the transformer makes of the history."""
+    fingertips: list[int] = field(default_factory=lambda: [256, 128, 8])
+    fingertip_noise: float = 0.01
+    """Half width of uniform noise on normalised fingertips."""
+    ends: list[int] = field(default_factory=lambda: [6, 6, 6])
+    """Widths of the perceptron that looks at each end of the pen."""
+    points: list[int] = field(default_factory=lambda: [32, 32, 32])
+    """Widths of the perceptron that looks at each point of a cloud."""
+    trunk: list[int] = field(default_factory=lambda: [512, 256, 128])
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("recent", "width", "heads", "layers", "feedforward", "latent"):
+            require(getattr(self, key) >= 1, f"algo.temporal.{key}", getattr(self, key), ">= 1")
+        require(self.width % 2 == 0, "algo.temporal.width", self.width, "even: sines and cosines")
+        legal = self.width % self.heads == 0
+        require(legal, "algo.temporal.heads", self.heads, f"a divisor of the width, {self.width}")
+        require(0 <= self.dropout < 1, "algo.temporal.dropout", self.dropout, "in [0, 1)")
+        noise = self.fingertip_noise
+        legal = 0 <= noise < float("inf")
+        require(legal, "algo.temporal.fingertip_noise", noise, "finite and >= 0")
+        for key in ("fingertips", "ends", "points", "trunk"):
+            sizes = getattr(self, key)
+            legal = (bool(sizes) or key == "trunk") and all(n >= 1 for n in sizes)
+            require(legal, f"algo.temporal.{key}", sizes, "a list of sizes >= 1")
+
+
+@dataclass
+class DistillConfig:
+    """A student learns its teacher's actions: DAgger (Ross et al. 2011) or behaviour cloning."""
+
+    name: str = "distill"
+    init_from: str = ""
+    """Run folder, or policy folder, of a trained student of the same shape to begin with; empty for
+    random weights."""
+    teacher: str = "pretrained:panda_lift_cube"
+    """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
+    group: str = "student"
+    """The observation group that the student reads, its pictures included."""
+    network: str = "pictures"
+    """`pictures`: numbers and pictures of cameras. `temporal`: the history of a hand's joints."""
+    driver: str = "student"
+    """Who acts once `beta_iterations` are over. `student`: DAgger. `teacher`: it alone, always."""
+    loss: str = "l2"
+    """Distance to the label, summed over the action: `l2`, squared, or `l1`."""
+    rollouts: str = ""
+    """Folder of recorded roll-outs to clone; empty for DAgger."""
+    horizon: int = 48
+    """Steps per environment and iteration."""
+    epochs: int = 4
+    """Passes over the samples of an iteration; with a memory, as many updates from the memory."""
+    minibatch_size: int = 256
+    memory: int = 0
+    """Samples of earlier iterations that are kept and learned from again; 0: each is used once."""
+    beta_iterations: int = 1
+    """Iterations over which the share of steps that the teacher drives falls from 1 to 0."""
+    holdout: float = 0.07
+    """Share of training episodes without an object; there the label is to do nothing."""
+    learning_rate: float = 4e-4
+    final_learning_rate: float = 4e-4
+    """Reached linearly at the end of `total_samples`."""
+    max_grad_norm: float = 1.0
+    encoder: str = "pretrained:nature_cnn_cifar10"
+    """Folder of the encoders' weights, see `weights_folder`; empty for random ones."""
+    train_encoder: bool = False
+    """Let the encoders learn too."""
+    pool: bool = False
+    """Average the encoders' last map (64 numbers) instead of reading it whole (1,024)."""
+    layer_norm: bool = True
+    """Normalise each colour picture's features. They are sparse and large (root mean square 12, up
+    to 380), and without it the student learns several times slower."""
+    latent: int = 64
+    """Width of each picture's dense head."""
+    depth_pixels: int = 8
+    """Height and width to which depth pictures are sampled."""
+    max_depth: dict[str, float] = field(default_factory=dict)
+    """Camera -> metres beyond which depth counts as nothing; 2 where not given."""
+    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+    activation: str = "relu"
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.name == "distill", "algo.name", self.name, "distill")
+        for key, known in (
+            ("network", ("pictures", "temporal")),
+            ("driver", ("student", "teacher")),
+            ("loss", ("l2", "l1")),
+        ):
+            value = getattr(self, key)
+            require(value in known, f"algo.{key}", value, " or ".join(known))
+        for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels"):
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+        for key in ("memory", "beta_iterations"):
+            require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), ">= 0")
+        legal = not (self.rollouts and self.memory)
+        require(legal, "algo.memory", self.memory, "0 where algo.rollouts is given")
+        require(0 <= self.holdout < 1, "algo.holdout", self.holdout, "in [0, 1)")
+        for key in ("learning_rate", "final_learning_rate", "max_grad_norm"):
+            value = getattr(self, key)
+            require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
+        for camera, value in self.max_depth.items():
+            require(value > 0, f"algo.max_depth.{camera}", value, "> 0")
+        require(all(n >= 1 for n in self.hidden), "algo.hidden", self.hidden, "sizes >= 1")
+        require(
+            self.activation in ACTIVATIONS,
+            "algo.activation",
+            self.activation,
+            ", ".join(ACTIVATIONS),
+        )
 
 
 class Pupil(Protocol):

@@ -8,23 +8,118 @@ normaliser.
 """
 
 import difflib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from penspin_style.algo.algorithm import GuardedOptimizer, masked_mean
-from penspin_style.config import PPOConfig
+from penspin_style.algo.actor_critic import Actor, Critic, explained_variance, summary
+from penspin_style.algo.algorithm import GuardedOptimizer, Interface, begin_from, masked_mean
+from penspin_style.config import ACTIVATIONS, TrainConfig, require
 from penspin_style.features import Input
+from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.policy import GaussianPolicy, ValueFunction
 from penspin_style.nets.teacher import OraclePolicy
+
+
+@dataclass
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017)."""
+
+    name: str = "ppo"
+    init_from: str = ""
+    """Run folder, or policy folder, of a trained policy of the same shape to begin with; see
+    `weights_folder`. Empty for random weights. What else learns, as the critic, begins anew."""
+    horizon: int = 24
+    """Steps per environment and iteration."""
+    epochs: int = 4
+    """Passes over the batch; minibatches are reshuffled in each."""
+    num_minibatches: int = 4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    reward_scale: float = 1.0
+    """Multiplies rewards before values are learned from them, so that returns are near 1 to 100."""
+    clip_coef: float = 0.2
+    value_coef: float = 1.0
+    value_clip: float | None = None
+    """Radius of the clipped value loss; null for none. In standard deviations with `value_norm`."""
+    value_norm: bool = False
+    """Learn returns as their running mean and deviation leave them, whatever their size."""
+    entropy_coef: float = 0.0
+    learning_rate: float = 3e-4
+    target_kl: float | None = None
+    """Adapt the learning rate to this KL from the policy that collected; null for a fixed rate.
+    Above twice the target the rate falls by a factor of 1.5, below half of it it rises by 1.5."""
+    kl_every: str = "iteration"
+    """When the rate is adapted: `iteration`, once after the last pass, or `epoch`, after each."""
+    min_learning_rate: float = 1e-5
+    """Least rate that adaptation leads to."""
+    max_learning_rate: float = 3e-3
+    """Largest rate that adaptation leads to."""
+    max_grad_norm: float = 1.0
+    hidden: list[int] = field(default_factory=lambda: [128, 128])
+    critic_hidden: list[int] = field(default_factory=lambda: [128, 128])
+    encoders: dict[str, list[int]] = field(default_factory=dict)
+    """Observation group -> widths of its encoder, the code's last. The codes join the teacher's
+    group before `hidden`. A group of one feature (n, 3) is a cloud: its points pass the encoder one
+    by one and the largest of each number stays. A group that the task does not observe is passed
+    over, for ablations, and so is one with []; the policy's card lists what is read."""
+    shared_critic: bool = False
+    """A value head on the policy's last hidden layer instead of a network of its own."""
+    activation: str = "elu"
+    init_std: float = 0.8
+    compile: bool = False
+    """torch.compile of the loss. TorchRL's loss recompiles under it: measure before using it."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.name == "ppo", "algo.name", self.name, "ppo")
+        for key in ("horizon", "epochs", "num_minibatches"):
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+        for key in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
+        for key in (
+            "clip_coef",
+            "learning_rate",
+            "min_learning_rate",
+            "max_learning_rate",
+            "max_grad_norm",
+            "init_std",
+            "reward_scale",
+        ):
+            value = getattr(self, key)
+            require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
+        for key in ("value_coef", "entropy_coef"):
+            value = getattr(self, key)
+            require(0 <= value < float("inf"), f"algo.{key}", value, "finite and >= 0")
+        for key in ("value_clip", "target_kl"):
+            value = getattr(self, key)
+            require(value is None or 0 < value < float("inf"), f"algo.{key}", value, "> 0 or null")
+        for key in ("hidden", "critic_hidden"):
+            sizes = getattr(self, key)
+            require(all(n >= 1 for n in sizes), f"algo.{key}", sizes, "a list of sizes >= 1")
+        for group, sizes in self.encoders.items():
+            legal = all(n >= 1 for n in sizes)
+            require(legal, f"algo.encoders.{group}", sizes, "a list of sizes >= 1")
+            require(group not in ("teacher", "critic"), "algo.encoders", group, "another group")
+        top = self.max_learning_rate
+        legal = f"at least algo.min_learning_rate, {self.min_learning_rate}"
+        require(top >= self.min_learning_rate, "algo.max_learning_rate", top, legal)
+        known = ("iteration", "epoch")
+        require(self.kl_every in known, "algo.kl_every", self.kl_every, " or ".join(known))
+        require(
+            self.activation in ACTIVATIONS,
+            "algo.activation",
+            self.activation,
+            ", ".join(ACTIVATIONS),
+        )
 
 
 class PPO:
@@ -33,6 +128,7 @@ class PPO:
     Its critic reads `critic`, `teacher` if there is none, or is a head of the policy.
     """
 
+    Config: ClassVar[Any] = PPOConfig
     collects = True
 
     def __init__(
@@ -60,8 +156,8 @@ class PPO:
         # what other groups hold, as a student's history, is not worth its memory
         self.unread = tuple(name for name in observed if name not in keys)
         self.value_normalizer = Normalizer(1).to(device) if cfg.value_norm else None
-        self._actor = _Actor(self.policy)
-        self._value = _Critic(self._actor if self.critic is None else self.critic)
+        self._actor = Actor(self.policy)
+        self._value = Critic(self._actor if self.critic is None else self.critic)
         self.loss = ClipPPOLoss(
             self._actor,  # type: ignore[arg-type]  (any module with get_dist is accepted)
             self._value,  # type: ignore[arg-type]
@@ -92,6 +188,29 @@ class PPO:
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normalisers have seen anything
+
+    @classmethod
+    def make(cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int) -> "PPO":
+        """Return the algorithm of a run."""
+        made = cls(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
+        if cfg.algo.init_from and not cfg.resume:
+            begin_from(made.policy, cfg.algo.init_from, env)
+        return made
+
+    @classmethod
+    def untrained(cls, cfg: PPOConfig, env: Interface) -> nn.Module:
+        """Return the policy before it has learned."""
+        return cls(cfg, env.inputs, len(env.actions), device=torch.device("cpu"), seed=0).policy
+
+    @classmethod
+    def env_settings(cls, cfg: PPOConfig, *, training: bool) -> dict[str, Any]:
+        """Return nothing: the environment is as the task has it."""
+        return {}
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The one of policy and critic."""
+        return (self.optimizer,)
 
     # The four verbs.
 
@@ -139,7 +258,7 @@ class PPO:
         weight = (~fault).float()
         mean = masked_mean(advantage, weight)
         std = masked_mean((advantage - mean) ** 2, weight).sqrt()
-        self._rollout_metrics = _summary(nxt["reward"], advantage, target, ~fault)
+        self._rollout_metrics = summary(nxt["reward"], advantage, target, ~fault)
         if self.value_normalizer is not None:
             self.value_normalizer.update(target.reshape(-1, 1), ~fault.reshape(-1))
             value, target = self.value_normalizer(value), self.value_normalizer(target)
@@ -328,51 +447,6 @@ _NAMES = (
 _KL = _NAMES.index("actor/approx_kl")
 
 
-class _Actor(TensorDictModuleBase):
-    """The policy as TorchRL's loss wants it, without the cost of a TensorDictModule.
-
-    What it computes stays here: the distribution for the metrics, the value for `_Critic`.
-    """
-
-    value: Any = None
-
-    def __init__(self, policy: GaussianPolicy | OraclePolicy) -> None:
-        super().__init__()
-        self.policy = policy
-        self.in_keys = list(policy.in_keys)
-        self.out_keys = ["action"]
-
-    def get_dist(self, td: TensorDictBase) -> Gaussian:
-        observations = (td[key] for key in self.in_keys)
-        if isinstance(self.policy, OraclePolicy):
-            self.dist, self.value = self.policy.judge(*observations)
-        else:
-            self.dist = self.policy(*observations)
-        return self.dist
-
-
-class _Critic(TensorDictModuleBase):
-    """The value function as TorchRL's loss wants it.
-
-    It may be the actor's value head; the loss asks the actor first, about the same observations.
-    """
-
-    def __init__(self, critic: ValueFunction | _Actor) -> None:
-        super().__init__()
-        self.critic = critic
-        keys: Any = critic.in_keys if isinstance(critic, _Actor) else [critic.in_key]
-        self.in_keys = list(keys)
-        self.out_keys = ["state_value"]
-
-    def forward(self, td: TensorDictBase) -> TensorDictBase:
-        if isinstance(self.critic, _Actor):
-            self.value = self.critic.value
-        else:
-            self.value = self.critic(td[self.critic.in_key])
-        td.set("state_value", self.value)
-        return td
-
-
 def _policy(
     cfg: PPOConfig, observed: dict[str, Input], naction: int, rng: torch.Generator
 ) -> GaussianPolicy | OraclePolicy:
@@ -421,28 +495,5 @@ def _critic(
     )
 
 
-def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """Return 1 - Var(target - value) / Var(target) over the rows of weight 1."""
-
-    def var(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, weight)) ** 2, weight)
-
-    return 1.0 - var(target - value) / var(target).clamp(min=1e-12)
-
-
-def _summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> dict[str, float]:
-    names = ("rewards", "advantages_mean", "advantages_max", "advantages_min",
-             "returns_mean", "returns_max", "returns_min")  # fmt: skip
-    weight, inf = keep.float(), float("inf")
-    values = torch.stack(
-        (
-            masked_mean(reward, weight),
-            masked_mean(advantage, weight),
-            torch.where(keep, advantage, -inf).max(),
-            torch.where(keep, advantage, inf).min(),
-            masked_mean(target, weight),
-            torch.where(keep, target, -inf).max(),
-            torch.where(keep, target, inf).min(),
-        )
-    )
-    return {f"rollout/{name}": v for name, v in zip(names, values.tolist(), strict=True)}
+NAME = "ppo"
+ALGORITHM = PPO

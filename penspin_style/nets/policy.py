@@ -1,91 +1,48 @@
-"""Policies: normaliser, network and squash in one module, with one card.
+"""What every policy answers, which families there are, and a policy's folder.
 
-`GaussianPolicy.act` is the function that is exported: raw observation in, action in [-1, 1] out. In
-training the same module gives a normal distribution around that action; the environment clips what
-is drawn outside [-1, 1], and the log-probability is that of what was drawn.
+A policy is normaliser, network and squash in one module, with one card. `Policy.act` is what is
+exported: raw observation in, action in [-1, 1] out.
+
+A family is a module of this folder that binds `NAME`, what a card calls it (`network["kind"]`), and
+`POLICY`. It is imported when a card asks for it.
 """
 
+import abc
+import importlib
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from penspin_style import storage
 from penspin_style.features import PolicyCard
-from penspin_style.nets.gaussian import MIN_STD, Gaussian, deviation, raw_deviation
-from penspin_style.nets.mlp import mlp
-from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.student import StudentPolicy
-from penspin_style.nets.teacher import OraclePolicy
-from penspin_style.nets.temporal import TemporalPolicy
+from penspin_style.system.plugins import named_modules
 from penspin_style.system.tensors import check_finite, read_tensors
 
 
-class GaussianPolicy(nn.Module):
-    """A perceptron on one observation group.
+class Policy(nn.Module, abc.ABC):
+    """A network that acts; its statistics of observations are part of its weights."""
 
-    in_key: the group. Its vector is normalised here, so callers pass it raw.
-    """
+    in_keys: tuple[str, ...]
+    """The inputs that `act` takes, in this order."""
 
-    min_std = MIN_STD
+    @abc.abstractmethod
+    def act(self, *observations: Tensor) -> Tensor:
+        """Return actions (..., naction) in [-1, 1] of raw observations, deterministic."""
 
-    def __init__(
-        self,
-        in_key: str,
-        size: int,
-        naction: int,
-        *,
-        hidden: Sequence[int],
-        activation: str,
-        init_std: float,
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.in_key = in_key
-        self.in_keys = (in_key,)
-        self.naction = naction
-        self.normalizer = Normalizer(size)
-        self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
-        self._network = {"hidden": list(hidden), "activation": activation}
-        self.raw_std = nn.Parameter(torch.full((naction,), raw_deviation(init_std)))
-
-    def act(self, observation: Tensor) -> Tensor:
-        """Return the mean action (..., naction) in [-1, 1] of raw observations (..., size)."""
-        return torch.tanh(self.net(self.normalizer(observation)))
-
-    def forward(self, observation: Tensor) -> Gaussian:
-        """Return the distribution that training draws from."""
-        loc = self.act(observation)
-        return Gaussian(loc, deviation(self.raw_std).expand_as(loc))
-
+    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what `load_policy` needs to build the module again, as JSON values."""
-        return {"kind": "gaussian", "in_key": self.in_key, **self._network}
+        """Return what `from_card` needs to build the module again, and its `kind`, as JSON."""
 
+    @classmethod
+    @abc.abstractmethod
+    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "Policy":
+        """Build the module that a card describes; its weights follow. network: without `kind`.
 
-class ValueFunction(nn.Module):
-    """A perceptron from one observation group to the expected return."""
-
-    def __init__(
-        self,
-        in_key: str,
-        size: int,
-        *,
-        hidden: Sequence[int],
-        activation: str,
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.in_key = in_key
-        self.normalizer = Normalizer(size)
-        self.net = mlp(size, hidden, 1, activation=activation, rng=rng)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return values (..., 1)."""
-        return self.net(self.normalizer(observation))
+        Raises:
+            KeyError, TypeError, ValueError: the card does not describe one.
+        """
 
 
 _WEIGHTS, _CARD = "policy.safetensors", "card.json"
@@ -134,9 +91,7 @@ def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], st
     return card, weights, config
 
 
-def load_policy(
-    folder: pathlib.Path,
-) -> tuple[GaussianPolicy | OraclePolicy | StudentPolicy | TemporalPolicy, PolicyCard]:
+def load_policy(folder: pathlib.Path) -> tuple[Any, PolicyCard]:
     """Return the policy of a published folder, on the CPU and in evaluation mode, and its card.
 
     Its `act` takes the tensors of `card.inputs`, in that order.
@@ -149,9 +104,7 @@ def load_policy(
     return policy, card
 
 
-def load_policy_and_config(
-    folder: pathlib.Path,
-) -> tuple[GaussianPolicy | OraclePolicy | StudentPolicy | TemporalPolicy, PolicyCard, str]:
+def load_policy_and_config(folder: pathlib.Path) -> tuple[Any, PolicyCard, str]:
     """Return what `load_policy` does, and the configuration in the folder, empty for none.
 
     Raises:
@@ -160,49 +113,15 @@ def load_policy_and_config(
     card, weights, config = read_policy(folder)
     network = dict(card.network)
     kind = network.pop("kind", None)
-    if kind not in _BUILDERS:
-        raise ValueError(
-            f"{folder}: network kind {kind!r} is unknown; known: {', '.join(_BUILDERS)}"
-        )
+    known = named_modules(__package__ or "", "POLICY")
+    if kind not in known:
+        raise ValueError(f"{folder}: network kind {kind!r} is unknown; known: {', '.join(known)}")
+    family: type[Policy] = importlib.import_module(known[kind]).POLICY
     try:
-        policy = _BUILDERS[kind](card, network)
+        policy = family.from_card(card, network)
         policy.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{folder}: the card's network {card.network} does not fit its weights: {error!r}"
         ) from error
     return policy.eval(), card, config
-
-
-def _gaussian(card: PolicyCard, network: dict[str, Any]) -> GaussianPolicy:
-    return GaussianPolicy(
-        network["in_key"],
-        {i.name: i.size for i in card.inputs}[network["in_key"]],
-        len(card.actions),
-        hidden=network["hidden"],
-        activation=network["activation"],
-        init_std=1.0,
-        rng=torch.Generator(),
-    )
-
-
-def _oracle(card: PolicyCard, network: dict[str, Any]) -> OraclePolicy:
-    return OraclePolicy(
-        card.inputs, len(card.actions), init_std=1.0, rng=torch.Generator(), **network
-    )
-
-
-def _student(card: PolicyCard, network: dict[str, Any]) -> StudentPolicy:
-    return StudentPolicy(card.inputs, len(card.actions), rng=torch.Generator(), **network)
-
-
-def _temporal(card: PolicyCard, network: dict[str, Any]) -> TemporalPolicy:
-    return TemporalPolicy(card.inputs, len(card.actions), rng=torch.Generator(), **network)
-
-
-_BUILDERS = {
-    "gaussian": _gaussian,
-    "oracle": _oracle,
-    "student": _student,
-    "temporal": _temporal,
-}

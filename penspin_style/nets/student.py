@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from penspin_style.features import Input
+from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.encoder import NatureCNN, freeze
 from penspin_style.nets.mlp import ACTIVATIONS, mlp
 from penspin_style.nets.normalizer import Normalizer
+from penspin_style.nets.policy import Policy
+
+NAME = "student"
 
 
 class Observation(NamedTuple):
@@ -34,7 +37,7 @@ class Observation(NamedTuple):
     """Camera -> (n, height, width) m."""
 
 
-class StudentPolicy(nn.Module):
+class StudentPolicy(Policy):
     """See the module's docstring.
 
     inputs: what `act` is given, in this order: at most one vector, then pictures.
@@ -169,9 +172,14 @@ class StudentPolicy(nn.Module):
             parts.append(self.normalizer(numbers))
         return torch.tanh(self.trunk(torch.cat(parts, dim=-1)))
 
+    @classmethod
+    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "StudentPolicy":
+        """Build the student that a card describes."""
+        return cls(card.inputs, len(card.actions), rng=torch.Generator(), **network)
+
     def describe(self) -> dict[str, Any]:
         """Return what `load_policy` needs to build the module again, as JSON values."""
-        return {"kind": "student", **self._network}
+        return {"kind": NAME, **self._network}
 
 
 class _Depth(nn.Module):
@@ -211,3 +219,6 @@ def _picture(given: Input) -> tuple[str, str, int, int]:
         f"input {given.name!r}, {feature.dtype} {shape}, is neither CAMERA_rgb, uint8 (height, "
         "width, 3), nor CAMERA_depth, float32 (height, width)"
     )
+
+
+POLICY = StudentPolicy

@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penspin_style.features import Input
+from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.gaussian import Gaussian, deviation, raw_deviation
 from penspin_style.nets.mlp import ACTIVATIONS, mlp
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.points import PointEncoder
+from penspin_style.nets.policy import Policy
+
+NAME = "oracle"
 
 _CHUNK = 256
 """Clouds of which a CPU encodes all points at a time, so that they stay in its cache."""
 
 
-class OraclePolicy(nn.Module):
+class OraclePolicy(Policy):
     """See the module's docstring.
 
     inputs: what `act` is given, in this order: first the group that is read as it is, then those of
@@ -122,9 +125,14 @@ class OraclePolicy(nn.Module):
             seen = torch.cat((seen, torch.tanh(torch.cat(codes, dim=-1))), dim=-1)
         return self.trunk(seen)
 
+    @classmethod
+    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "OraclePolicy":
+        """Build the oracle that a card describes."""
+        return cls(card.inputs, len(card.actions), init_std=1.0, rng=torch.Generator(), **network)
+
     def describe(self) -> dict[str, Any]:
         """Return what `load_policy` needs to build the module again, as JSON values."""
-        return {"kind": "oracle", **self._network}
+        return {"kind": NAME, **self._network}
 
 
 def is_cloud(given: Input) -> bool:
@@ -168,3 +176,6 @@ def _each(net: nn.Sequential, x: Tensor) -> Tensor:
         else:
             x = layer(x)
     return x
+
+
+POLICY = OraclePolicy

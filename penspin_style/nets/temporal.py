@@ -20,19 +20,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from penspin_style.features import Feature, Input
+from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.nets.attention import TemporalEncoder
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.points import PointEncoder
+from penspin_style.nets.policy import Policy
+
+NAME = "temporal"
 
 TERMS = ("proprio", "fingertips", "pen_ends", "tactile", "pen_points")
 _SETS = ("pen_ends", "pen_points")  # of exchangeable points
 
 
-class TemporalPolicy(nn.Module):
+class TemporalPolicy(Policy):
     """See the module's docstring.
 
     inputs: one vector, of `TERMS` in any order; all but `proprio` may be missing.
@@ -147,9 +150,14 @@ class TemporalPolicy(nn.Module):
             parts.append(self.points(scaled["pen_points"]).flatten(1))
         return torch.tanh(self.trunk(torch.cat(parts, dim=-1)))
 
+    @classmethod
+    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "TemporalPolicy":
+        """Build the student that a card describes."""
+        return cls(card.inputs, len(card.actions), rng=torch.Generator(), **network)
+
     def describe(self) -> dict[str, Any]:
         """Return what `load_policy` needs to build the module again, as JSON values."""
-        return {"kind": "temporal", **self._network}
+        return {"kind": NAME, **self._network}
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return term -> (n, history, *shape)."""
@@ -221,3 +229,6 @@ def _terms(inputs: Sequence[Input], recent: int) -> dict[str, Feature]:
             f"'proprio', {proprio.history}: both are frames of one time base"
         )
     return terms
+
+
+POLICY = TemporalPolicy

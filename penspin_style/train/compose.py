@@ -22,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from penspin_style.config import ALGORITHMS, TrainConfig
+from penspin_style.algo.registry import algorithm_names, find_algorithm, own_names
+from penspin_style.config import TrainConfig
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
 
@@ -86,13 +87,13 @@ def compose_train(
     name = _default_task() if name is None else name
     task = find_task(name, is_typed=_chosen("task", typed) is not None or name in trusted)
     algo = _chosen("algo", overrides)
-    if algo is not None and algo not in ALGORITHMS:
-        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, ALGORITHMS)}")
-    _register(name, task)
+    if algo is not None and algo not in (known := algorithm_names()):
+        raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, known)}")
+    _register(name, task, algo)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
-            _check_choices(overrides, name, defaults)
+            _check_choices(overrides, name, algo, defaults)
             _check_keys(overrides, defaults)
             cfg = compose("train", [*saved, *(_as_typed(o, defaults) for o in typed)])
             _check_numbers(cfg)
@@ -262,11 +263,15 @@ def _default_task() -> str:
     )
 
 
-def _register(name: str, task: type[Task[Any]]) -> None:
+def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
-    for algo, schema in ALGORITHMS.items():
-        store.store(group="algo", name=algo, node=schema)
+    # ours all, for a task may begin with any of them
+    for one in {*own_names(), *([algo] if algo else [])}:
+        try:
+            store.store(group="algo", name=one, node=find_algorithm(one).Config)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     store.store(group="task_schema", name=name, node=task.Config)
     if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
         store.store(group="task", name=name, node=task.Config)
@@ -321,12 +326,15 @@ def _unparsable(words: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def _check_choices(overrides: list[Override], task: str, defaults: DictConfig) -> None:
-    """Refuse named changes that are unknown, or that set what the task does not have.
+def _check_choices(
+    overrides: list[Override], task: str, algo: str | None, defaults: DictConfig
+) -> None:
+    """Refuse named changes that are unknown, or that set what task and algorithm do not have.
 
     Raises:
         UsageError: names the tasks that they are for.
     """
+    pair = f"task={task}" + (f" algo={algo}" if algo else "")
     for group in CHOICES:
         name = _chosen(group, overrides)
         if name is None:
@@ -336,28 +344,31 @@ def _check_choices(overrides: list[Override], task: str, defaults: DictConfig) -
             raise UsageError(f"{group}={name}: there is no such {group}{nearest(name, known)}")
         changes = _keys(compose(f"{group}/{name}"))
         if missing := sorted(changes - _keys(defaults)):
-            others = [
-                t for t in task_names() if t != task and _takes(t, f"{group}={name}", changes)
-            ]
+            takers = ((t, _taking(t, f"{group}={name}", changes)) for t in task_names())
+            others = [f"task={t}{f' algo={a}' if t == task else ''}" for t, a in takers if a]
             raise UsageError(
-                f"{group}={name} sets {missing[0]}, which task={task} does not have; it is for "
-                f"{' or '.join(f'task={t}' for t in others)}"
+                f"{group}={name} sets {missing[0]}, which {pair} does not have; it is for "
+                f"{' or '.join(others)}"
             )
 
 
-def _takes(task: str, choice: str, changes: set[str]) -> bool:
-    """Return whether a task has the keys that a choice sets, and accepts their values."""
+def _taking(task: str, choice: str, changes: set[str]) -> str:
+    """Return the algorithm that a task begins with, empty if it does not take a choice with it.
+
+    Taken is one whose keys, `changes`, are there and whose values are legal.
+    """
     try:
         _register(task, find_task(task))
     except UsageError:  # another package's, which cannot be imported
-        return False
-    if not changes <= _keys(compose("train", [f"task={task}"])):
-        return False
+        return ""
+    defaults = compose("train", [f"task={task}"])
+    if not changes <= _keys(defaults):
+        return ""
     try:
         OmegaConf.to_object(compose("train", [f"task={task}", choice]))
     except ValueError:
-        return False
-    return True
+        return ""
+    return str(defaults.algo.name)
 
 
 def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:

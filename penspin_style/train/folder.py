@@ -29,7 +29,8 @@ FREE = frozenset(
 )
 """Keys that every resume may change: how long, where, how fast, how often something is kept; none
 of them changes what is learned from. (A distillation's learning rate ends with `total_samples`.)"""
-_UNSAID = frozenset(("resume", "resume_changes"))
+_UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
+"""Of no meaning for what goes on: the weights come from the checkpoint."""
 
 
 def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:

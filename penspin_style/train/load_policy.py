@@ -13,7 +13,6 @@ that the policy gives, at its rate, and observe what it reads. None of these fil
 that is not registered, see `compose.find_task`.
 """
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 
 from penspin_style import storage
-from penspin_style.algo.imitation import make_pupil
-from penspin_style.algo.registry import make_algorithm
-from penspin_style.config import DistillConfig, TrainConfig
+from penspin_style.algo.registry import find_algorithm
+from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import task_name
 from penspin_style.features import PolicyCard, command_differences
@@ -34,7 +32,7 @@ from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.compose import UsageError, compose_train, saved_words
 from penspin_style.train.evaluate import Act, acting
-from penspin_style.train.run import resolve_device, versions
+from penspin_style.train.run import interface, resolve_device, versions
 
 
 class Source:
@@ -201,7 +199,8 @@ def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[A
     for message in messages:
         print(f"penspin: {message}", file=sys.stderr)
     env = Env(task(cfg.task), 1, "cpu")
-    policy = _untrained(cfg, env)
+    # its weights are all in the checkpoint, and no file should choose what else is opened
+    policy: Any = find_algorithm(cfg.algo.name).untrained(cfg.algo, interface(env))
     try:
         policy.load_state_dict(state["algo"]["policy"])
         iteration = state["run"]["iteration"]
@@ -216,21 +215,3 @@ def _from_checkpoint(path: pathlib.Path, cfg: TrainConfig, task: Any) -> tuple[A
         in_keys=policy.in_keys,
     )
     return policy, card
-
-
-def _untrained(cfg: TrainConfig, env: Env) -> Any:
-    """Return a run's policy before its first iteration, on the CPU.
-
-    A student is built without the teacher, encoders and recordings that its configuration names:
-    its weights are all in the checkpoint, and no file should choose what else is opened.
-    """
-    algo, cpu = cfg.algo, torch.device("cpu")
-    naction = len(env.task.actions)
-    if not isinstance(algo, DistillConfig):
-        made: Any = make_algorithm(cfg, env.inputs, env.groups.reads, naction, device=cpu, seed=0)
-        return made.policy
-    observed = {i.name: i for i in env.inputs}
-    inputs = [observed[name] for name in env.groups.reads(algo.group)]
-    rng = torch.Generator()
-    own = dataclasses.replace(algo, encoder="")
-    return make_pupil(own, inputs, naction, weights=rng, rng=rng).policy

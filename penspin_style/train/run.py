@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from penspin_style import storage
-from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
-from penspin_style.algo.registry import make_algorithm
-from penspin_style.config import DistillConfig, TrainConfig
+from penspin_style.algo.algorithm import Algorithm, DivergedError, Interface, rollout, torch_threads
+from penspin_style.algo.registry import find_algorithm, make_algorithm
+from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task, task_name
 from penspin_style.features import PolicyCard
@@ -60,6 +60,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def interface(env: Env) -> Interface:
+    """Return what an algorithm is told of an environment."""
+    return Interface(env.inputs, env.task.actions, env.cfg.control_dt, env.groups.reads)
+
+
 class Run:
     """One run in one folder."""
 
@@ -74,12 +79,7 @@ class Run:
         self.device = resolve_device(cfg.device)
         self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
         self.algo: Algorithm = make_algorithm(
-            cfg,
-            self.env.inputs,
-            self.env.groups.reads,
-            len(self.env.task.actions),
-            device=self.device,
-            seed=cfg.seed,
+            cfg, interface(self.env), device=self.device, seed=cfg.seed
         )
         self._claim()
         self.iteration = 0
@@ -338,9 +338,9 @@ class Run:
             progress.say(message)
         self._load(state)
         self.rate_halved = True
-        optimizer: torch.optim.Optimizer = self.algo.optimizer  # type: ignore[attr-defined]
-        for group in optimizer.param_groups:
-            group["lr"] *= 0.5
+        for optimizer in self.algo.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5
         progress.say(f"{reason}: rolled back to {folder.name} with half the learning rate")
         self._truncate_log(progress)
 
@@ -419,7 +419,6 @@ class Run:
 
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         sim, algo = self.cfg.sim, self.cfg.algo
-        distills = isinstance(algo, DistillConfig)
         return Env(
             self.task(self.cfg.task),
             num_envs,
@@ -430,8 +429,7 @@ class Run:
             nconmax=sim.nconmax,
             njmax=sim.njmax,
             stagger=training and self.cfg.stagger,
-            final_pictures=not distills,  # labels are of what was seen before the step
-            holdout=algo.holdout if training and distills else 0.0,
+            **find_algorithm(algo.name).env_settings(algo, training=training),
         )
 
     def _check_use(self) -> None:

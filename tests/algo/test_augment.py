@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penspin_style.algo import augment
-from penspin_style.algo.augment import Augment
-from penspin_style.config import AugmentConfig
+from penspin_style.algo.augment import Augment, AugmentConfig
 
 OFF = {
     "shift": 0,

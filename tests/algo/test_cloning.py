@@ -1,16 +1,20 @@
 """Cloning recorded roll-outs with the student of distillation, and what either refuses."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
+from penspin_style.algo.algorithm import Interface
 from penspin_style.algo.distill import Distill
+from penspin_style.algo.imitation import DistillConfig
 from penspin_style.algo.registry import make_algorithm
-from penspin_style.config import DistillConfig, TrainConfig
+from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.features import Feature, Input
 from tests.support.formula import (
+    ACTIONS,
     BOTH,
     CPU,
     NACTION,
@@ -142,9 +146,24 @@ def test_the_algorithm_is_chosen_by_its_configuration(teacher):
     def reads(group):
         return ("student",) if group == "student" else ()
 
-    distill = make_algorithm(cfg, BOTH, reads, NACTION, device=CPU, seed=0)
+    env = Interface(BOTH, ACTIONS, 0.05, reads)
+    distill = make_algorithm(cfg, env, device=CPU, seed=0)
     assert isinstance(distill, Distill)
     assert (distill.per_iteration, distill.iterations, distill.horizon) == (21, 5, 7)
     cfg.algo.group = "pupil"
     with pytest.raises(ValueError, match=r"algo\.group=pupil: the task .* teacher, student"):
-        make_algorithm(cfg, BOTH, reads, NACTION, device=CPU, seed=0)
+        make_algorithm(cfg, env, device=CPU, seed=0)
+
+
+def test_a_teacher_of_another_rate_or_scale_is_refused_by_name(teacher):
+    cfg = TrainConfig(algo=DistillConfig(teacher=str(teacher), encoder="", hidden=[8]))
+    fast = Interface(BOTH, ACTIONS, 0.04, lambda name: (name,))
+    with pytest.raises(ValueError, match=r"algo\.teacher=.* every 0\.05 s, the env.* 0\.04 s$"):
+        make_algorithm(cfg, fast, device=CPU, seed=0)
+    wide = (ACTIONS[0], dataclasses.replace(ACTIONS[1], scale=0.2))
+    with pytest.raises(
+        ValueError, match=r"algo\.teacher=.*: a1: the policy has scale 0\.1, .*0\.2"
+    ):
+        make_algorithm(
+            cfg, dataclasses.replace(fast, actions=wide, control_dt=0.05), device=CPU, seed=0
+        )

@@ -6,12 +6,14 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import rollout
+from penspin_style.algo.augment import AugmentConfig
 from penspin_style.algo.distill import Distill
-from penspin_style.config import AugmentConfig, DistillConfig
+from penspin_style.algo.imitation import DistillConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import Latency, ObsTerm
 from penspin_style.nets.encoder import NatureCNN, save_encoder
-from penspin_style.nets.policy import GaussianPolicy, load_policy, save_policy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.train.checkpoint import Checkpoints
 from tests.env.test_env import waits
 from tests.support.watched import expected, layout, make

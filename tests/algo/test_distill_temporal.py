@@ -7,13 +7,26 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from penspin_style.algo.algorithm import Interface
 from penspin_style.algo.distill import Distill
+from penspin_style.algo.imitation import DistillConfig, TemporalConfig
 from penspin_style.algo.registry import make_algorithm
-from penspin_style.config import DistillConfig, TemporalConfig, TrainConfig
+from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.features import Feature, Input
 from penspin_style.nets.temporal import TemporalPolicy
-from tests.support.formula import CPU, NACTION, TEACHER, N, T, close, seeded, taught, weights
+from tests.support.formula import (
+    ACTIONS,
+    CPU,
+    NACTION,
+    TEACHER,
+    N,
+    T,
+    close,
+    seeded,
+    taught,
+    weights,
+)
 
 TERMS = {
     "proprio": Feature("proprio", (8,), "rad", history=5),
@@ -246,7 +259,8 @@ def test_the_network_is_chosen_by_its_configuration(teacher):
     algo = DistillConfig(teacher=str(teacher), network="temporal", temporal=temporal, holdout=0.0)
     cfg = TrainConfig(algo=algo, num_envs=3, total_samples=100)
     inputs = (TEACHER, group("all"))
-    made = make_algorithm(cfg, inputs, lambda name: (name,), NACTION, device=CPU, seed=0)
+    env = Interface(inputs, ACTIONS, 0.05, lambda name: (name,))
+    made = make_algorithm(cfg, env, device=CPU, seed=0)
     assert isinstance(made.policy, TemporalPolicy)
     described = made.policy.describe()
     assert described.items() >= {"kind": "temporal", "heads": 2, **SMALL}.items()

@@ -11,8 +11,7 @@ from tensordict import TensorDict
 from torch.distributions import Independent, Normal, kl_divergence
 
 from penspin_style.algo.algorithm import MAX_SKIPPED, DivergedError, masked_mean, rollout
-from penspin_style.algo.ppo import _NAMES, PPO, explained_variance
-from penspin_style.config import PPOConfig
+from penspin_style.algo.ppo import _NAMES, PPO, PPOConfig, explained_variance
 from penspin_style.env.env import Env
 from penspin_style.features import Feature, Input
 from penspin_style.nets.policy import Gaussian

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import PPO
-from penspin_style.config import PPOConfig
+from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm
-from penspin_style.nets.policy import GaussianPolicy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.teacher import OraclePolicy
 from penspin_style.train.evaluate import acting, evaluate
 from tests.support.toy import Cart, Config

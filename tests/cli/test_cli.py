@@ -105,7 +105,8 @@ REFUSED = {
     "train task=pen_grasp ablation=no_tactile": "task.tactile=false changes nothing, for",
     "train task=pen_spin student=proprio": "does not have; it is for task=pen_spin_student",
     "train task=pen_spin_student student=dagger": "did you mean dagger_proprio?",
-    "train task=pen_spin_student student=proprio algo=ppo": "not in 'PPOConfig'",
+    "train task=pen_spin_student student=dagger_proprio algo=ppo": "it is for "
+    "task=pen_spin_student algo=distill",
     # syntax
     "train num_envs": "'num_envs' is not an override; write KEY=VALUE",
     "train num_envs==5": "'num_envs==5' is not an override",

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penspin_style.deploy.bundle import CARD_KEY, MAX_BYTES, Bundle, BundleError, ObservationError
 from penspin_style.deploy.export import export
 from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
-from penspin_style.nets.policy import GaussianPolicy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 
 ROOT = pathlib.Path(__file__).parents[2]
 FEATURES = (

@@ -16,7 +16,8 @@ from penspin_style.deploy import export as export_module
 from penspin_style.deploy.bundle import CARD_KEY, Bundle, BundleError
 from penspin_style.deploy.export import ParityError, export
 from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
-from penspin_style.nets.policy import GaussianPolicy, save_policy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import save_policy
 
 THIRD = 1.0 / 3.0
 # floats that no short decimal holds

@@ -12,8 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import PPO
-from penspin_style.config import PPOConfig
+from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm, load_task
 from penspin_style.sim.sim import Fault

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,15 +12,11 @@ from torch import nn
 
 from penspin_style import config, storage
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
+from penspin_style.nets.critic import ValueFunction
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.mlp import ACTIVATIONS, mlp
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.policy import (
-    GaussianPolicy,
-    ValueFunction,
-    load_policy,
-    read_policy,
-    save_policy,
-)
+from penspin_style.nets.policy import load_policy, read_policy, save_policy
 from penspin_style.storage import DamagedError
 from tests.support.damage import DAMAGES, check_refused
 
@@ -350,3 +348,13 @@ def test_a_card_without_a_network_is_refused(tmp_path):
     save_policy(policy, card(policy, network={"kind": "gaussian"}), tmp_path / "policy")
     with pytest.raises(ValueError, match="policy"):
         load_policy(tmp_path / "policy")
+
+
+def test_a_family_is_imported_when_a_card_asks_for_it():
+    code = (
+        "import sys, penspin_style.nets.policy as p; "
+        "print(sorted(p.named_modules('penspin_style.nets', 'POLICY')), "
+        "[m for m in ('student', 'teacher') if f'penspin_style.nets.{m}' in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "['gaussian', 'oracle', 'student', 'temporal'] []"

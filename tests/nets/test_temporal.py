@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from penspin_style.config import TemporalConfig
+from penspin_style.algo.imitation import TemporalConfig
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard

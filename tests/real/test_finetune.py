@@ -17,7 +17,8 @@ from penspin_style import storage
 from penspin_style.data.dataset import join, windows
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
-from penspin_style.nets.policy import GaussianPolicy, load_policy, save_policy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
 from penspin_style.train.evaluate import acting

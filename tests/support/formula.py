@@ -4,9 +4,10 @@ import torch
 from tensordict import TensorDict
 
 from penspin_style.algo.distill import Distill
-from penspin_style.config import DistillConfig
+from penspin_style.algo.imitation import DistillConfig
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
-from penspin_style.nets.policy import GaussianPolicy, save_policy
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import save_policy
 
 T, N, SIZE, NACTION = 5, 6, 4, 2
 TEACHER = Input("teacher", (Feature("x", (3,), "m"),))
@@ -26,6 +27,13 @@ def taught(x):
     return torch.tanh((x / (1 + 1e-5) ** 0.5) @ WEIGHT.T + BIAS)
 
 
+def actions(naction):
+    return tuple(ActionChannel(f"a{i}", "m", 0.1, -1.0, 1.0, "delta") for i in range(naction))
+
+
+ACTIONS = actions(NACTION)
+
+
 def publish(folder, given=TEACHER, naction=NACTION):
     rng = seeded()
     policy = GaussianPolicy(
@@ -35,8 +43,7 @@ def publish(folder, given=TEACHER, naction=NACTION):
         with torch.no_grad():
             policy.net[0].weight.copy_(WEIGHT)
             policy.net[0].bias.copy_(BIAS)
-    actions = [ActionChannel(f"a{i}", "m", 0.1, -1.0, 1.0, "delta") for i in range(naction)]
-    card = PolicyCard("toy", (given,), tuple(actions), (), 0.05, network=policy.describe())
+    card = PolicyCard("toy", (given,), actions(naction), (), 0.05, network=policy.describe())
     save_policy(policy, card, folder)
     return folder
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penspin_style import storage
-from penspin_style.algo.ppo import PPO
-from penspin_style.config import PPOConfig
+from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.features import Feature, Input
 from penspin_style.train.checkpoint import Checkpoints, NoCheckpointError
 

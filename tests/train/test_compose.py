@@ -1,5 +1,7 @@
 """From words to a configuration and back: which algorithm, which values, what is refused."""
 
+import dataclasses
+import pathlib
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -9,7 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import tasks
-from penspin_style.config import ALGORITHMS, AugmentConfig, DistillConfig, PPOConfig, weights_folder
+from penspin_style.algo.augment import AugmentConfig
+from penspin_style.algo.imitation import DistillConfig
+from penspin_style.algo.ppo import PPOConfig
+from penspin_style.algo.registry import algorithm_names, find_algorithm
+from penspin_style.config import TrainConfig, weights_folder
+from penspin_style.env.task import load_task
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.train.compose import (
     FOLDER,
@@ -19,6 +26,7 @@ from penspin_style.train.compose import (
     saved_words,
     task_names,
 )
+from penspin_style.train.folder import check_changes
 
 VISION = "task=panda_lift_cube_vision"
 
@@ -75,8 +83,13 @@ def test_values_below_the_algorithm_can_be_set():
         ((VISION, "algo.augment=null"), "algo.augment is a group; set one of its keys"),
         ((VISION, "algo.max_depth.back=1"), "unknown key 'algo.max_depth.back'; did"),
         ((VISION, "algo.augment.noise=nan"), "algo.augment.noise must be finite, got nan"),
-        ((VISION, "algo=ppo"), "algo.max_depth: Key 'max_depth' not in 'PPOConfig'"),
-        (("task=panda_pick_cube", "algo=distill"), "not in 'DistillConfig'"),
+        ((VISION, "algo=ppo", "algo.max_depth.front=1"), "unknown key 'algo.max_depth.front'"),
+        (("task=panda_pick_cube", "algo=distill", "algo.clip_coef=1"), "key 'algo.clip_coef'"),
+        (
+            ("task=pen_spin_student", "algo=ppo", "student=dagger_proprio"),
+            "sets algo.beta_iterations, which task=pen_spin_student algo=ppo does not have; it is "
+            "for task=pen_spin_student algo=distill",
+        ),
         ((VISION, "task.cameras.front.height=0"), "task.cameras.front must have at least one"),
         ((VISION, "task.observation.student.front_rgb.noise=1"), "pictures get theirs from algo"),
         ((VISION, "task.latency.student.weights=[0.0]"), "task.latency.student.weights must be"),
@@ -87,6 +100,55 @@ def test_words_that_cannot_be_meant_are_refused_in_one_line(words, message):
         compose_train(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "algo"),
+    [
+        ("pen_spin", "distill"),
+        ("panda_lift_cube", "distill"),
+        ("panda_lift_cube_vision", "ppo"),
+        ("pen_spin_student", "ppo"),
+    ],
+)
+def test_a_pair_without_a_file_has_the_defaults_of_both(tmp_path, task, algo):
+    assert not (FOLDER / "algo" / task / f"{algo}.yaml").exists()
+    path, _ = saved(tmp_path, f"task={task}", f"algo={algo}")
+    cfg, _, _ = compose_train(saved_words(path))
+    assert dataclasses.replace(cfg, task=None) == TrainConfig(algo=find_algorithm(algo).Config())
+
+
+def test_every_file_of_a_pair_names_a_task_and_an_algorithm():
+    for file in (FOLDER / "algo").rglob("*.yaml"):
+        assert (file.parent.name, file.stem) in {
+            (task, algo) for task in tasks.task_names() for algo in algorithm_names()
+        }
+
+
+def is_as_recorded(text, *words):
+    """Compare a composed configuration with `composed.yaml`; task.observation is the task's."""
+    cfg = OmegaConf.create(text)
+    name = cfg.task_name
+    plain = TrainConfig(task=load_task(name).Config(), algo=find_algorithm(cfg.algo.name).Config())
+    expected = dict(leaves(OmegaConf.to_yaml(OmegaConf.structured(plain))))
+    for line in (f"task={name}", " ".join(words)):
+        expected |= RECORDED[line]
+    return dict(leaves(text)) == {"task_name": name, **expected}
+
+
+def leaves(text):
+    """Yield the keys and values of a configuration, without what a task makes of its own."""
+    for key, (value, _) in differences(text, "{}").items():
+        if not key.startswith("task.observation") and value != "{}":
+            yield key, parse_mapping(f"x: {value}")["x"]
+
+
+RECORDED = parse_mapping((pathlib.Path(__file__).parent / "composed.yaml").read_text())
+
+
+@pytest.mark.parametrize("line", [line for line in RECORDED if "recipe" in line])
+def test_a_recipe_says_what_it_said(line):
+    assert is_as_recorded(compose_train(line.split())[2], *line.split())
 
 
 # Texts.
@@ -236,6 +298,7 @@ def test_there_are_the_published_changes():
 @pytest.mark.parametrize(("task", "group", "name"), NAMED)
 def test_a_named_change_comes_back_from_the_saved_configuration(tmp_path, task, group, name):
     path, text = saved(tmp_path, f"task={task}", f"{group}={name}")
+    assert is_as_recorded(text, f"task={task}", f"{group}={name}")
     default = compose_train([f"task={task}"])[2]
     assert bool(differences(text, default)) is (name != "proprio")  # that one is the default
     again = compose_train(saved_words(path))
@@ -268,6 +331,7 @@ def test_a_teachers_ablation_and_a_students_inputs_go_together():
 @pytest.mark.parametrize("name", tasks.task_names())
 def test_a_saved_configuration_reproduces_task_and_algorithm(tmp_path, name):
     path, text = saved(tmp_path, f"task={name}")
+    assert is_as_recorded(text, f"task={name}")
     words = saved_words(path)
     assert words[0] == f"task={name}"
     again = compose_train(words)[2]
@@ -329,13 +393,20 @@ def test_a_configuration_from_before_there_was_a_choice_is_of_ppo(tmp_path):
     assert type(compose_train(saved_words(path))[0].algo) is PPOConfig
 
 
+def test_a_run_from_before_runs_could_begin_from_a_policy_resumes_unchanged(tmp_path):
+    path, text = saved(tmp_path, "task=panda_lift_cube")
+    path.write_text(text.replace("  init_from: ''\n", ""))
+    assert differences(path.read_text(), text) == {"algo.init_from": ("absent", "")}
+    assert check_changes(tmp_path, text, []) == []
+
+
 # The values themselves.
 
 
 def test_every_algorithm_has_its_own_name_and_defaults_that_are_legal():
-    assert {name: kind().name for name, kind in ALGORITHMS.items()} == {
-        name: name for name in ALGORITHMS
-    }
+    assert {*algorithm_names()} >= {"distill", "ppo"}
+    for name in algorithm_names():
+        assert find_algorithm(name).Config().name == name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Policy and value function as TorchRL's losses want them, and figures of how they learn."""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from penspin_style.algo.algorithm import masked_mean
+from penspin_style.nets.critic import ValueFunction
+from penspin_style.nets.gaussian import Gaussian
+from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.teacher import OraclePolicy
+
+
+class Actor(TensorDictModuleBase):
+    """The policy as TorchRL's loss wants it, without the cost of a TensorDictModule.
+
+    What it computes stays here: the distribution for the metrics, the value for `Critic`.
+    """
+
+    value: Any = None
+
+    def __init__(self, policy: GaussianPolicy | OraclePolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys = list(policy.in_keys)
+        self.out_keys = ["action"]
+
+    def get_dist(self, td: TensorDictBase) -> Gaussian:
+        """Return the distribution of actions on observations."""
+        observations = (td[key] for key in self.in_keys)
+        if isinstance(self.policy, OraclePolicy):
+            self.dist, self.value = self.policy.judge(*observations)
+        else:
+            self.dist = self.policy(*observations)
+        return self.dist
+
+
+class Critic(TensorDictModuleBase):
+    """The value function as TorchRL's loss wants it.
+
+    It may be the actor's value head; the loss asks the actor first, about the same observations.
+    """
+
+    def __init__(self, critic: ValueFunction | Actor) -> None:
+        super().__init__()
+        self.critic = critic
+        keys: Any = critic.in_keys if isinstance(critic, Actor) else [critic.in_key]
+        self.in_keys = list(keys)
+        self.out_keys = ["state_value"]
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        """Write `state_value`."""
+        if isinstance(self.critic, Actor):
+            self.value = self.critic.value
+        else:
+            self.value = self.critic(td[self.critic.in_key])
+        td.set("state_value", self.value)
+        return td
+
+
+def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """Return 1 - Var(target - value) / Var(target) over the rows of weight 1."""
+
+    def var(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, weight)) ** 2, weight)
+
+    return 1.0 - var(target - value) / var(target).clamp(min=1e-12)
+
+
+def summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> dict[str, float]:
+    """Return what a batch was like, as metrics under `rollout/`; rows of `keep` count."""
+    names = ("rewards", "advantages_mean", "advantages_max", "advantages_min",
+             "returns_mean", "returns_max", "returns_min")  # fmt: skip
+    weight, inf = keep.float(), float("inf")
+    values = torch.stack(
+        (
+            masked_mean(reward, weight),
+            masked_mean(advantage, weight),
+            torch.where(keep, advantage, -inf).max(),
+            torch.where(keep, advantage, inf).min(),
+            masked_mean(target, weight),
+            torch.where(keep, target, -inf).max(),
+            torch.where(keep, target, inf).min(),
+        )
+    )
+    return {f"rollout/{name}": v for name, v in zip(names, values.tolist(), strict=True)}

@@ -1,0 +1,22 @@
+"""Modules that are found by listing a folder: what is added is one file, and no list of them."""
+
+import importlib.util
+import pathlib
+import re
+
+
+def named_modules(package: str, binding: str) -> dict[str, str]:
+    """Return the modules below a package that bind `NAME`, a literal, and `binding`: by that name.
+
+    None of them is imported. Sorted by name.
+    """
+    spec = importlib.util.find_spec(package)
+    found = {}
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in pathlib.Path(folder).rglob("*.py"):
+            text = file.read_text()
+            name = re.search(r'^NAME = "(\w+)"$', text, re.MULTILINE)
+            if name and re.search(rf"^{binding}\b", text, re.MULTILINE):
+                parts = file.relative_to(folder).with_suffix("").parts
+                found[name[1]] = ".".join((package, *parts))
+    return dict(sorted(found.items()))

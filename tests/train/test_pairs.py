@@ -1,0 +1,38 @@
+"""Every task with every algorithm: two iterations, or one line that says why not."""
+
+import pytest
+
+import tasks
+from penspin_style.algo.registry import algorithm_names
+from tests.support import training
+
+SMALL = (
+    *("num_envs=2", "algo.horizon=2", "total_samples=8", "task.episode_length=3", "loggers=[csv]"),
+    *("eval_every=0", "final_episodes=1", "video=false", "checkpoint_every=9"),
+)
+HOLDOUT = r"has no object to hide: set algo\.holdout=0$"
+GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
+REFUSED = {
+    ("panda_lift_cube", "distill"): GROUP,
+    ("panda_pick_cube", "distill"): HOLDOUT,
+    ("panda_pick_cube_orientation", "distill"): HOLDOUT,
+    ("pen_grasp", "distill"): HOLDOUT,
+    ("pen_spin", "distill"): HOLDOUT,
+}
+PAIRS = [(task, algo) for task in tasks.task_names() for algo in algorithm_names()]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("task", "algo"), PAIRS)
+def test_a_pair_trains_two_iterations_or_says_why_it_cannot(tmp_path, task, algo):
+    words = (f"task={task}", f"algo={algo}", *SMALL)
+    if (task, algo) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[task, algo]) as caught:
+            training.make(tmp_path, *words)
+        assert "\n" not in str(caught.value)
+        return
+    rows = training.rows(training.fit(tmp_path, *words))
+    assert [(row["iteration"], row["samples"]) for row in rows] == [("1", "4"), ("2", "8")]
+    assert all(float(row["train/skipped_updates"]) == 0.0 for row in rows)
