@@ -1,7 +1,6 @@
 """The benchmark of rendering, on a few frames: what it reports, not how much."""
 
 import pytest
-import rays
 import torch
 
 from penspin_style.bench import render as bench_render
@@ -9,6 +8,7 @@ from penspin_style.config import TrainConfig
 from penspin_style.render.renderer import View
 from penspin_style.sim.sim import make_sim
 from tasks.panda.lift_cube import PandaLiftCube
+from tests.support import rays
 
 CONFIG = TrainConfig(task=PandaLiftCube.Config(), num_envs=8, device="cpu")
 

@@ -3,7 +3,6 @@
 import mujoco
 import numpy as np
 import pytest
-import rays
 import torch
 
 from penspin_style.render.gl_renderer import GLRenderer, NoOpenGLError, choose_platform
@@ -12,6 +11,7 @@ from penspin_style.sim.randomize import Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
 from tasks.panda.lift_cube import PandaLiftCube
 from tasks.robots.panda import model as panda
+from tests.support import rays
 
 SIZE = 64
 LOOKS = list(rays.LOOKS.values())

@@ -7,7 +7,6 @@ import weakref
 import mujoco
 import numpy as np
 import pytest
-import rays
 import torch
 
 from penspin_style.render import warp_renderer
@@ -15,6 +14,7 @@ from penspin_style.render.renderer import View, make_renderer
 from penspin_style.render.warp_renderer import WarpRenderer
 from penspin_style.sim.randomize import Randomize, Randomizer, per_env_fields
 from penspin_style.sim.sim import make_sim
+from tests.support import rays
 
 ROWS = {
     **rays.LOOKS,

@@ -1,7 +1,6 @@
 import mujoco
 import numpy as np
 import pytest
-import scenes
 import torch
 
 from penspin_style.sim.batch_sim import BatchSim
@@ -14,6 +13,7 @@ from penspin_style.sim.sim import (
     Fault,
     make_sim,
 )
+from tests.support import scenes
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 COMPARED = ("qpos", "qvel", "qacc_warmstart", "time")

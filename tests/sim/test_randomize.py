@@ -10,11 +10,11 @@ import math
 import mujoco
 import numpy as np
 import pytest
-import scenes
 import torch
 
 from penspin_style.sim.batch_sim import BatchSim
 from penspin_style.sim.randomize import Randomize, Randomizer, per_env_fields
+from tests.support import scenes
 
 H = 0.01
 XML = f"""

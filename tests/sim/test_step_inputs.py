@@ -3,12 +3,12 @@
 import mujoco
 import numpy as np
 import pytest
-import scenes
 import torch
 
 from penspin_style.sim.batch_sim import BatchSim
 from penspin_style.sim.sim import INPUT_FIELDS
 from penspin_style.sim.warp_sim import WarpSim
+from tests.support import scenes
 
 NUM, NSTEP = 3, 4
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -3,7 +3,6 @@
 import mujoco
 import numpy as np
 import pytest
-import scenes
 import torch
 import warp as wp
 
@@ -16,6 +15,7 @@ from penspin_style.sim.sim import (
     make_sim,
 )
 from penspin_style.sim.warp_sim import WarpSim
+from tests.support import scenes
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 TOUCH = 0

@@ -18,8 +18,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from robot_contract import Hang, check_robot
-from ros_fake import Graph, Message, Publisher, Subscriber
 
 from penspin_style.features import Feature
 from real.drivers import allegro_ros, ros
@@ -32,6 +30,8 @@ from real.robot import RobotError, StoppedError
 from tasks.pen import spin
 from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
+from tests.support.robot_contract import Hang, check_robot
+from tests.support.ros_fake import Graph, Message, Publisher, Subscriber
 
 ROOT = pathlib.Path(__file__).parents[3]
 INSTALLED = ros.is_installed() and shutil.which("rosmaster")
@@ -443,7 +443,7 @@ def test_a_driver_with_the_wrong_order_moves_other_joints(drive):
 def test_targets_arrive_at_the_control_rate_in_order_and_none_is_lost():
     words = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
     said = subprocess.run(
-        [sys.executable, "scripts/measure_ros.py", *words],
+        [sys.executable, "tests/soak/measure_ros.py", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

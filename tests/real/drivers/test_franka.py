@@ -12,10 +12,8 @@ import sys
 import threading
 import time
 
-import franky_fake
 import numpy as np
 import pytest
-from robot_contract import Hang, check_robot
 
 from penspin_style.features import Feature, PolicyCard
 from real.control.match import check_commands
@@ -23,6 +21,8 @@ from real.drivers import franka, franka_gripper
 from real.drivers.external import External, named
 from real.drivers.franka import FrankaConfig, FrankaRobot
 from real.robot import RobotError, StoppedError
+from tests.support import franky_fake
+from tests.support.robot_contract import Hang, check_robot
 
 ROOT = pathlib.Path(__file__).parents[3]
 RECORD = json.loads((ROOT / "tests" / "support" / "franky_api.json").read_text())

@@ -6,10 +6,10 @@ The drivers of real robots run it in their own tests.
 import contextlib
 
 import pytest
-from robot_contract import Hang, check_robot
 
 from real.robot import RobotError
 from real.twin.robot import SimRobot, load_twin
+from tests.support.robot_contract import Hang, check_robot
 
 
 def hangs_of(twin):

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from serving import CARD, KEY, ROOT, Echo, asking, serving
 from websockets.sync.server import serve as plain_serve
 from websockets.utils import accept_key
 
@@ -21,6 +20,7 @@ from real.serving.client import PolicyClient, PolicyError, Refused, Timeout, Unr
 from real.serving.protocol import hello
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import WireError, pack, unpack
+from tests.support.serving import CARD, KEY, ROOT, Echo, asking, serving
 
 LIMITS = ServerLimits(close=0.1, drain=0.5)
 ACCEPTED = (

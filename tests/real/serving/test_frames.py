@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from serving import UPGRADE, masked
 
 from real.serving.frames import FrameCount
+from tests.support.serving import UPGRADE, masked
 
 ACCEPT = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
 

@@ -6,13 +6,13 @@ import time
 import msgpack
 import numpy as np
 import pytest
-from serving import CARD, ONNX, Echo, asking
 
 from penspin_style.deploy.bundle import Bundle, ObservationError
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from real.serving.protocol import Episode, Expected
 from real.serving.turns import Share, Turns
 from real.serving.wire import pack, unpack
+from tests.support.serving import CARD, ONNX, Echo, asking
 
 ACTION = ActionChannel("x", "m", 0.1, -1.0, 1.0, "delta")
 

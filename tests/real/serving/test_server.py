@@ -18,8 +18,6 @@ import types
 
 import numpy as np
 import pytest
-from serving import CARD, KEY, ONNX, ROOT, UPGRADE, Echo, ask, asking, bare, client, hung_up, masked
-from serving import serving as process_serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from penspin_style.__main__ import main
@@ -28,8 +26,23 @@ from penspin_style.features import PolicyCard
 from real.serving.client import PolicyClient, Refused, Unreachable
 from real.serving.server import PolicyServer, ServeError, ServerLimits
 from real.serving.wire import pack
-from scripts.attack_server import Plan, attack
-from scripts.fuzz_server import fuzz
+from tests.soak.attack_server import Plan, attack
+from tests.soak.fuzz_server import fuzz
+from tests.support.serving import (
+    CARD,
+    KEY,
+    ONNX,
+    ROOT,
+    UPGRADE,
+    Echo,
+    ask,
+    asking,
+    bare,
+    client,
+    hung_up,
+    masked,
+)
+from tests.support.serving import serving as process_serving
 
 
 @pytest.fixture

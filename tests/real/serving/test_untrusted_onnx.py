@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from serving import ONNX, ROOT
 
 from penspin_style.deploy.bundle import CARD_KEY
+from tests.support.serving import ONNX, ROOT
 
 MEGA = 2**20
 

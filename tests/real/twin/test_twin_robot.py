@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from rail import H, substeps
 
 from penspin_style.deploy.actions import Decoder
 from penspin_style.env.env import Env
@@ -20,6 +19,7 @@ from real.twin.batch_twin import Fleet
 from real.twin.config import Measured
 from real.twin.evaluate import judge
 from real.twin.robot import SimRobot, TwinConfig, load_twin, twin_names
+from tests.support.rail import H, substeps
 from tests.system.test_plain_yaml import BOMB
 
 RAIL = TwinConfig("tests.support.rail")
