@@ -4,10 +4,10 @@ import pathlib
 import socket
 import time
 
-import faultydisk
 import pytest
 
 from penspin_style import storage
+from tests.support import faulty_disk
 
 FILES = {"weights.bin": bytes(range(256)) * 4, "values.json": b'{"a": [1, 2.5, null]}'}
 FACTS = {"iteration": 7, "score": 0.25, "note": "Überprüfung"}
@@ -58,7 +58,7 @@ def test_files_then_stage_are_flushed_before_the_rename_and_the_parents_after(
     tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        calls = faultydisk.FaultyDisk(patch).calls
+        calls = faulty_disk.FaultyDisk(patch).calls
         publish(tmp_path / "new" / "run" / "target")
     rename = next(i for i, (name, _) in enumerate(calls) if name == "rename")
     stage = calls[rename][1]
@@ -73,12 +73,12 @@ def test_files_then_stage_are_flushed_before_the_rename_and_the_parents_after(
 def calls_of(monkeypatch, work):
     """How many calls an undisturbed `work` makes."""
     with monkeypatch.context() as patch:
-        disk = faultydisk.FaultyDisk(patch)
+        disk = faulty_disk.FaultyDisk(patch)
         work()
     return len(disk.calls)
 
 
-@pytest.mark.parametrize("error", faultydisk.ERRORS)
+@pytest.mark.parametrize("error", faulty_disk.ERRORS)
 def test_a_disk_error_at_any_call_publishes_nothing_and_leaves_nothing(
     tmp_path, monkeypatch, error
 ):
@@ -88,7 +88,7 @@ def test_a_disk_error_at_any_call_publishes_nothing_and_leaves_nothing(
     for k in range(count):
         folder = tmp_path / f"{error}{k}"
         with monkeypatch.context() as patch:
-            disk = faultydisk.FaultyDisk(patch, k, getattr(errno, error))
+            disk = faulty_disk.FaultyDisk(patch, k, getattr(errno, error))
             with pytest.raises(OSError, match=f"at call {k},"):
                 publish(folder / "target")
         assert len(disk.calls) >= k + 1
@@ -97,7 +97,7 @@ def test_a_disk_error_at_any_call_publishes_nothing_and_leaves_nothing(
         storage.verify(folder / "target")
 
 
-@pytest.mark.parametrize("error", faultydisk.ERRORS)
+@pytest.mark.parametrize("error", faulty_disk.ERRORS)
 def test_a_disk_that_fails_for_good_leaves_nothing_that_a_reader_believes_and_is_not_whole(
     tmp_path, monkeypatch, error
 ):
@@ -105,7 +105,7 @@ def test_a_disk_that_fails_for_good_leaves_nothing_that_a_reader_believes_and_is
     for k in range(12):
         folder = tmp_path / str(k)
         with monkeypatch.context() as patch:
-            faultydisk.FaultyDisk(patch, k, getattr(errno, error), lasting=True)
+            faulty_disk.FaultyDisk(patch, k, getattr(errno, error), lasting=True)
             with pytest.raises(OSError, match=r"at call \d+,"):
                 publish(folder / "target")
         if (folder / "target").exists():
@@ -114,7 +114,7 @@ def test_a_disk_that_fails_for_good_leaves_nothing_that_a_reader_believes_and_is
     assert seen == [11]  # renamed, whole, but neither flushed nor taken back
 
 
-@pytest.mark.parametrize("error", faultydisk.ERRORS)
+@pytest.mark.parametrize("error", faulty_disk.ERRORS)
 def test_a_disk_error_at_any_call_of_write_file_leaves_the_old_content_or_the_new(
     tmp_path, monkeypatch, error
 ):
@@ -125,7 +125,7 @@ def test_a_disk_error_at_any_call_of_write_file_leaves_the_old_content_or_the_ne
     for k in range(count):
         path.write_bytes(b"old")
         with monkeypatch.context() as patch:
-            faultydisk.FaultyDisk(patch, k, getattr(errno, error))
+            faulty_disk.FaultyDisk(patch, k, getattr(errno, error))
             with pytest.raises(OSError, match=f"at call {k},"):
                 storage.write_file(path, b"new")
         assert path.read_bytes() == (b"new" if k == 3 else b"old")
@@ -145,7 +145,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(target):
 
 def test_a_removed_folder_disappears_with_one_rename(target, monkeypatch):
     with monkeypatch.context() as patch:
-        calls = faultydisk.FaultyDisk(patch).calls
+        calls = faulty_disk.FaultyDisk(patch).calls
         storage.remove(target)
     assert [name for name, _ in calls] == ["rename"]
     assert not list(target.parent.iterdir())

@@ -4,7 +4,6 @@ import pathlib
 import re
 import shutil
 
-import faultydisk
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from penspin_style import storage
 from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.features import Feature, Input
 from penspin_style.train.checkpoint import Checkpoints, NoCheckpointError
+from tests.support import faulty_disk
 
 PACKAGE = pathlib.Path(storage.__file__).parent
 NAMES = ("state.safetensors", "state.json", storage.MANIFEST)
@@ -263,7 +263,7 @@ def test_a_checkpoint_is_not_written_again_but_a_damaged_one_is(checkpoints):
     assert same(checkpoints.newest()[1], state(9.0))
 
 
-@pytest.mark.parametrize("error", faultydisk.ERRORS)
+@pytest.mark.parametrize("error", faulty_disk.ERRORS)
 def test_a_disk_error_at_any_call_of_a_save_leaves_the_earlier_checkpoints(
     tmp_path, monkeypatch, error
 ):
@@ -273,7 +273,7 @@ def test_a_disk_error_at_any_call_of_a_save_leaves_the_earlier_checkpoints(
         checkpoints = Checkpoints(tmp_path / str(k), keep_last=1)
         checkpoints.save(1, state(1.0), None)
         with monkeypatch.context() as patch:
-            disk = faultydisk.FaultyDisk(patch, k, getattr(errno, error))
+            disk = faulty_disk.FaultyDisk(patch, k, getattr(errno, error))
             try:
                 checkpoints.save(2, state(2.0), None)
                 published.append(k)

@@ -1,9 +1,7 @@
 """However a session ends, its robot is stopped first, and nothing interrupts that."""
 
 import os
-import pathlib
 import signal
-import sys
 import threading
 import time
 
@@ -13,10 +11,8 @@ from real.control.loop import Loop, PolicySource
 from real.control.session import Opened, connected
 from real.control.success import SuccessCheck
 from real.robot import RobotError
+from tests.soak import attack_driver
 from tests.support.cart import Carts, Script
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "scripts"))
-import attack_driver
 
 
 class Slow(Carts):

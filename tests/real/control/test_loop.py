@@ -1,7 +1,6 @@
 """The control loop, on carts and on twins."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -22,6 +21,7 @@ from real.control.session import connected, open_robot
 from real.control.success import SUCCESS, SuccessCheck, SuccessRule
 from real.robot import RobotError
 from real.serving.server import PolicyServer
+from tests.soak import attack_link
 from tests.support.cart import CHANNELS, DT, Carts, Script
 from tests.support.terminal import call, check_refusal
 
@@ -363,20 +363,12 @@ def test_a_signal_at_a_bad_moment_leaves_no_lock_behind_and_the_robot_safe(twin_
     assert safe.reason == "its control loop failed" and not watchdog._thread.is_alive()
 
 
-def attack_link():
-    spec = importlib.util.spec_from_file_location("attack_link", ROOT / "scripts/attack_link.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_server_under_attack_never_moves_the_twin_wrongly(monkeypatch):
-    script = attack_link()
-    monkeypatch.setattr(script, "CALM", (0.1, 0.2))
-    monkeypatch.setattr(script, "OUTAGE", (0.2, 0.6))
+    monkeypatch.setattr(attack_link, "CALM", (0.1, 0.2))
+    monkeypatch.setattr(attack_link, "OUTAGE", (0.2, 0.6))
     # the limits are 0.1 s and 0.5 s; a machine that is busy with other tests wakes threads late
-    monkeypatch.setattr(script, "LIMITS", {**script.LIMITS, "hold": 0.3, "stop": 0.7})
-    found = script.measure(script.POLICY, "panda", list(script.ATTACKS), 2)
+    monkeypatch.setattr(attack_link, "LIMITS", {**attack_link.LIMITS, "hold": 0.3, "stop": 0.7})
+    found = attack_link.measure(attack_link.POLICY, "panda", list(attack_link.ATTACKS), 2)
     assert found["within"], found
     assert found["hold"]["count"] >= 4 and found["stop"]["count"] >= 1
     assert found["hold"]["p50"] <= 0.15 and found["commands"] > 30

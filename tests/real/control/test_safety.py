@@ -1,8 +1,6 @@
 """The limits between a policy and a robot, by hand and under attack; the watchdog's times."""
 
 import contextlib
-import pathlib
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,9 +14,7 @@ from penspin_style.deploy.actions import Decoder
 from penspin_style.features import ActionChannel
 from real.control.safety import Limits, SafeRobot, TargetLimiter, Watchdog
 from real.robot import Observation, RobotError, StoppedError
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "scripts"))
-from attack_guard import attack
+from tests.soak.attack_guard import attack
 
 DT = 0.1
 CHANNELS = (

@@ -445,7 +445,7 @@ def test_a_driver_with_the_wrong_order_moves_other_joints(drive):
 def test_targets_arrive_at_the_control_rate_in_order_and_none_is_lost():
     words = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
     said = subprocess.run(
-        [sys.executable, "scripts/measure_ros.py", *words],
+        [sys.executable, "tests/soak/measure_ros.py", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from penspin_style.deploy.bundle import Bundle
 from real.serving import wire
 from real.serving.server import PolicyServer
-from scripts.load_server import NotThereError, install_openpi
+from tests.soak.load_server import NotThereError, install_openpi
 from tests.support.serving import KEY, ONNX, Echo, asking
 
 MODULES = ("msgpack_numpy", "websocket_client_policy", "action_chunk_broker")

@@ -26,8 +26,8 @@ from penspin_style.features import PolicyCard
 from real.serving.client import PolicyClient, Refused, Unreachable
 from real.serving.server import PolicyServer, ServeError, ServerLimits
 from real.serving.wire import pack
-from scripts.attack_server import Plan, attack
-from scripts.fuzz_server import fuzz
+from tests.soak.attack_server import Plan, attack
+from tests.soak.fuzz_server import fuzz
 from tests.support.serving import (
     CARD,
     KEY,

@@ -1,6 +1,6 @@
 """Measure the Allegro hand's driver over a real ROS graph: rate, losses, order of joints, delays.
 
-    python scripts/measure_ros.py --seconds 60
+    python tests/soak/measure_ros.py --seconds 60
 
 Starts a ROS master on loopback and a hand node in a process of its own (joints that follow, or with
 `--twin` the simulated hand), drives it at the control rate, and counts on both sides. Exit code 1
@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from real.drivers import ros  # noqa: E402

@@ -1,6 +1,6 @@
 """Attack a policy server with one hostile client after the other; tell what a good one notices.
 
-    python scripts/attack_server.py [--seconds 60] [--attacks batch pings ...] [--json]
+    python tests/soak/attack_server.py [--seconds 60] [--attacks batch pings ...] [--json]
 
 For each kind of attack a fresh server is asked by a good client, at 50 Hz, in a process of its own.
 Half of the time nobody else is there, half of the time the attack runs, in turns of `--turn`
@@ -31,13 +31,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
 from real.serving.protocol import Expected  # noqa: E402
 from real.serving.wire import pack  # noqa: E402
-from scripts.fuzz_server import (  # noqa: E402
+from tests.soak.fuzz_server import (  # noqa: E402
     POLICY,
     UPGRADE,
     framed,
@@ -342,7 +342,13 @@ ATTACKS = {
 @contextlib.contextmanager
 def good_client(url: str, policy: pathlib.Path) -> Iterator[Callable[[], dict]]:
     """Run the client that is served; yield the function that ends it and returns its report."""
-    command = [sys.executable, str(ROOT / "scripts/fuzz_server.py"), "0", "--policy", str(policy)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests/soak/fuzz_server.py"),
+        "0",
+        "--policy",
+        str(policy),
+    ]
     process = subprocess.Popen(
         [*command, "--as-other", url, "--key", KEY],
         stdin=subprocess.PIPE,

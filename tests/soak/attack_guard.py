@@ -1,6 +1,6 @@
 """Attack the limiter between policy and robot: every kind of bad target, millions of times.
 
-    python scripts/attack_guard.py 1000000
+    python tests/soak/attack_guard.py 1000000
 
 Prints how many targets were outside a limit afterwards (none may be), and what a check takes.
 """

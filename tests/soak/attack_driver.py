@@ -1,6 +1,7 @@
 """Make a robot's driver hang, again and again; see when the robot is held and stopped.
 
-python scripts/attack_driver.py [--count 50] [--calls observe command sensor] [--seconds 3] [--json]
+python tests/soak/attack_driver.py [--count 50] [--calls observe command sensor] [--seconds 3]
+                                   [--json]
 
 A twin in real time is controlled at its rate, behind its limits and with its watchdog. Then a call
 of its driver hangs, with the lock that all of its calls take: `observe`, `command`, or what reads a
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.features import Feature  # noqa: E402

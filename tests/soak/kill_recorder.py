@@ -1,6 +1,6 @@
 """Kill the recorder N times at random moments: is what it acknowledged there, and all of it whole?
 
-    python scripts/kill_recorder.py [N] [--folder FOLDER] [--seed SEED]
+    python tests/soak/kill_recorder.py [N] [--folder FOLDER] [--seed SEED]
 
 A child records episodes of random length, with two cameras, one after the other, and writes a line
 when `finish` has returned. SIGKILL ends it within six tenths of a second, every other time
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from penspin_style.data.check import verify
 from penspin_style.data.episodes.atomic_file import stages

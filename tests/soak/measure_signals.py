@@ -1,6 +1,6 @@
 """Send SIGHUP, SIGTERM and SIGINT to trainings and roll-outs; measure how long each takes to end.
 
-    python scripts/measure_signals.py POLICY.onnx [--count 20] [--only rollout]
+    python tests/soak/measure_signals.py POLICY.onnx [--count 20] [--only rollout]
 
 A training must exit with 4 and its newest checkpoint be the iteration that it names. A roll-out, on
 a twin in real time, must leave the robot stopped. Signals come at random moments. Prints one table.
@@ -24,12 +24,12 @@ from penspin_style.train.checkpoint import Checkpoints
 ROLLOUT = """
 import sys
 from penspin_style.__main__ import main
-from real import sim_robot
-stop = sim_robot.SimRobot.stop
+from real.twin.robot import SimRobot
+stop = SimRobot.stop
 def said(self, *args):
     print("stopped", file=sys.stderr, flush=True)
     return stop(self, *args)
-sim_robot.SimRobot.stop = said
+SimRobot.stop = said
 print("ready", file=sys.stderr, flush=True)
 sys.exit(main(sys.argv[1:]))
 """
@@ -92,7 +92,8 @@ def rollout(
     words = ["rollout", "--robot", "panda", "--policy", args.policy, "--realtime"]
     child = start(["-c", ROLLOUT, *words, "--episodes", "1000"])
     assert child.stdout is not None
-    child.stdout.readline()  # the first episode is over
+    if not child.stdout.readline():  # else the first episode is over
+        raise RuntimeError(child.communicate()[1])
     seconds, err = end(child, number, draw)
     return child.returncode == 128 + number and "stopped" in err, seconds
 

@@ -1,6 +1,6 @@
 """Load a policy server with the genuine openpi-client and tell what each request cost.
 
-    python scripts/load_server.py [--requests 1000] [--clients 8] [--rate 50] [--seconds 300]
+    python tests/soak/load_server.py [--requests 1000] [--clients 8] [--rate 50] [--seconds 300]
 
 First one client asks as fast as it can, then several at a steady rate, each in a process of its
 own. Latency is what the client waits; `above_ms` is that without the policy's own time, which every
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
-from scripts.fuzz_server import POLICY, quantiles, resident, server  # noqa: E402
+from tests.soak.fuzz_server import POLICY, quantiles, resident, server  # noqa: E402
 
 OPENPI = ("openpi-client==0.1.2", "dm-tree", "wrapt")
 

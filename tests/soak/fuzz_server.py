@@ -1,6 +1,6 @@
 """Send mutated frames to a live policy server while it serves somebody else.
 
-    python scripts/fuzz_server.py COUNT [--policy FILE.onnx] [--seed 0]
+    python tests/soak/fuzz_server.py COUNT [--policy FILE.onnx] [--seed 0]
 
 Every frame must end in a reply, an error with its close, or a closed connection. Exit code 1 if the
 server dies or one frame gets no end within 10 s, if the other client loses a request or gets
@@ -25,7 +25,7 @@ from typing import TextIO
 import msgpack
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402

@@ -1,6 +1,6 @@
 """Kill, freeze, delay and cut off a policy server while it controls a twin; see what the twin does.
 
-python scripts/attack_link.py [--count 50] [--attacks kill freeze delay drop] [--json]
+python tests/soak/attack_link.py [--count 50] [--attacks kill freeze delay drop] [--json]
 
 A server in a process of its own controls a Panda's twin in real time. Again and again it is killed
 and started anew, stopped by SIGSTOP for a while, delayed by 200 ms, or its connection is cut. For
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.deploy.bundle import Bundle  # noqa: E402
