@@ -16,7 +16,7 @@ BLOCK = re.compile(r"<!-- runnable -->\n```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
 SCALE = (
     "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 "
-    "final_episodes=8 video=false"
+    "final_episodes=8 video=false task.episode_length=30"
 )
 
 

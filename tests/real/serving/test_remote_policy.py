@@ -16,6 +16,8 @@ from real.serving.remote_policy import LinkError, Remote
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import pack
 
+pytestmark = pytest.mark.clock
+
 CARD = PolicyCard(
     task="reach",
     inputs=(Input("state", (Feature("tip", (2,), "m"),)),),
