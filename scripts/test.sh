@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install with what developers need, then lint, types, layers and tests.
 #   scripts/test.sh [PYTEST ARGUMENTS]
-# Without arguments all tests: in two processes, the README's longest blocks side by side, and at last
-# those of robots alone, for their clocks are real.
+# Without arguments all tests but the slow ones (pytest -m slow: soak programmes): in two processes, the
+# longest of the README's blocks beside each other, and at last, alone, those whose clock is real.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh" dev
 cd "$root"
@@ -14,6 +14,7 @@ pyright
 if [ $# -gt 0 ]; then
     exec python -m pytest -q "$@"
 fi
-python -m pytest -q --numprocesses=2 --dist=loadfile --ignore=tests/real --ignore=tests/test_readme.py
-python -m pytest -q --numprocesses=2 tests/test_readme.py
-python -m pytest -q tests/real
+both="python -m pytest -q --numprocesses=2"
+$both --dist=loadfile -m "not slow and not clock" --ignore=tests/test_readme.py
+$both tests/test_readme.py
+python -m pytest -q -m "clock and not slow"

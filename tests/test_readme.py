@@ -17,7 +17,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCKS = [block for page in PAGES for block in BLOCK.findall(page.read_text())]
 SCALE = (
     "num_envs=32 total_samples=1600 algo.horizon=10 eval_every=2 eval_episodes=8 "
-    "final_episodes=8 video=false"
+    "final_episodes=8 video=false task.episode_length=30"
 )
 
 

@@ -1,69 +1,30 @@
 """The walk, on a cart whose motion can be worked out by hand."""
 
 import math
-import pathlib
-import sys
 import warnings
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModuleBase
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import PPO, PPOConfig
-from penspin_style.env.env import Env
-from penspin_style.env.task import ObsTerm, load_task
+from penspin_style.env.task import ObsTerm
 from penspin_style.sim.sim import Fault
-from tests.support.toy import Cart, Config, substep
+from tests.support.toy import substep
 
 with warnings.catch_warnings():  # torchrl's own use of what it deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
-    from torchrl.collectors import Collector
 
-ROOT = pathlib.Path(__file__).parents[2]
-NAN = float("nan")
-RICH = {
-    "teacher": {"position": ObsTerm(noise=0.01), "velocity": ObsTerm(delay=(0, 2), history=3)},
-    "critic": {name: ObsTerm() for name in ("position", "velocity", "last_action")},
-}
-
-
-def make(num_envs=4, *, kind=Cart, seed=1, stagger=False, **config):
-    config.setdefault("randomize", False)
-    return Env(kind(Config(**config)), num_envs, seed=seed, stagger=stagger)
-
-
-def place(env, *positions):
-    """Put the carts there, at rest; return the root from which to step."""
-    env.sim.data.qpos[:, 0] = torch.tensor(positions, dtype=torch.float64)
-    env.sim.data.qvel.zero_()
-    env.sim.forward()
-    return env.current()
-
-
-def step(env, *actions):
-    td = env.current().set("action", torch.tensor(actions, dtype=torch.float32)[:, None])
-    return env.step_and_maybe_reset(td)[0]
-
-
-def column(value):
-    return value.view(-1).tolist()
-
-
-def draw_actions(env, steps, seed=0):
-    return 2 * torch.rand(steps, env.num_envs, 1, generator=torch.Generator().manual_seed(seed)) - 1
-
-
-def drive(env, actions):
-    return torch.stack([step(env, *a.view(-1).tolist()) for a in actions])
-
-
-def differing(a, b):
-    keys = set(a.keys(True, True)) | set(b.keys(True, True))
-    return {key for key in keys if not torch.equal(a[key], b[key])}
-
+from tests.support.toy_env import (
+    NAN,
+    RICH,
+    Fragile,
+    column,
+    differing,
+    draw_actions,
+    drive,
+    make,
+    place,
+    step,
+)
 
 # One step.
 
@@ -212,24 +173,6 @@ def test_a_staggered_start_spreads_ends_evenly_and_counts_only_whole_episodes():
 # Faults.
 
 
-class Fragile(Cart):
-    """A cart whose observation or reward can be made to fail in single environments."""
-
-    bad_observation = bad_reward = None
-
-    def observe(self, sim):
-        terms = super().observe(sim)
-        if self.bad_observation is not None:
-            terms["velocity"] = terms["velocity"] + self.bad_observation[:, None]
-        return terms
-
-    def reward(self, sim, action):
-        terms = super().reward(sim, action)
-        if self.bad_reward is not None:
-            terms["near"] = terms["near"] + self.bad_reward
-        return terms
-
-
 def break_action(env, actions):
     actions[1] = NAN
 
@@ -359,217 +302,3 @@ def test_the_state_is_flat_tensors_only():
     state = make(2, observation=RICH, randomize=True).state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     assert {"params/body_mass", "params/dof_damping", "memory/action", "last/critic"} <= set(state)
-
-
-# Collecting.
-
-
-class Swing(TensorDictModuleBase):
-    """A policy without noise, as a collector wants one, and as an algorithm that only acts."""
-
-    horizon = 12
-
-    def __init__(self):
-        super().__init__()
-        self.in_keys, self.out_keys = ["teacher"], ["action"]
-
-    def forward(self, td):
-        return td.set("action", torch.sin(20.0 * td["teacher"].sum(dim=1, keepdim=True)))
-
-    act = forward
-
-
-def learner(env, horizon=12):
-    cfg = PPOConfig(horizon=horizon, hidden=[8], critic_hidden=[8])
-    return PPO(cfg, env.inputs, 1, device=torch.device("cpu"), seed=3)
-
-
-def test_torchrls_collector_drives_the_environment_and_collects_what_rollout_does():
-    env, twin = (make(3, observation=RICH, episode_length=5, randomize=True) for _ in range(2))
-    root = twin.reset()
-    expected = []
-    for _ in range(2):
-        batch, root = rollout(twin, Swing(), root, None)
-        expected.append(batch)
-    frames = 3 * 12
-    collector = Collector(
-        env,
-        Swing(),
-        frames_per_batch=frames,
-        total_frames=2 * frames,
-        track_traj_ids=False,
-        auto_register_policy_transforms=False,
-    )
-    collected = [data.clone() for data in collector]
-    collector.shutdown()
-    assert len(collected) == 2
-    for data, batch in zip(collected, expected, strict=True):
-        assert data.batch_size == (3, 12)
-        for key in batch.keys(True, True):
-            assert torch.equal(data[key], batch[key].transpose(0, 1)), key
-        assert batch["next", "done"].sum() >= 6
-
-
-def test_a_rollout_writes_over_its_buffer_and_continues_from_its_root():
-    env, twin = make(3, episode_length=5), make(3, episode_length=5)
-    first, root = rollout(env, learner(env, 6), env.current(), None)
-    kept = first.clone()
-    second, _ = rollout(env, learner(env, 6), root, first)
-    assert second is first
-    assert differing(kept, second) != set()
-    assert torch.equal(second[0]["teacher"], root["teacher"])
-    chain = learner(twin, 6)
-    long, _ = rollout(twin, chain, twin.current(), None)
-    assert differing(long, kept) == set()
-    for t in range(5):
-        going = ~kept["next", "done"][t, :, 0]
-        assert torch.equal(kept["teacher"][t + 1][going], kept["next", "teacher"][t][going])
-
-
-# Waiting for the accelerator.
-
-WAITING = {
-    f"aten::{name}"
-    for name in (
-        *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"),
-        *("unique_consecutive", "_unique2", "unique_dim", "lift_fresh", "bincount", "histc"),
-    )
-}
-WAITING_METHODS = {
-    getattr(torch.Tensor, name)
-    for name in ("tolist", "numpy", "cpu", "item", "__bool__", "__float__", "__int__", "__index__")
-}
-CPU_ENGINE = "penspin_style/sim/batch_sim.py"
-CPU_ONLY = "return self._on_cpu and "
-
-
-class _Dispatch(TorchDispatchMode):
-    def __init__(self, found):
-        super().__init__()
-        self.found = found
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        indices = args[1] if name.startswith("aten::index") and isinstance(args[1], list) else []
-        masks = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
-        # a lone number is an argument of a kernel, not a copy
-        number = name == "aten::lift_fresh" and args[0].ndim == 0
-        if (name in WAITING and not number) or masks:
-            self.found.append((name, *_where()))
-        return func(*args, **(kwargs or {}))
-
-
-class _Methods(TorchFunctionMode):
-    def __init__(self, found):
-        super().__init__()
-        self.found = found
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        get = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
-        lists = func in get and _holds_list(args[1])
-        if func in WAITING_METHODS or lists or func is torch.tensor:
-            self.found.append((getattr(func, "__name__", str(func)), *_where()))
-        return func(*args, **(kwargs or {}))
-
-
-def _holds_list(index):
-    return any(isinstance(i, list) for i in (index if isinstance(index, tuple) else (index,)))
-
-
-def _where():
-    """File and line of the innermost frame of this repository, the search itself aside."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = pathlib.Path(frame.f_code.co_filename)
-        asking = frame.f_code.co_name in ("__torch_dispatch__", "__torch_function__")
-        ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts  # a venv lies in it
-        if ours and not asking:
-            text = path.read_text().splitlines()[frame.f_lineno - 1].strip()
-            return path.relative_to(ROOT).as_posix(), text
-        frame = frame.f_back
-    return "elsewhere", ""
-
-
-def waits(env, algorithm):
-    """Where a rollout would wait for the accelerator: (what, file, line).
-
-    The walk takes its accelerator's branches here: on a CPU it may ask whether a mask is empty.
-    The CPU engine is the host. Python data that becomes a tensor counts: on a GPU it is a copy.
-    """
-    assert env._on_cpu
-    env._on_cpu = False
-    _, root = rollout(env, algorithm, env.current(), None)  # first calls may allocate
-    found = []
-    with _Dispatch(found), _Methods(found):
-        rollout(env, algorithm, root, None)
-    return [place for place in found if place[1] != CPU_ENGINE]
-
-
-@pytest.mark.parametrize(
-    "name", ["tests.support.toy", "tests.support.measured", "panda_lift_cube", "panda_pick_cube"]
-)
-def test_a_rollout_never_waits_for_the_accelerator(name):
-    kind = load_task(name)
-    config = kind.Config(episode_length=5)
-    config.observation["teacher"] = {
-        key: ObsTerm(noise=0.01, delay=(0, 2), history=2) for key in config.observation["teacher"]
-    }
-    env = Env(kind(config), 6, seed=1)
-    algorithm = PPO(
-        PPOConfig(horizon=12, hidden=[8], critic_hidden=[8]),
-        env.inputs,
-        len(env.task.actions),
-        device=torch.device("cpu"),
-        seed=3,
-    )
-    assert waits(env, algorithm) == []
-
-
-def test_the_accelerators_branches_do_what_the_cpus_do():
-    config = {"start": 0.0, "episode_length": 6, "rail": 0.3}  # restarts draw nothing that shows
-    env, other = make(4, kind=Fragile, **config), make(4, kind=Fragile, **config)
-    other._on_cpu = False
-    actions = draw_actions(env, 40)
-    actions[9, 1] = actions[20, 3] = NAN
-    for t, action in enumerate(actions):
-        bad = torch.tensor([0.0, 0.0, NAN, 0.0]) if t == 15 else None
-        env.task.bad_reward = other.task.bad_reward = bad
-        seen, expected = (step(e, *action.view(-1).tolist()) for e in (other, env))
-        assert differing(seen.exclude("action"), expected.exclude("action")) == set()
-        assert differing(other.current(), env.current()) == set()
-    assert env.faults.counts.sum() == 3
-    assert torch.equal(env.faults.counts, other.faults.counts)
-    for a, b in zip(env.faults.take(), other.faults.take(), strict=True):
-        assert (a.env_id, a.code) == (b.env_id, b.code) and torch.equal(a.row, b.row)
-    assert env.metrics() == other.metrics()
-
-
-HABITS = {
-    "branch": lambda a: 1.0 if a.max() > 5 else 0.0,
-    "mask": lambda a: a[a > 5].sum(),
-    "list": lambda a: a[[0]],
-    "tolist": lambda a: a.tolist(),
-    "numpy": lambda a: a.numpy(),
-    "item": lambda a: a.sum().item(),
-    "write": lambda a: a.clone().index_put_((a > 5,), torch.zeros(())),
-    "tensor": lambda a: torch.tensor([1.0]),
-    "nonzero": lambda a: (a > 5).nonzero(),
-}
-
-
-class Hasty(Cart):
-    """A task that looks at its tensors."""
-
-    def apply_action(self, sim, action):
-        super().apply_action(sim, action)
-        HABITS[self.habit](action)
-
-
-@pytest.mark.parametrize("habit", HABITS)
-def test_the_search_for_waits_finds_every_kind(habit, monkeypatch):
-    monkeypatch.setattr(Hasty, "habit", habit, raising=False)
-    env = make(2, kind=Hasty)
-    found = waits(env, learner(env, 3))
-    assert len(found) >= 3
-    assert {path for _, path, _ in found} == {"tests/env/test_env.py"}
-    assert all(text.startswith(f'"{habit}": lambda a') for _, _, text in found)

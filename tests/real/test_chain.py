@@ -6,8 +6,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from penspin_style.data.episodes.episode import Episode, episodes
 from penspin_style.deploy.bundle import Bundle
 
@@ -25,7 +23,6 @@ def chain(*words, timeout=600):
     )
 
 
-@pytest.mark.slow
 def test_the_chain_runs_unattended_from_a_teacher_to_closed_loop(tmp_path):
     out = tmp_path / "chain"
     done = chain("--small", out)

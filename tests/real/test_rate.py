@@ -7,6 +7,8 @@ import pytest
 from real import rate
 from real.rate import Latency, Rate, table
 
+pytestmark = pytest.mark.clock
+
 
 class Clock:
     """A clock that sleeping moves, too far by 0.1 ms, and looking at it by 1 us."""

@@ -14,6 +14,8 @@ from real.robot import RobotError
 from tests.soak import attack_driver
 from tests.support.cart import Carts, Script
 
+pytestmark = pytest.mark.clock
+
 
 class Slow(Carts):
     """Takes a while to stop, as an arm does."""

@@ -25,6 +25,8 @@ from tests.soak import attack_link
 from tests.support.cart import CHANNELS, DT, Carts, Script
 from tests.support.terminal import call, check_refusal
 
+pytestmark = pytest.mark.clock
+
 ROOT = pathlib.Path(__file__).parents[3]
 ONNX = ROOT / "outputs/pretrained/panda_lift_cube/policy.onnx"
 TWIN = """

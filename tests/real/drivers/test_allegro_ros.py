@@ -38,6 +38,7 @@ needs_ros = pytest.mark.skipif(
     not INSTALLED, reason="ROS 1 is not installed: run scripts/install_ros.sh"
 )
 pytestmark = [  # rospy is of 2020
+    pytest.mark.clock,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ros"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

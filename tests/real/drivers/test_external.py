@@ -10,6 +10,8 @@ from penspin_style.features import Feature
 from real.drivers.external import External, Readers
 from real.robot import RobotError
 
+pytestmark = pytest.mark.clock
+
 BOX = Feature("box_pos", (3,), "m")
 
 

@@ -24,6 +24,8 @@ from real.robot import RobotError, StoppedError
 from tests.support import franky_fake
 from tests.support.robot_contract import Hang, check_robot
 
+pytestmark = pytest.mark.clock
+
 ROOT = pathlib.Path(__file__).parents[3]
 RECORD = json.loads((ROOT / "tests" / "support" / "franky_api.json").read_text())
 OWN = {"live", "check", "fail", "made", "now", "order", "end", "kind", "ends", "goal", "enter"}

@@ -11,6 +11,8 @@ from real.robot import RobotError
 from real.twin.robot import SimRobot, load_twin
 from tests.support.robot_contract import Hang, check_robot
 
+pytestmark = pytest.mark.clock
+
 
 def hangs_of(twin):
     """Make the next such call of the world hang, which the driver makes with its lock."""

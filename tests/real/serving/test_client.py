@@ -1,4 +1,4 @@
-"""The robot's side of serving: every call ends in time, and no answer is taken for another's."""
+"""A client of a policy server: what it returns, what it raises, how it comes back."""
 
 import contextlib
 import os
@@ -13,20 +13,18 @@ import time
 import numpy as np
 import pytest
 from websockets.sync.server import serve as plain_serve
-from websockets.utils import accept_key
 
 from penspin_style.features import Joint
 from real.serving.client import PolicyClient, PolicyError, Refused, Timeout, Unreachable
 from real.serving.protocol import hello
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import WireError, pack, unpack
+from tests.support.policy_client import again, silent, value
 from tests.support.serving import CARD, KEY, ROOT, Echo, asking, serving
 
+pytestmark = pytest.mark.clock
+
 LIMITS = ServerLimits(close=0.1, drain=0.5)
-ACCEPTED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %s\r\n\r\n"
-)
 
 
 @pytest.fixture
@@ -46,22 +44,6 @@ def client(server):
         yield client
 
 
-def value(reply):
-    return float(reply["actions"][0, 0])
-
-
-def again(client, seconds, observation=None, **options):
-    """Ask until there is an answer; return it, and the seconds that this took."""
-    began = time.monotonic()
-    while True:
-        try:
-            said = client.infer(observation or asking(0.25), **options)
-            return said, time.monotonic() - began
-        except (Timeout, Unreachable):
-            if time.monotonic() - began > seconds:
-                raise
-
-
 @contextlib.contextmanager
 def scripted(answer, said=None):
     """A server that answers every request with what `answer(ws, frame)` does."""
@@ -77,28 +59,6 @@ def scripted(answer, said=None):
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         server.shutdown()
         thread.join()
-
-
-@contextlib.contextmanager
-def silent(greeting=b"", backlog=16):
-    """A socket that takes connections, and says so much."""
-    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as listening:
-        held = []
-
-        def accept():
-            with contextlib.suppress(OSError):
-                while True:
-                    taken, _ = listening.accept()
-                    taken.sendall(greeting)
-                    held.append(taken)
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for taken in held:
-            taken.close()
 
 
 def free_port():
@@ -295,207 +255,6 @@ def test_a_server_that_hangs_up_is_unreachable_and_found_again():
         with pytest.raises(Unreachable, match="hung up with 1000"):
             client.infer(asking())
         assert value(client.infer(asking())) == 0.25
-
-
-def test_a_server_that_does_not_read_cannot_hold_a_call():
-    picture = {"picture": np.zeros((2000, 1000, 3), np.uint8)}
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        url = f"ws://127.0.0.1:{listening.getsockname()[1]}"
-        held = []
-
-        def accept():
-            taken, _ = listening.accept()
-            held.append(taken)
-            request = taken.recv(4096).decode()
-            key = request.split("Sec-WebSocket-Key: ")[1].split("\r\n")[0]
-            taken.sendall(ACCEPTED % accept_key(key).encode() + frame_of(pack(hello(Echo()))))
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        client = PolicyClient(url, connect_timeout=2.0)
-        thread.join()
-        began = time.monotonic()
-        with pytest.raises(Timeout):
-            client.infer(picture, timeout=0.3)
-        assert time.monotonic() - began < 2.0
-        assert not client.connected  # half a message went out: nothing can follow it
-        client.close()
-        held[0].close()
-
-
-def frame_of(payload, head=0x82):
-    """One frame as a server sends it, binary unless told otherwise."""
-    if len(payload) < 126:
-        return bytes([head, len(payload)]) + payload
-    return bytes([head, 0x7E]) + len(payload).to_bytes(2, "big") + payload
-
-
-@contextlib.contextmanager
-def behaving(behave):
-    """A server that does what `behave(sock)` does with every connection, after the hello."""
-
-    def converse(taken):
-        with contextlib.suppress(OSError), taken:
-            key = taken.recv(4096).decode().split("Sec-WebSocket-Key: ")[1].split("\r\n")[0]
-            taken.sendall(ACCEPTED % accept_key(key).encode() + frame_of(pack(hello(Echo()))))
-            behave(taken)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threads = []
-
-        def accept():
-            with contextlib.suppress(OSError):
-                while True:
-                    thread = threading.Thread(target=converse, args=(listening.accept()[0],))
-                    thread.start()
-                    threads.append(thread)
-
-        accepting = threading.Thread(target=accept)
-        accepting.start()
-        try:
-            yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-            for thread in threads:
-                thread.join()
-
-
-def forever(data, after=b"", pause=0.0, ask=True):
-    """Send the same bytes until the client is gone, from its first request on, or once it is in."""
-
-    def behave(sock):
-        if ask:
-            sock.recv(65536)
-        else:
-            time.sleep(0.1)
-        sock.sendall(after)
-        reading = threading.Thread(target=swallow, args=(sock,))
-        reading.start()
-        try:
-            while True:
-                sock.sendall(data)
-                if pause:
-                    time.sleep(pause)
-        finally:
-            reading.join()
-
-    return behave
-
-
-def swallow(sock):
-    with contextlib.suppress(OSError):
-        while sock.recv(65536):
-            pass
-
-
-PING, REPLY = frame_of(b"", 0x89), frame_of(pack({"actions": np.float32([[0.5, 0.5]])}))
-FLOODS = {
-    "pings": forever(frame_of(b"x" * 100, 0x89) * 5000, ask=False),
-    "pings after the request": forever(PING * 200_000),
-    "slow pings": forever(PING, pause=0.005),
-    "replies": forever(REPLY * 5000, ask=False),
-    "empty messages": forever(frame_of(b"") * 200_000),
-    "fragments": forever(frame_of(b"x", 0x00) * 100_000, after=frame_of(b"x", 0x02)),
-    "a byte at a time": forever(b"x", after=b"\x82\x7f" + (2**22).to_bytes(8, "big"), pause=0.02),
-    "one endless message": forever(bytes(4096), after=b"\x82\x7f" + (2**23).to_bytes(8, "big")),
-    "a frame too large": forever(bytes(4096), after=b"\x82\x7f" + (2**40).to_bytes(8, "big")),
-}
-
-
-@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
-def test_no_flood_of_a_server_holds_a_call_or_the_client_longer_than_its_timeout(flood):
-    with behaving(flood) as url:
-        client = PolicyClient(url, timeout=0.2, connect_timeout=2.0)
-        for _ in range(4):
-            began = time.monotonic()
-            with pytest.raises((Timeout, Unreachable, PolicyError)):
-                client.infer(asking())
-            assert time.monotonic() - began < 0.5
-        began = time.monotonic()
-        client.close()
-        assert time.monotonic() - began < 3.0
-
-
-FLOODING = """
-import socket, sys, time
-from websockets.utils import accept_key
-
-accepted, data = map(bytes.fromhex, sys.stdin.read().split())
-with socket.create_server(("127.0.0.1", 0)) as listening:
-    print(listening.getsockname()[1], flush=True)
-    while True:
-        taken, _ = listening.accept()
-        try:
-            key = taken.recv(4096).decode().split("Sec-WebSocket-Key: ")[1].split("\\r\\n")[0]
-            taken.sendall(accepted.replace(b"%s", accept_key(key).encode()))
-            time.sleep(0.1)
-            while True:
-                taken.sendall(data * 1000)
-        except OSError:
-            taken.close()
-"""
-
-
-@pytest.mark.parametrize("data", [REPLY, frame_of(b"", 0x8A)], ids=["replies", "pongs"])
-def test_a_server_that_sends_faster_than_the_client_reads_holds_no_call(data):
-    """The server is a process of its own, as in this one it would wait for the client's thread."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", FLOODING],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        welcome = ACCEPTED + frame_of(pack(hello(Echo())))
-        process.stdin.write(f"{welcome.hex()} {data.hex()}")
-        process.stdin.close()
-        url = f"ws://127.0.0.1:{process.stdout.readline().strip()}"
-        client = PolicyClient(url, timeout=0.2, wait=5.0)
-        for pause in (0.11, 0.0, 0.11, 0.2):
-            time.sleep(pause)
-            began = time.monotonic()
-            with pytest.raises((Timeout, Unreachable, PolicyError)):
-                client.infer(asking())
-            assert time.monotonic() - began < 0.5
-        client.close()
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
-
-
-@pytest.mark.parametrize("greeting", [b"", b"\x16\x03\x03\x40\x00"])
-def test_an_encrypted_handshake_that_does_not_end_is_given_up_in_time(greeting):
-    with silent(greeting) as url:
-        began = time.monotonic()
-        with pytest.raises(Unreachable, match="in time"):
-            PolicyClient(url.replace("ws:", "wss:"), connect_timeout=0.4)
-        assert 0.4 <= time.monotonic() - began < 1.0
-
-
-def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
-    slow = threading.Event()
-    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: slow.wait(10) and [])
-    began = time.monotonic()
-    with pytest.raises(Unreachable, match=r"host is not known \(no answer within 0.2 s"):
-        PolicyClient("ws://robot.example", connect_timeout=0.2)
-    assert time.monotonic() - began < 1.0
-    slow.set()
-
-
-@pytest.mark.parametrize(("wait", "most"), [(0.0, 0.4), (0.7, 0.7)])
-def test_connecting_ends_with_the_longer_of_wait_and_connect_timeout(wait, most, monkeypatch):
-    look_up = socket.getaddrinfo
-    monkeypatch.setattr(
-        "socket.getaddrinfo", lambda *args, **options: time.sleep(0.3) or look_up(*args, **options)
-    )
-    with silent() as url:
-        began = time.monotonic()
-        with pytest.raises(Unreachable):
-            PolicyClient(url, connect_timeout=0.4, wait=wait)
-        assert time.monotonic() - began < most + 0.2
 
 
 def test_a_request_larger_than_the_server_reads_is_the_requests_fault(client):

@@ -26,6 +26,8 @@ from real.serving.remote_policy import PolicyLostError, RemotePolicy
 from real.serving.server import PolicyServer, ServerLimits
 from real.serving.wire import pack
 
+pytestmark = pytest.mark.clock
+
 CARD = PolicyCard(
     task="reach",
     inputs=(Input("state", (Feature("tip", (2,), "m"),)),),

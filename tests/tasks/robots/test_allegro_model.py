@@ -1,4 +1,4 @@
-"""The Allegro hand in tasks/robots against published numbers, PenSpin's grasps and hand sums."""
+"""The Allegro hand in tasks/robots against published numbers and hand sums."""
 
 import itertools
 import re
@@ -11,6 +11,15 @@ import torch
 from penspin_style.sim.sim import make_sim
 from tasks.robots.allegro import description
 from tasks.robots.allegro import model as allegro
+from tests.support.allegro_hand import (
+    HORA_LOWER,
+    HORA_UPPER,
+    assert_rounded,
+    assert_same_turn,
+    colliding,
+    grasp,
+    random_joints,
+)
 
 # name: pos, quat, mass, ipos, iquat, diaginertia; seven digits. The three fingers are alike but
 # for where they start.
@@ -109,111 +118,6 @@ REFERENCE_BIAS = (
     *(0.05502574, -9.165172e-05, 0.0, 0.0),
 )
 EXCLUDES = [("palm", f"{f}_base") for f in allegro.FINGERS] + [("palm", "th_proximal")]
-
-# PenSpin's limits, in its own order: index, thumb, middle, ring.
-SPREAD_LOW, FLEX_LOW, SPREAD_HIGH, FLEX_HIGH = -0.5585, -0.27924, 0.5585, 1.727825
-HORA_LOWER = (
-    *(SPREAD_LOW, FLEX_LOW, FLEX_LOW, FLEX_LOW, 0.27924, -0.331603, FLEX_LOW, FLEX_LOW),
-    *(SPREAD_LOW, FLEX_LOW, FLEX_LOW, FLEX_LOW) * 2,
-)
-HORA_UPPER = (
-    *(SPREAD_HIGH, FLEX_HIGH, FLEX_HIGH, FLEX_HIGH, 1.57075, 1.1518833, FLEX_HIGH, 1.76273055),
-    *(SPREAD_HIGH, FLEX_HIGH, FLEX_HIGH, FLEX_HIGH) * 2,
-)
-# Its six grasps in that order, and the pen's quaternion (x, y, z, w); the pen's radius where tips
-# nearly touch, and where its middle is.
-GRASPS = {
-    "thumb | index + middle + ring": (
-        (
-            *(0.0344, 1.0537, 0.5184, 0.2920, 1.4615, 0.2352, 0.7243, -0.0436),
-            *(0.0974, 1.1978, 0.3126, 0.2979, 0.1340, 1.0228, 0.6625, 0.2327),
-        ),
-        (0, -0.7071, 0, 0.7071),
-    ),
-    "thumb | middle + ring": (
-        (
-            *(-0.0578, 0.8993, 0.7449, 0.4767, 1.3089, 0.5699, 0.7037, 0.3857),
-            *(0.0299, 1.2735, 0.1415, 0.2507, 0.1457, 1.0319, 1.0376, 0.3283),
-        ),
-        (0, -0.7071, 0, 0.7071),
-    ),
-    "thumb + index | middle + ring": (
-        (
-            *(0.0031, 1.0689, 0.8180, 0.1929, 1.2988, 0.7557, 0.5802, 0.3827),
-            *(0.0077, 1.2703, 0.1356, 0.3160, 0.1375, 1.3213, 0.5802, 0.2302),
-        ),
-        (0.2706, -0.6533, 0.2706, 0.6533),
-    ),
-    "index | middle": (
-        (
-            *(-0.1146, 1.1154, 0.4979, 0.1732, 0.8928, 1.1395, 0.5224, 1.1077),
-            *(-0.1250, 1.2618, 0.1522, 0.7024, 0.0226, 1.2307, 0.7128, 0.1524),
-        ),
-        (0.5, -0.5, 0.5, 0.5),
-    ),
-    "index | thumb + middle": (
-        (
-            *(-0.0804, 1.3213, 0.3743, 0.0876, 1.2907, 0.7441, 0.4251, 0.3748),
-            *(-0.1412, 1.3882, 0.4888, 0.1689, -0.0802, 1.2987, 0.6577, 0.1455),
-        ),
-        (0.653281, -0.270598, 0.653281, 0.270598),
-    ),
-    "thumb | index": (
-        (
-            *(-0.1346, 1.1048, 0.5053, 0.1029, 1.2654, 0.6378, 0.8787, 0.0611),
-            *(-0.0573, 1.0228, 1.1360, 0.2587, 0.0253, 1.0228, 1.0845, 0.3828),
-        ),
-        (0, -0.7071, 0, 0.7071),
-    ),
-}
-PEN_RADIUS, PEN_PLACE = 0.0114, (-0.01, -0.01, 0.62)
-AWAY = {"index | middle", "index | thumb + middle"}  # where the ring finger stays clear
-
-
-@pytest.fixture(scope="module")
-def model():
-    spec = allegro.scene()
-    allegro.add_pen(spec, PEN_RADIUS, 0.068, 0.015)
-    return spec.compile()
-
-
-@pytest.fixture
-def data(model):
-    return mujoco.MjData(model)
-
-
-def assert_rounded(measured, expected):
-    np.testing.assert_allclose(measured, expected, rtol=5.1e-7, atol=1e-12)
-
-
-def assert_same_turn(measured, expected, label):
-    sign = -1.0 if np.dot(measured, expected) < 0 else 1.0
-    np.testing.assert_allclose(sign * measured, expected, rtol=0, atol=2e-7, err_msg=label)
-
-
-def grasp(model, data, name, joints=None):
-    hora, (x, y, z, w) = GRASPS[name]
-    data.qpos[:16] = allegro.from_hora(np.array(hora)) if joints is None else joints
-    data.qpos[16:] = (*PEN_PLACE, w, x, y, z)
-    mujoco.mj_forward(model, data)
-
-
-def tip_gaps(model, data):
-    """Distance between the surfaces of every fingertip and of the pen, m."""
-    pen = model.geom("pen").id
-    balls = [model.geom(f"hand_{tip}").id for tip in allegro.TIPS]
-    return np.array([mujoco.mj_geomDistance(model, data, ball, pen, 0.2, None) for ball in balls])
-
-
-def colliding(model):
-    """Names of the hand's geoms that can touch anything."""
-    bits = model.geom_contype | model.geom_conaffinity
-    names = [model.geom(i).name for i in np.flatnonzero(bits)]
-    return [name for name in names if name != "pen"]
-
-
-def random_joints(rng, count):
-    return rng.uniform(description.LOWER, description.UPPER, size=(count, 16))
 
 
 # --- frames, masses, limits ---
@@ -349,33 +253,6 @@ def test_another_number_of_joints_is_refused(shape):
             convert(np.zeros(shape))
 
 
-# --- PenSpin's grasps: attitude, order and limits at once ---
-
-
-@pytest.mark.parametrize("name", GRASPS)
-def test_a_published_grasp_brings_the_tips_to_the_pen(model, data, name):
-    grasp(model, data, name)
-    near = np.array([True, True, name not in AWAY, True])
-    gaps = tip_gaps(model, data)
-    assert (np.abs(gaps[near]) < 0.005).all(), gaps
-    assert (gaps[~near] > 0.02).all(), gaps
-    assert (np.array(description.LOWER) <= data.qpos[:16]).all()
-    assert (data.qpos[:16] <= np.array(description.UPPER)).all()
-
-
-@pytest.mark.parametrize("name", GRASPS)
-def test_in_a_published_grasp_the_hand_does_not_touch_itself(model, data, name):
-    grasp(model, data, name)
-    pen = model.geom("pen").id
-    assert all(pen in pair for pair in data.contact.geom)
-
-
-def test_without_the_change_of_order_the_tips_miss_the_pen(model, data):
-    for name, (hora, _) in GRASPS.items():
-        grasp(model, data, name, joints=hora)
-        assert (np.abs(tip_gaps(model, data)) > 0.01).sum() >= 2, name
-
-
 # --- contact ---
 
 
@@ -439,139 +316,6 @@ def test_wherever_the_fingers_go_only_different_ones_touch(model, data):
         names = [[model.geom(int(i)).name for i in pair] for pair in data.contact.geom]
         pairs |= {frozenset(name[5:7] for name in pair) for pair in names}
     assert pairs == {frozenset(pair) for pair in itertools.combinations(allegro.FINGERS, 2)}
-
-
-# --- fingertips ---
-
-
-def test_fingertips_from_joints_equal_the_engines(model, data):
-    joints = random_joints(np.random.default_rng(2), 200)
-    expected = np.empty((200, 4, 3))
-    for i, row in enumerate(joints):
-        data.qpos[:16] = row
-        mujoco.mj_kinematics(model, data)
-        expected[i] = [data.site(tip).xpos for tip in allegro.TIPS]
-    double = torch.from_numpy(joints)
-    np.testing.assert_allclose(allegro.fingertips(double).numpy(), expected, atol=1e-12)
-    single = allegro.fingertips(double.float())
-    assert single.dtype == torch.float32
-    np.testing.assert_allclose(single.numpy(), expected, atol=1e-6)
-    batched = allegro.fingertips(double.reshape(10, 20, 16))
-    assert torch.equal(batched, allegro.fingertips(double).reshape(10, 20, 4, 3))
-    assert torch.allclose(allegro.fingertips(double[3]), batched[0, 3], atol=1e-14)
-    assert allegro.fingertips(double[:0]).shape == (0, 4, 3)
-
-
-def test_the_straight_middle_finger_ends_at_the_sum_of_its_links():
-    tips = allegro.fingertips(torch.zeros(16, dtype=torch.float64))
-    reach = 0.0007 + 0.0164 + 0.054 + 0.0384 + 0.0267
-    assert tips[1].tolist() == pytest.approx([0, -reach, 0.5])
-
-
-def test_fingertips_can_be_differentiated():
-    joints = torch.full((16,), 0.5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(allegro.fingertips, (joints,))
-
-
-def test_fingertips_refuse_other_joints():
-    with pytest.raises(ValueError, match=r"\(\.\.\., 16\)"):
-        allegro.fingertips(torch.zeros(4, 23))
-
-
-# --- touch ---
-
-BALL = 0.003
-DEPTH = 3e-4
-
-
-@pytest.fixture(scope="module")
-def ball_model():
-    spec = allegro.scene()
-    ball = spec.worldbody.add_body(name="ball", pos=[0, 0, 2])
-    ball.add_freejoint(name="ball")
-    ball.add_geom(name="ball", size=[BALL, 0, 0], mass=0.1)
-    spec.option.gravity = [0, 0, 0]  # or the ball falls off the undersides
-    return spec.compile()
-
-
-def outside(model, data, channel):
-    """Where a small ball is pressed on a channel's patch, in the world."""
-    site = model.site(channel)
-    frame = data.body(int(site.bodyid[0]))
-    turn, origin = frame.xmat.reshape(3, 3), frame.xpos
-    if "_tip_" in channel:
-        centre = model.site(channel[6:12]).pos
-        across = site.pos - centre
-        return origin + turn @ (centre + across / np.linalg.norm(across) * (0.012 + BALL - DEPTH))
-    surface = 0.0111 if channel == "touch_palm" else 0.0098
-    return origin + turn @ [surface + BALL - DEPTH, site.pos[1], site.pos[2]]
-
-
-@pytest.mark.parametrize("engine", ["mujoco", "warp"])
-def test_a_ball_on_one_patch_is_felt_there_and_nowhere_else(ball_model, engine):
-    joints = np.zeros(16)
-    joints[12] = 0.5
-    data = mujoco.MjData(ball_model)
-    data.qpos[:16] = joints
-    mujoco.mj_kinematics(ball_model, data)
-    places = np.stack([outside(ball_model, data, channel) for channel in allegro.TACTILE])
-    sim = make_sim(ball_model, len(allegro.TACTILE), engine=engine)
-    sim.data.qpos[:, :16] = torch.as_tensor(joints).to(sim.data.qpos)
-    sim.data.qpos[:, 16:19] = torch.as_tensor(places).to(sim.data.qpos)
-    sim.data.ctrl[:] = sim.data.qpos[:, :16]
-    sim.step()
-    felt = (sim.data.sensordata > 0.01).numpy()
-    wrong = [
-        (c, np.array(allegro.TACTILE)[row].tolist())
-        for c, row in zip(allegro.TACTILE, felt, strict=True)
-    ]
-    assert wrong == [(channel, [channel]) for channel in allegro.TACTILE]
-
-
-def test_touch_has_32_channels_links_first_then_tips_in_the_order_of_the_fingers(model):
-    assert [model.sensor(i).name for i in range(model.nsensor)] == list(allegro.TACTILE)
-    assert [model.site(i).name for i in model.sensor_objid] == list(allegro.TACTILE)
-    assert (model.sensor_type == mujoco.mjtSensor.mjSENS_TOUCH).all()
-    assert len(allegro.TACTILE) == 32
-    assert [name for name in allegro.TACTILE if "_tip_" not in name][-1] == "touch_palm"
-    tips = [name[6:12] for name in allegro.TACTILE if "_tip_" in name]
-    assert tips == [tip for tip in allegro.TIPS for _ in range(5)]
-
-
-def test_the_patches_of_a_tip_lie_where_the_sensors_are(model):
-    sine, cosine = 0.0108 * np.sin(0.6), 0.0108 * np.cos(0.6)
-    places = {
-        "top": (0, 0, 0.0108),
-        "front": (sine, 0, cosine),
-        "back": (-sine, 0, cosine),
-        "left": (0, sine, cosine),
-        "right": (0, -sine, cosine),
-    }
-    for tip in allegro.TIPS:
-        for side, place in places.items():
-            site = model.site(f"touch_{tip}_{side}")
-            across = site.pos - model.site(tip).pos
-            np.testing.assert_allclose(across, place, atol=1e-7)
-            turn = np.empty(9)
-            mujoco.mju_quat2Mat(turn, site.quat)  # its thickness, z, points away from the centre
-            np.testing.assert_allclose(turn.reshape(3, 3)[:, 2], across / 0.0108, atol=1e-5)
-            np.testing.assert_allclose(2 * site.size, [0.008, 0.008, 0.003])
-
-
-@pytest.mark.parametrize("channel", allegro.TACTILE[:11])
-def test_a_pen_across_a_link_is_felt_though_the_contacts_lie_at_the_links_edges(
-    model, data, channel
-):
-    data.qpos[12] = 0.5
-    mujoco.mj_kinematics(model, data)
-    site = model.site(channel)
-    frame = data.body(int(site.bodyid[0]))
-    turn = frame.xmat.reshape(3, 3).copy()
-    lying = np.stack((turn[:, 0], -turn[:, 2], turn[:, 1]), axis=1)  # the pen's axis along y
-    data.qpos[16:19] = frame.xpos + turn @ [0.0098 + PEN_RADIUS - DEPTH, 0, site.pos[2]]
-    mujoco.mju_mat2Quat(data.qpos[19:], lying.ravel())
-    mujoco.mj_forward(model, data)
-    assert data.sensor(channel).data[0] > 0.01
 
 
 # --- the pen ---
