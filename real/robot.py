@@ -51,7 +51,7 @@ class Observation:
 
 
 class Robot(Protocol):
-    """A driver. One file in `real/` each."""
+    """A driver. One file in `real/drivers/` each."""
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -146,6 +146,15 @@ class Robot(Protocol):
         Raises:
             RobotError: it is not confirmed; says why.
         """
+        ...
+
+
+class Driver(Robot, Protocol):
+    """A robot that a name on the command line opens."""
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Names of the joints that `reset` can be given by themselves."""
         ...
 
 

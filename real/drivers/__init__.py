@@ -1,9 +1,10 @@
 """Drivers of real robots, by their names on the command line."""
 
 import pkgutil
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from real.robot import Robot
+if TYPE_CHECKING:  # the names alone are wanted by the command line's help, at once
+    from real.robot import Driver
 
 DRIVERS = {
     "allegro_ros": "real.drivers.allegro_ros:penspin_hand",
@@ -13,16 +14,7 @@ DRIVERS = {
 """Name -> `module:function` that makes the driver of an address, imported when it is asked for."""
 
 
-class Driver(Robot, Protocol):
-    """A robot that a name on the command line opens."""
-
-    @property
-    def joints(self) -> tuple[str, ...]:
-        """Names of the joints that `reset` can be given by themselves."""
-        ...
-
-
-def open_driver(name: str, address: str = "") -> Driver:
+def open_driver(name: str, address: str = "") -> "Driver":
     """Return the driver of a robot, not yet connected.
 
     name: one of `DRIVERS`. address: what follows it after a colon; empty for none.

@@ -14,7 +14,7 @@ from penspin_style.algo.algorithm import MAX_SKIPPED, DivergedError, masked_mean
 from penspin_style.algo.ppo import _NAMES, PPO, PPOConfig, explained_variance
 from penspin_style.env.env import Env
 from penspin_style.features import Feature, Input
-from penspin_style.nets.policy import Gaussian
+from penspin_style.nets.gaussian import Gaussian
 from penspin_style.train.evaluate import evaluate
 from tests.support.toy import Cart, Config
 
