@@ -69,7 +69,7 @@ class ACTConfig:
     seed: int = 20230915
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse invalid values.
 
         Raises:
             ValueError: names the option and what is legal.

@@ -94,7 +94,7 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse invalid values.
 
         Raises:
             ValueError: names the option and what is legal.

@@ -6,7 +6,7 @@ Both engines start from the same states, models and targets that do not move, an
 and the same pushes in every physics step. Contact is chaotic: two runs of MuJoCo C whose joints
 differ by a microradian drift apart too, and are printed beside the engines. What must agree is
 how far the drift has come, and how many pens have dropped. Exit code 1 if the intervals of the
-drops do not overlap, 2 for words that cannot be meant.
+drops do not overlap, 2 for invalid arguments.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train the pixel student again and again, each time with one thing changed, and print one table.
-#   scripts/compare_students.sh augmentation|encoder [KEY=VALUE ...]   the words go to every training
-# All are judged over the same 500 episodes, with everything that makes an episode hard switched on.
+#   scripts/compare_students.sh augmentation|encoder [KEY=VALUE ...]   the overrides go to every training
+# All are evaluated over the same 500 episodes, with everything that makes an episode hard switched on.
 set -euo pipefail
 kind=${1:-}
 case "$kind" in

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train the pen's teacher again and again, each time without one thing, and print one table.
-#   scripts/compare_teachers.sh GPU SEED [KEY=VALUE ...]      the words go to every training
+#   scripts/compare_teachers.sh GPU SEED [KEY=VALUE ...]      the overrides go to every training
 # GPU: a number, or cpu. PENSPIN_JOBS trainings run at once (1), each with its share of the cores.
-# All are judged over the same 500 episodes. A comparison that was killed continues.
+# All are evaluated over the same 500 episodes. A comparison that was killed continues.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: scripts/compare_teachers.sh GPU SEED [KEY=VALUE ...]   (GPU: a number, or cpu)" >&2

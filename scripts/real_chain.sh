@@ -73,7 +73,7 @@ kill "$server"
 wait "$server"
 trap - EXIT
 penspin data verify "$out/closed_loop"
-step 8 "judge it on the twin, before and after"
+step 8 "evaluate it on the twin, before and after"
 penspin export "$student" --out "$out/before.onnx" ${small:+--samples 500} > /dev/null
 for policy in before policy; do
     printf '\n%s.onnx\n' "$policy"

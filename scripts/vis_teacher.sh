@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Watch a teacher: in a window where there is a display, as a film otherwise.
+# Watch a teacher: in a window where there is a display, as a video otherwise.
 #   scripts/vis_teacher.sh NAME [task=TASK] [KEY=VALUE ...]      the pen's, unless task=TASK is given
 set -euo pipefail
 if [ $# -lt 1 ]; then

@@ -197,7 +197,7 @@ def _check_episode(episode: Episode, file: h5py.File, card: PolicyCard | None) -
     try:
         limits = {} if card is None else _limits(episode.header.channels, card)
     except (TypeError, ValueError, AttributeError) as error:
-        raise EpisodeError(episode.path, "card", None, f"cannot be meant: {error}") from error
+        raise EpisodeError(episode.path, "card", None, f"is invalid: {error}") from error
     notes: list[str] = []
     for channel in episode.header.columns:
         if channel.name == TIME:

@@ -33,7 +33,7 @@ class Tally:
 
         Raises:
             ValueError: a name is taken, a value has another shape or type, `Task.score` or
-                `Task.kind_names` cannot be meant.
+                `Task.kind_names` is invalid.
         """
         n = sim.num_envs
         zero = torch.zeros(n, device=sim.device)

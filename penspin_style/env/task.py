@@ -95,7 +95,7 @@ class TaskConfig:
     """Whether the randomisation table is applied."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Refuse invalid values."""
         if self.control_dt <= 0:
             raise ValueError(f"task.control_dt must be positive, got {self.control_dt}")
         if self.episode_length < 1:

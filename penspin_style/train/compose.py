@@ -44,7 +44,7 @@ _ODD_REASONS = {
 
 
 class UsageError(ValueError):
-    """The user's words cannot be meant; exit code 2."""
+    """The overrides are invalid; exit code 2."""
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
@@ -385,7 +385,7 @@ def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
 
 
 def _check_numbers(cfg: DictConfig) -> None:
-    """Refuse what passes as a number but cannot be meant as one: NaN, infinity, more than 64 bits.
+    """Refuse what parses as a number but is invalid as one: NaN, infinity, more than 64 bits.
 
     A comparison with NaN is false, so range checks further on would let it through.
     """

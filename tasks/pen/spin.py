@@ -113,7 +113,7 @@ class PenConfig(TaskConfig):
     """How often a grasp is used, but for once with the pen rolled and its ends perhaps swapped."""
 
     def __post_init__(self) -> None:
-        """Fill in the published observation; refuse what cannot be meant."""
+        """Fill in the published observation; refuse invalid values."""
         if self.lag < 0:
             raise ValueError(f"task.lag must be >= 0, got {self.lag}")
         if self.observation:

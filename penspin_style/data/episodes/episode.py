@@ -112,7 +112,7 @@ class Episode:
             said = {name: attributes[name] for name in names}
             header = Header(**said, channels=channels, card=card, facts=facts)
         except untrusted_hdf5.BAD as error:
-            raise EpisodeError(path, None, None, f"its header cannot be meant: {error}") from error
+            raise EpisodeError(path, None, None, f"its header is invalid: {error}") from error
         success = _SUCCESS[attributes["success"]]
         return cls(path, header, success, steps, attributes["created"], own)
 

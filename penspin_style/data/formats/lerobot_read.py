@@ -130,7 +130,7 @@ def read_info(folder: pathlib.Path) -> Info:
     """Return what info.json says.
 
     Raises:
-        LeRobotError: it is missing, damaged, of another version or cannot be meant.
+        LeRobotError: it is missing, damaged, of another version or invalid.
     """
     path, raw = _read_json(folder, INFO)
     try:
