@@ -256,7 +256,7 @@ def switches(path):
 
 
 @hostile(
-    ": 'sent' must be float64, is float32|: its header cannot be meant.*'sent' must be float64"
+    ": 'sent' must be float64, is float32|: its header is invalid.*'sent' must be float64"
 )
 def sent_in_single_precision(path):
     single = np.zeros((STEPS, 2), np.float32)

@@ -62,7 +62,7 @@ def ragged_by_a_block(path):
         file["sent"].resize(64, axis=0)
 
 
-@hostile(r": its header cannot be meant: .* must be \(naction,\) alike")
+@hostile(r": its header is invalid: .* must be \(naction,\) alike")
 def three_joints_of_two(path):
     wide = np.zeros((STEPS, 3))
     replaced(path, "sent", data=wide, chunks=(64, 3), maxshape=(None, 3))
@@ -204,31 +204,31 @@ def with_card(path, text):
         reseal(file)
 
 
-@hostile(": its header cannot be meant: policy card is not JSON")
+@hostile(": its header is invalid: policy card is not JSON")
 def card_that_is_none(path):
     with_card(path, "{")
 
 
-@hostile(": its header cannot be meant: ")
+@hostile(": its header is invalid: ")
 def card_of_a_thousand_lists(path):
     with_card(path, "[" * 100_000)
 
 
-@hostile(": card: cannot be meant: ")
+@hostile(": card: is invalid: ")
 def card_with_texts_for_limits(path):
     raw = json.loads(CARD.to_json())
     raw["actions"][0]["low"] = "left"
     with_card(path, json.dumps(raw))
 
 
-@hostile(": its header cannot be meant: ")
+@hostile(": its header is invalid: ")
 def facts_of_a_thousand_lists(path):
     attribute(path, "facts", b"[" * 30_000, dtype="S30000")
     with h5py.File(path, "r+") as file:
         reseal(file)
 
 
-@hostile(": its header cannot be meant: .*control_dt must be positive, is nan")
+@hostile(": its header is invalid: .*control_dt must be positive, is nan")
 def nan_for_a_step(path):
     attribute(path, "control_dt", np.nan, dtype="f8")
     with h5py.File(path, "r+") as file:
