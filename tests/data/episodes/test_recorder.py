@@ -378,7 +378,7 @@ def test_memory_does_not_grow_with_the_episode(tmp_path):
 
 
 def test_a_recorder_killed_at_random_moments_loses_nothing_that_it_acknowledged():
-    script = ROOT / "scripts" / "kill_recorder.py"
+    script = ROOT / "tests" / "soak" / "kill_recorder.py"
     said = subprocess.run(
         [sys.executable, script, "8"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
