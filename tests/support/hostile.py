@@ -255,9 +255,7 @@ def switches(path):
     replaced(path, "sent", data=np.zeros((STEPS, 2), bool))
 
 
-@hostile(
-    ": 'sent' must be float64, is float32|: its header is invalid.*'sent' must be float64"
-)
+@hostile(": 'sent' must be float64, is float32|: its header is invalid.*'sent' must be float64")
 def sent_in_single_precision(path):
     single = np.zeros((STEPS, 2), np.float32)
     replaced(path, "sent", data=single, chunks=(64, 2), maxshape=(None, 2))
