@@ -4,6 +4,7 @@ import mujoco
 import numpy as np
 
 from tasks.robots.allegro import model as allegro
+from tasks.robots.allegro.description import LOWER, UPPER
 
 # PenSpin's limits, in its own order: index, thumb, middle, ring.
 SPREAD_LOW, FLEX_LOW, SPREAD_HIGH, FLEX_HIGH = -0.5585, -0.27924, 0.5585, 1.727825
@@ -98,4 +99,4 @@ def colliding(model):
 
 
 def random_joints(rng, count):
-    return rng.uniform(allegro.LOWER, allegro.UPPER, size=(count, 16))
+    return rng.uniform(LOWER, UPPER, size=(count, 16))

@@ -211,7 +211,7 @@ def test_a_card_cannot_have_a_module_imported(exported, tmp_path, payload, capsy
 def test_a_module_that_the_user_names_is_imported(exported, tmp_path, payload):
     name, trace = payload
     path = onnx_of(exported, tmp_path / "policy.onnx", task=name)
-    with pytest.raises(UsageError, match=r"the configuration is of the task tests\.env\.toy"):
+    with pytest.raises(UsageError, match=r"the configuration is of the task tests\.support\.toy"):
         open_source(path, [f"task={name}"])
     assert trace.read_text() == name  # it was imported; that its task is another's is found then
 

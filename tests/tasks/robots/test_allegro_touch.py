@@ -7,6 +7,7 @@ import torch
 
 from penspin_style.sim.sim import make_sim
 from tasks.robots.allegro import model as allegro
+from tasks.robots.allegro.description import LOWER, UPPER
 from tests.support.allegro_hand import AWAY, GRASPS, PEN_RADIUS, grasp, random_joints, tip_gaps
 
 # --- PenSpin's grasps: attitude, order and limits at once ---
@@ -19,8 +20,8 @@ def test_a_published_grasp_brings_the_tips_to_the_pen(model, data, name):
     gaps = tip_gaps(model, data)
     assert (np.abs(gaps[near]) < 0.005).all(), gaps
     assert (gaps[~near] > 0.02).all(), gaps
-    assert (np.array(allegro.LOWER) <= data.qpos[:16]).all()
-    assert (data.qpos[:16] <= np.array(allegro.UPPER)).all()
+    assert (np.array(LOWER) <= data.qpos[:16]).all()
+    assert (data.qpos[:16] <= np.array(UPPER)).all()
 
 
 @pytest.mark.parametrize("name", GRASPS)
