@@ -134,25 +134,35 @@ class Trackers:
     def __init__(
         self, names: Sequence[str], folder: pathlib.Path, run: str, say: Callable[[str], None]
     ) -> None:
+        """Prepare; a `with` block starts and ends them.
+
+        say: takes a line for people.
+        """
+        self._names, self._folder, self._run, self._say = names, folder, run, say
+        self._trackers: dict[str, Any] = {}
+        self._threads: set[threading.Thread] | None = None  # theirs; None while they start
+
+    def __enter__(self) -> "Trackers":
         """Start them.
 
         Raises:
             ValueError: a tracker's package is not installed.
         """
-        self._say = say
-        self._trackers: dict[str, Any] = {}
-        before = set(threading.enumerate())
-        for name in names:
-            if name != "csv":
-                self._start(name, folder, run)
-        self._threads = set(threading.enumerate()) - before
-
-    def __enter__(self) -> "Trackers":
         self._excepthook = threading.excepthook
+        self._others = set(threading.enumerate())
         threading.excepthook = self._pass_over
+        try:
+            for name in self._names:
+                if name != "csv":
+                    self._start(name)
+        except ValueError:
+            threading.excepthook = self._excepthook
+            raise
+        self._threads = set(threading.enumerate()) - self._others
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End them."""
         for name, tracker in list(self._trackers.items()):
             try:
                 if name == "tensorboard":  # the others end themselves when the process does
@@ -169,9 +179,9 @@ class Trackers:
             except Exception as error:
                 self._drop(name, error)
 
-    def _start(self, name: str, folder: pathlib.Path, run: str) -> None:
+    def _start(self, name: str) -> None:
         try:
-            self._trackers[name] = _make_tracker(name, folder, run)
+            self._trackers[name] = _make_tracker(name, self._folder, self._run)
         except ImportError as error:
             raise ValueError(
                 f"loggers={name} needs a package that is missing ({error}): pip install {name}"
@@ -186,7 +196,8 @@ class Trackers:
 
     def _pass_over(self, args: Any) -> None:
         """Leave it to `log` to report what ended a tracker's own thread: it raises the same."""
-        if args.thread not in self._threads:
+        is_starting = self._threads is None and args.thread not in self._others
+        if not is_starting and args.thread not in (self._threads or ()):
             self._excepthook(args)
 
 
