@@ -92,7 +92,7 @@ def test_the_commands_page_has_every_command_and_every_option(site):
     assert {"train", "eval", "export", "serve", "data"} <= set(verbs)
     for verb in verbs:
         assert f"penspin {verb}" in text
-    for option in ("--print-config", "--blank PICTURE", "--to lerobot|robomimic", "--smooth"):
+    for option in ("--print-config", "--blank IMAGE", "--to lerobot|robomimic", "--smooth"):
         assert option in text
 
 
@@ -166,7 +166,7 @@ def test_the_pages_name_files_that_are_there():
     found = {(page.name, path) for page in PAGES for path in named.findall(page.read_text())}
     assert len(found) > 60
     for page, path in sorted(found):
-        if not re.search(r"\b[A-Z]{4,}\b", path):  # NAME stands for any
+        if not re.search(r"[A-Z]{4,}", path):  # NAME stands for any
             assert (ROOT / path).exists(), f"{page}: {path}"
 
 

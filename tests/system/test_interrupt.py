@@ -15,7 +15,7 @@ from penspin_style.system import interrupt
 ROOT = pathlib.Path(__file__).parents[2]
 SLEEPER = """
 import signal, sys, time
-from penspin_style import interrupt
+from penspin_style.system import interrupt
 {before}
 with interrupt.{block} as stop:
     try:
