@@ -27,15 +27,18 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from penspin_style.algo.act import ACT, ACTConfig, act_card, eyes_of  # noqa: E402
+from penspin_style.algo.algorithm import policy_folder  # noqa: E402
+from penspin_style.algo.clone import Clone, CloneConfig  # noqa: E402
+from penspin_style.algo.recorded import Recorded, origin  # noqa: E402
 from penspin_style.data.dataset import Trajectories, load  # noqa: E402
 from penspin_style.data.episodes.episode import Header, episodes, write_episode  # noqa: E402
 from penspin_style.deploy.policy import Policy  # noqa: E402
-from penspin_style.deploy.torch_policy import TorchPolicy  # noqa: E402
-from penspin_style.nets.policy import load_policy  # noqa: E402
-from penspin_style.train.load_policy import open_source  # noqa: E402
-from real.act import ACTConfig, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
+from penspin_style.deploy.torch_policy import TorchPolicy, load_act  # noqa: E402
+from penspin_style.nets.policy import load_policy, load_policy_and_config, save_policy  # noqa: E402
+from penspin_style.train.folder import versions  # noqa: E402
+from penspin_style.train.load_policy import config_of, open_source  # noqa: E402
 from real.control.success import SuccessRule, wilson  # noqa: E402
-from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
 from real.replay.collect import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
 from real.serving.action_chunking import EnsembledPolicy  # noqa: E402
 from real.twin.batch_twin import BatchTwin  # noqa: E402
@@ -64,7 +67,9 @@ class Comparison:
         self.twin = load_twin(args.twin)
         source = open_source(pathlib.Path(args.student), [])
         self.card = with_delays(source)
-        self.student = load_policy(policy_folder(pathlib.Path(args.student)))[0]
+        folder = policy_folder("STUDENT", args.student)
+        self.student, own, config = load_policy_and_config(folder)
+        self.made_from, self.config = origin(folder, own), config_of(folder, config)[1]
 
     def run(self) -> None:
         """Do what is not done yet."""
@@ -197,27 +202,13 @@ class Comparison:
         """Train one policy, keep it in a folder, evaluate it."""
         method, count, seed = facts["method"], facts["trajectories"], facts["seed"]
         folder, began = self.out / "policies" / name, time.perf_counter()
-        card = self.card
-        if method == "act":
-            card = dataclasses.replace(card, inputs=act_inputs(card))
         if not (folder / "policy").exists():
-            data = chosen(load(self.out / "replays", card), count, seed)
-            settings = dict(self.args.act if method == "act" else self.args.finetune)
-            if method == "scratch":
-                settings |= {**self.args.scratch, "from_scratch": True}
-            if method == "act":
-                cfg = ACTConfig(**{"seed": seed, **settings})
-                tuner = Trainer(card.inputs, eyes_of(self.student), data.rows, cfg)
-                result = tuner.fit()
-                card = dataclasses.replace(card, network=tuner.policy.describe())
-            else:
-                cfg = FinetuneConfig(**{"seed": seed, **settings})
-                result = Finetuner(self.student, card, data.rows, cfg).fit()
-            source = pathlib.Path(self.args.student)
-            described = dataclasses.asdict(cfg)
-            publish(
-                folder, result, card, source=source, data=data, described=described, kind=method
-            )
+            learner = self._learner(method, count, seed)
+            learner.made_from = self.made_from
+            while not learner.finished:
+                learner.update()
+            card, _ = learner.result(f"{self.card.task}/{name}/seed{seed}", versions())
+            save_policy(learner.policy, card, folder / "policy", self.config)
         if method == "act":
             policy: Policy = EnsembledPolicy(load_act(folder))
         else:
@@ -226,6 +217,19 @@ class Comparison:
         score = policy.card.score
         facts |= {"epoch": score["epoch"], "validation": score["validation_loss"]}
         self._evaluate(name, facts, policy)
+
+    def _learner(self, method: str, count: int, seed: int) -> Recorded:
+        """Return what is to learn from so many trajectories."""
+        args, where = self.args, {"device": torch.device("cpu"), "seed": seed}
+        if method == "act":
+            cfg = ACTConfig(**args.act)
+            card = act_card(cfg, self.card)
+            data = chosen(load(self.out / "replays", card), count, seed)
+            return ACT(cfg, eyes_of(self.student), card, data, **where)
+        scratch = {**args.scratch, "from_scratch": True} if method == "scratch" else {}
+        cfg = CloneConfig(**{**args.finetune, **scratch})
+        data = chosen(load(self.out / "replays", self.card), count, seed)
+        return Clone(cfg, self.student, self.card, data, **where)
 
 
 def chosen(data: Trajectories, count: int, seed: int) -> Trajectories:

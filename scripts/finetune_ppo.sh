@@ -5,4 +5,4 @@
 # result lands in outputs/<task>/NAME/. --help lists all options; docs/finetuning.md has figures.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh" ""
-exec python -m real.finetune "$@"
+exec python -m real.cli.finetune "$@"

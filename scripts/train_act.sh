@@ -4,4 +4,4 @@
 # The student says what the robot measures and commands. Lands in outputs/<task>/NAME/; --help lists all options.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh" ""
-exec python -m real.act "$@"
+exec python -m real.cli.train_act "$@"

@@ -81,11 +81,10 @@ LAYERS: dict[str, set[str]] = {
     "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},
     "real.control.session": ROBOT | REAL | {"real.twin"},
     "real.replay": WORLD | REAL | {"real.control.session", "real.twin"},
-    "real.finetune": WORLD | REAL | {"real.twin"},
-    "real.act": WORLD | REAL | {"real.twin", "real.finetune"},
-    "real.cli": ROBOT
-    | REAL
-    | {"storage", "real.act", "real.control.session", "real.finetune", "real.replay", "real.twin"},
+    "real.cli": ROBOT | REAL | {"storage", "real.control.session", "real.replay", "real.twin"},
+    # trainings: PenSpin's options as overrides
+    "real.cli.finetune": TRAIN | ROBOT,
+    "real.cli.train_act": {"real.cli.finetune"},
     "real.robot_controller": ROBOT | REAL | {"real.cli", "real.control.session", "real.replay"},
 }
 # room -> packages from outside that it must do without
@@ -284,7 +283,7 @@ def test_a_planted_violation_is_found(module, text, complaint):
         ("tasks.spin", "from tasks.robots import panda\nimport mujoco"),
         ("real.hand", "from penspin_style.deploy.bundle import Bundle"),
         ("real.twin.robot", "import torch\nfrom penspin_style.env import task"),
-        ("real.finetune", "from real.twin.robot import SimRobot"),
+        ("real.cli.finetune", "from penspin_style.train.run import Run"),
     ],
 )
 def test_an_allowed_import_is_not(module, text):

@@ -1,6 +1,7 @@
 """What every algorithm answers, and the loop that collects its data."""
 
 import contextlib
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class Interface:
     """Seconds between two actions."""
     reads: Callable[[str], tuple[str, ...]]
     """From an observation group to the names of its inputs."""
+    find_robot: Callable[[str], Any] | None = None
+    """From a robot's name to its description, the module of `tasks/robots`."""
 
 
 class Algorithm(Protocol):
@@ -83,8 +86,8 @@ class Algorithm(Protocol):
     keeps what `process` is given until `update`; one off policy fills a replay buffer in `process`
     and draws from it in `update`; its `state_dict` may leave the buffer out, and then a resumed run
     fills a new one and is not the same bit for bit. One that learns from recorded data has
-    `collects` False. There may be any number of networks besides `policy`, in `state_dict` with
-    their optimisers.
+    `collects` False; if it needs no environment at all, see `recorded.Recorded`. There may be any
+    number of networks besides `policy`, in `state_dict` with their optimisers.
     """
 
     Config: ClassVar[Any]
@@ -110,8 +113,13 @@ class Algorithm(Protocol):
         ...
 
     @classmethod
-    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
-        """Return the keywords of `Env` that a `Config` asks for, in training or in evaluation."""
+    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any] | None:
+        """Return the keywords of `Env` that a `Config` asks for, in training or in evaluation.
+
+        `num_envs` is among them where it needs fewer than the run's. None: it learns and is
+        validated without any, as `recorded.Recorded` says; then `make` is given an interface
+        without inputs and actions.
+        """
         ...
 
     @property
@@ -161,13 +169,23 @@ def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
     Raises:
         ValueError: it holds none, or one that is damaged.
     """
+    return load_policy(policy_folder(key, path))
+
+
+def policy_folder(key: str, path: str) -> pathlib.Path:
+    """Return the policy folder, or that of the run folder, that a key of the configuration names.
+
+    Raises:
+        ValueError: it is neither.
+    """
     folder = weights_folder(path)
     folder = folder / "policy" if (folder / "policy").is_dir() else folder
     if not (folder / "card.json").exists():
         raise ValueError(
-            f"{key}={path} holds no policy: train a policy to the end, or give its folder"
+            f"{key}={path} holds no policy: train a policy to the end, or give its folder (an "
+            ".onnx or .pth file cannot be trained further)"
         )
-    return load_policy(folder)
+    return folder
 
 
 def begin_from(policy: Any, path: str, env: Interface) -> None:

@@ -122,8 +122,12 @@ class Distill:
 
     @classmethod
     def env_settings(cls, cfg: DistillConfig, *, training: bool) -> dict[str, Any]:
-        """Return that labels are of what was seen before a step, and how often nothing is there."""
-        return {"final_pictures": False, "holdout": cfg.holdout if training else 0.0}
+        """Return that labels are of what was seen before a step, and how often nothing is there.
+
+        Recorded roll-outs need no more than one environment, to tell what it observes.
+        """
+        settings = {"final_pictures": False, "holdout": cfg.holdout if training else 0.0}
+        return {**settings, "num_envs": 1} if cfg.rollouts and training else settings
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

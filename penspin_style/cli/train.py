@@ -9,7 +9,7 @@ from typing import Any
 
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import print_json
-from penspin_style.train.compose import compose_train
+from penspin_style.train.load_policy import compose_training
 from penspin_style.train.run import EXIT_OK, Run
 
 VIDEO_SECONDS = 900.0
@@ -18,7 +18,7 @@ VIDEO_SECONDS = 900.0
 
 def run(args: argparse.Namespace) -> int:
     """Train what the overrides say, or print the configuration that they lead to."""
-    cfg, task, resolved = compose_train(args.overrides)
+    cfg, task, resolved = compose_training(args.overrides)
     if args.print_config:
         if args.json:
             print_json(parse_mapping(resolved))
@@ -37,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
 def result(trained: Run, code: int) -> dict[str, Any]:
     """Return what a training came to, as JSON values."""
     final, score = trained.final, trained.task.score
+    name = "validation_loss" if trained.env is None else score
     return {
         "folder": str(trained.folder),
         "iteration": trained.iteration,
         "samples": trained.samples,
         # the success that the task asks for: of the policy, or of the last evaluation before
         "success_rate": final.success(score) if final else trained.success_rate,
-        "score": {"name": score, "value": final.score(score) if final else trained.score},
+        "score": {"name": name, "value": final.score(score) if final else trained.score},
         "exit_code": code,
     }
 

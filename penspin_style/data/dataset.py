@@ -99,7 +99,7 @@ def load(
     if not rows:
         raise ValueError(
             f"none of the {len(found)} episodes of {path} was a success; collect successful ones, "
-            "or learn from all with --all"
+            "or learn from failures too by algo.failures=true"
         )
     return Trajectories(rows, sums, len(found) - len(rows))
 

@@ -1,5 +1,6 @@
 """A network in torch as a policy at run time, on the CPU."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 
 from penspin_style.features import PolicyCard
+from penspin_style.nets.act import build
+from penspin_style.nets.policy import read_policy
 
 
 class TorchPolicy:
@@ -34,3 +37,21 @@ class TorchPolicy:
         if actions.dim() == 3 and self.horizon == 1:
             actions = actions[:, 0]
         return actions.numpy() if is_batch else actions[0].numpy()
+
+
+def load_act(path: pathlib.Path) -> TorchPolicy:
+    """Return the ACT of a run folder or policy folder, on the CPU.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    folder = path / "policy" if (path / "policy").is_dir() else path
+    card, weights, _ = read_policy(folder)
+    if card.network.get("kind") != "act":
+        raise ValueError(f"{path} is a policy of the kind {card.network.get('kind')!r}, no ACT")
+    try:
+        network = build(card)
+        network.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder}: card and weights do not fit: {error!r}") from error
+    return TorchPolicy(network, card)

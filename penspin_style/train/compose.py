@@ -222,9 +222,14 @@ def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
             raise UsageError(f"{config}: {key!r} is not the name of a key")
         if "${" in str(value):
             raise UsageError(f"{config}: {key} is {value!r}: write the value, not where it stands")
-    words = [f"task={_literal(saved['task_name'])}"]
-    words += [f"algo={_literal(groups['algo'].get('name', 'ppo'))}"]
-    return words + [f"{key}={_literal(value)}" for key, value in leaves]
+    words = [assignment("task", saved["task_name"])]
+    words += [assignment("algo", groups["algo"].get("name", "ppo"))]
+    return words + [assignment(key, value) for key, value in leaves]
+
+
+def assignment(key: str, value: Any) -> str:
+    """Return the override that sets a key to a plain value, whatever characters that has."""
+    return f"{key}={_literal(value)}"
 
 
 def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:

@@ -26,39 +26,39 @@ class FaultyRunError(RuntimeError):
 class FaultWatch:
     """Looks at an environment's faults after every iteration."""
 
-    def __init__(self, env: Env, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path) -> None:
         """Prepare.
 
         folder: where faulty states are dumped.
         """
-        self.env, self.folder = env, folder
+        self.folder = folder
         self.recent: collections.deque[float] = collections.deque(maxlen=WINDOW)
         """Shares of faulty environments, of the last iterations."""
         self._dumps = len(list(folder.glob("*.npz")))
 
-    def check(self, iteration: int, say: Callable[[str], None]) -> dict[str, float]:
+    def check(self, env: Env, iteration: int, say: Callable[[str], None]) -> dict[str, float]:
         """Count and dump the faults of this iteration; return the counts for the log.
 
         Raises:
             FaultyRunError: a buffer overflowed, or too many environments are faulty.
         """
-        counts = self.env.faults.counts.tolist()
-        self.env.faults.counts.zero_()
+        counts = env.faults.counts.tolist()
+        env.faults.counts.zero_()
         out = {
             f"fault/{f.name.lower()}": float(c)
             for f, c in zip(Fault, counts, strict=True)
             if f.name
         }
-        records = self.env.faults.take() if any(counts) else []
+        records = env.faults.take() if any(counts) else []
         out["env/fault"] = float(len(records))
-        self.recent.append(len(records) / self.env.num_envs)
+        self.recent.append(len(records) / env.num_envs)
         try:
             for record in records[: max(0, MAX_DUMPS - self._dumps)]:
-                self._dump(record, iteration)
+                self._dump(env, record, iteration)
         except OSError as error:
             say(f"warning: faulty state not written ({error})")
         if any(record.code & Fault.OVERFLOW for record in records):
-            raise FaultyRunError(f"a contact buffer overflowed: {self.env.sim.overflow_hint()}")
+            raise FaultyRunError(f"a contact buffer overflowed: {env.sim.overflow_hint()}")
         share = sum(self.recent) / WINDOW
         if share > MAX_SHARE:
             raise FaultyRunError(
@@ -68,11 +68,11 @@ class FaultWatch:
             )
         return out
 
-    def _dump(self, record: FaultRecord, iteration: int) -> None:
+    def _dump(self, env: Env, record: FaultRecord, iteration: int) -> None:
         self.folder.mkdir(exist_ok=True)
         model = self.folder / "model.xml"
         if not model.exists():
-            storage.write_file(model, self.env.task.spec().to_xml().encode())
+            storage.write_file(model, env.task.spec().to_xml().encode())
         kind = "+".join(f.name or "" for f in record.code)
         content = io.BytesIO()
         np.savez(

@@ -7,11 +7,13 @@ earlier stretch can be told.
 """
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import pathlib
 import subprocess
 from collections.abc import Sequence
+from typing import IO
 
 from yaml import YAMLError
 
@@ -23,6 +25,7 @@ FREE = frozenset(
     (
         *("resume", "resume_changes", "name", "out", "video", "loggers", "keep_last"),
         *("total_samples", "stop_at_success", "checkpoint_every"),
+        *("algo.num_epochs", "algo.patience"),
         *("eval_every", "eval_episodes", "final_episodes"),
         *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax"),
     )
@@ -31,6 +34,27 @@ FREE = frozenset(
 of them changes what is learned from. (A distillation's learning rate ends with `total_samples`.)"""
 _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 """Of no meaning for what goes on: the weights come from the checkpoint."""
+
+
+class BusyError(ValueError):
+    """Another process trains in the same folder."""
+
+
+def lock(folder: pathlib.Path) -> IO[str]:
+    """Make a run's folder; return the file whose closing gives it free.
+
+    Raises:
+        BusyError: another process has it.
+        OSError: it cannot be made.
+    """
+    storage.make_folder(folder)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise BusyError(f"another process trains in {folder}; choose another name") from error
+    return file
 
 
 def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:

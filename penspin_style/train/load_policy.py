@@ -22,17 +22,19 @@ import numpy as np
 import torch
 
 from penspin_style import storage
+from penspin_style.algo.algorithm import policy_folder
 from penspin_style.algo.registry import find_algorithm
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import task_name
 from penspin_style.features import PolicyCard, command_differences
-from penspin_style.nets.policy import CONFIG, load_policy_and_config
+from penspin_style.nets.policy import CONFIG, load_policy_and_config, read_policy
 from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
-from penspin_style.train.compose import UsageError, compose_train, saved_words
+from penspin_style.train.compose import UsageError, compose_train, saved_words, typed_tasks
+from penspin_style.train.environment import env_settings, interface, make_env
 from penspin_style.train.evaluate import Act, acting
-from penspin_style.train.run import interface, resolve_device, versions
+from penspin_style.train.run import resolve_device, versions
 
 
 class Source:
@@ -48,18 +50,10 @@ class Source:
             UsageError: it does not observe what the policy reads, takes other commands than the
                 policy gives, or takes them at another rate.
         """
-        sim = self.cfg.sim
         task = self.task(self.cfg.task)
         self._check_commands(task)
-        env = Env(
-            task,
-            num_envs,
-            resolve_device(self.cfg.device),
-            seed=seed,
-            engine=sim.engine,
-            nthread=sim.nthread,
-            nconmax=sim.nconmax,
-            njmax=sim.njmax,
+        env = make_env(
+            self.cfg.sim, task, resolve_device(self.cfg.device), num_envs=num_envs, seed=seed
         )
         observed = {i.name: i for i in env.inputs}
         for wanted in self.card.inputs:
@@ -80,6 +74,28 @@ class Source:
                 f"{'; '.join(faults[:2])}{more}: open the policy from its run folder, or give the "
                 "task.KEY=VALUE that it was trained with"
             )
+
+
+def compose_training(words: Sequence[str]) -> tuple[TrainConfig, Any, str]:
+    """Return what `compose_train` does, for a training that may go on from a policy.
+
+    Where an algorithm needs no environment, nothing else would show that the task is set otherwise
+    than for the policy of `algo.init_from`, and what is trained could not be evaluated. So that
+    policy's own task comes before these overrides.
+
+    Raises:
+        UsageError: as `compose_train`.
+    """
+    composed = compose_train(words)
+    cfg = composed[0]
+    if env_settings(cfg, training=True) is not None or not cfg.algo.init_from:
+        return composed
+    folder = policy_folder("algo.init_from", cfg.algo.init_from)
+    card, _, config = read_policy(folder)
+    where, text = config_of(folder, config)
+    saved = saved_words(where, text) if text else _card_words(card)
+    own = [word for word in saved if not word.startswith(("algo=", "algo."))]
+    return compose_train(words, own, typed_tasks(words))
 
 
 def open_source(path: pathlib.Path, words: list[str], *, trusted: Sequence[str] = ()) -> Source:

@@ -11,16 +11,17 @@ outputs/<task>/<name>/
     faults/          bounded dumps of simulations that went wrong
 """
 
-import fcntl
 import pathlib
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
+from tensordict import TensorDict
 
 from penspin_style import storage
-from penspin_style.algo.algorithm import Algorithm, DivergedError, Interface, rollout, torch_threads
-from penspin_style.algo.registry import find_algorithm, make_algorithm
+from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
+from penspin_style.algo.recorded import Recorded
+from penspin_style.algo.registry import make_algorithm
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task, task_name
@@ -29,6 +30,7 @@ from penspin_style.nets.policy import save_policy
 from penspin_style.system import interrupt
 from penspin_style.train import folder as run_folder
 from penspin_style.train.checkpoint import Checkpoints
+from penspin_style.train.environment import env_settings, interface, make_env
 from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
 from penspin_style.train.folder import versions
@@ -37,10 +39,6 @@ from penspin_style.train.logging import CSVLog, Progress, Trackers
 EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
 MAX_FAILED_SAVES = 3
 _SAVING = "saving after this iteration; a second signal ends at once"
-
-
-class BusyError(ValueError):
-    """Another process trains in the same folder."""
 
 
 class _GaveUpError(Exception):
@@ -60,11 +58,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def interface(env: Env) -> Interface:
-    """Return what an algorithm is told of an environment."""
-    return Interface(env.inputs, env.task.actions, env.cfg.control_dt, env.groups.reads)
-
-
 class Run:
     """One run in one folder."""
 
@@ -77,10 +70,16 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
         self._check_use()
         self.device = resolve_device(cfg.device)
-        self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+        self.env: Env | None = None  # for an algorithm that learns from recorded episodes alone
+        if env_settings(cfg, training=True) is not None:
+            self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
         self.algo: Algorithm = make_algorithm(
             cfg, interface(self.env), device=self.device, seed=cfg.seed
         )
+        if self.env is None and (of := self._recorded.card.task) != self.task_name:
+            raise ValueError(
+                f"algo.init_from={cfg.algo.init_from} is of the task {of}: say task={of}"
+            )
         self._claim()
         self.iteration = 0
         self.samples = 0  # environment steps so far, summed over environments
@@ -90,7 +89,7 @@ class Run:
         self.scored = -1  # the iteration whose weights have the score
         self.rate_halved = False
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
-        self.faults = FaultWatch(self.env, self.folder / "faults")
+        self.faults = FaultWatch(self.folder / "faults")
         self._failed_saves = 0
         self._stop = interrupt.Stop()
 
@@ -107,7 +106,8 @@ class Run:
         A run that is finished already is left as it is.
         """
         title, score = f"{self.task_name}/{self.cfg.name}", self.task.score
-        shown = Progress(title, self.cfg.total_samples, score=score, quiet=quiet)
+        total = self._recorded.total_samples if self.env is None else self.cfg.total_samples
+        shown = Progress(title, total, score=score, quiet=quiet)
         with self._lock, shown as progress, interrupt.asking(_SAVING) as self._stop:
             if self.cfg.resume and not self._restore(progress):
                 return EXIT_OK
@@ -133,18 +133,21 @@ class Run:
         if not self._is_finished():
             progress.say(f"resuming from iteration {self.iteration} ({folder})")
             return True
+        key = "algo.num_epochs" if self.env is None else "total_samples"
         if changed := run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes):
             raise ValueError(
                 f"{self.folder} is finished, nothing would be trained with the changed "
-                f"{', '.join(changed)}; a larger total_samples goes on, name=OTHER starts another"
+                f"{', '.join(changed)}; a larger {key} goes on, name=OTHER starts another"
             )
         progress.say(
             f"{self.folder} is finished, at iteration {self.iteration}; nothing is done, a larger "
-            "total_samples would go on"
+            f"{key} would go on"
         )
         return False
 
     def _begin(self, progress: Progress) -> None:
+        if self.env is None:
+            progress.say(self._recorded.about())
         if not self.cfg.resume:
             run_folder.describe(self.folder, self.resolved)
             self._save(progress)
@@ -157,35 +160,55 @@ class Run:
         self._make_up_for_evaluation(progress)
 
     def _train(self, trackers: Trackers, progress: Progress) -> None:
-        buffer, root = None, self.env.current()
-        while self.samples < self.cfg.total_samples and not self.interrupted:
-            if self._has_succeeded():
-                progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
-                break
+        buffer = root = None
+        while not self._is_trained() and not self.interrupted:
             began = time.perf_counter()
             try:
-                if self.algo.collects:
-                    buffer, root = rollout(self.env, self.algo, root, buffer)
+                buffer, root = self._collect(buffer, root)
                 collected = time.perf_counter()
                 with torch_threads(self.cfg.learn_threads):
                     self.algo.process(buffer)
                     row = self.algo.update()
             except DivergedError as error:
                 self._roll_back(str(error), progress)
-                root = self.env.current()
+                root = None
                 continue
-            fresh = self.algo.horizon * self.cfg.num_envs
+            fresh = self._per_iteration
             self.iteration, self.samples = self.iteration + 1, self.samples + fresh
             updated = time.perf_counter()
             row |= {"time/rollout": collected - began, "time/update": updated - collected}
             row["time/samples_per_s"] = fresh / (updated - began)
             self._close_iteration(row, trackers, progress)
+        if not self.interrupted and self._has_succeeded():
+            progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
+
+    def _collect(
+        self, buffer: TensorDict | None, root: TensorDict | None
+    ) -> tuple[TensorDict | None, TensorDict | None]:
+        """Return transitions and the root after them, neither if the algorithm collects nothing.
+
+        buffer: an earlier one, written over; None for none. root: None for where the environments
+        are.
+        """
+        env = self._collecting
+        if env is None:
+            return None, None
+        return rollout(env, self.algo, env.current() if root is None else root, buffer)
+
+    @property
+    def _collecting(self) -> Env | None:
+        return self.env if self.algo.collects else None
+
+    @property
+    def _per_iteration(self) -> int:
+        return self.algo.horizon * (1 if self.env is None else self.cfg.num_envs)
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
     ) -> None:
         """Evaluate, log and save what an iteration has led to."""
-        row |= self.env.metrics() | self.faults.check(self.iteration, progress.say)
+        if self.env is not None:
+            row |= self.env.metrics() | self.faults.check(self.env, self.iteration, progress.say)
         began = time.perf_counter()
         row |= self._maybe_evaluate()
         row["time/eval"] = time.perf_counter() - began
@@ -225,7 +248,8 @@ class Run:
 
     def _maybe_evaluate(self) -> dict[str, float]:
         """Evaluate when it is time; return what the log is told."""
-        if not self.cfg.eval_every or self.iteration % self.cfg.eval_every:
+        every = self.cfg.eval_every
+        if self.env is None or not every or self.iteration % every:
             return {}
         try:
             result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
@@ -276,9 +300,15 @@ class Run:
         stop, rate = self.cfg.stop_at_success, self.success_rate
         return stop is not None and self.scored == self.iteration and (rate or 0.0) >= stop
 
+    def _is_trained(self) -> bool:
+        """Return whether no iteration is to come."""
+        if self.env is None:
+            return self._recorded.finished
+        return self.samples >= self.cfg.total_samples or self._has_succeeded()
+
     def _is_finished(self) -> bool:
         """Return whether all is trained, and the policy of it is there."""
-        if self.samples < self.cfg.total_samples and not self._has_succeeded():
+        if not self._is_trained():
             return False
         try:
             card = PolicyCard.from_json((self.folder / "policy" / "card.json").read_text())
@@ -287,46 +317,66 @@ class Run:
         return card.run.endswith(f"/samples{self.samples}")
 
     def _finish(self, progress: Progress, *, saved: bool) -> int:
-        """Evaluate the best policy and publish it; return the exit code.
+        """Publish the best policy, evaluated; return the exit code.
 
         Raises:
             FaultyRunError: it cannot be written.
         """
-        best = self.checkpoints.best()
         try:
-            if best is not None:
-                self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
-        except storage.DamagedError as error:
-            progress.say(f"warning: {error}; the policy is the last one instead of the best")
-        try:
-            result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
+            card, text = self._validated() if self.env is None else self._evaluated(progress)
         except _GaveUpError:
             return self._interrupted(progress, saved=saved)
         target = self.folder / "policy"
         try:
             fresh = self.folder / f"{storage.STAGE}policy"
-            save_policy(self.algo.policy, self._card(result), fresh, self.resolved)
+            save_policy(self.algo.policy, card, fresh, self.resolved)
             storage.replace(fresh, target)
         except OSError as error:
             raise FaultyRunError(
                 f"all is trained, but {target} could not be written ({error}); resume=true "
                 "evaluates and writes it again"
             ) from error
-        own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
-        progress.say(f"{result.success_text(self.task.score)}{own}; policy in {target}")
-        self.final = result
+        progress.say(f"{text}; policy in {target}")
         return EXIT_OK
 
-    def _card(self, result: Evaluation) -> PolicyCard:
+    def _evaluated(self, progress: Progress) -> tuple[PolicyCard, str]:
+        """Take the best weights and evaluate them; return their card, and the score for people."""
+        best = self.checkpoints.best()
+        try:
+            if best is not None:
+                self.algo.load_state_dict(self.checkpoints.load(best)["algo"])
+        except storage.DamagedError as error:
+            progress.say(f"warning: {error}; the policy is the last one instead of the best")
+        result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
+        self.final = result
+        own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
         policy: Any = self.algo.policy
-        return self.env.card(
+        assert self.env is not None
+        card = self.env.card(
             task=self.task_name,
-            run=f"{self.task_name}/{self.cfg.name}/seed{self.cfg.seed}/samples{self.samples}",
+            run=self._title,
             network=policy.describe(),
             score=result.as_dict(),
             versions=versions(),
             in_keys=policy.in_keys,
         )
+        return card, f"{result.success_text(self.task.score)}{own}"
+
+    def _validated(self) -> tuple[PolicyCard, str]:
+        """Take the weights that validate best; return their card, and the loss for people."""
+        card, text = self._recorded.result(self._title, versions())
+        self.score = card.score["validation_loss"]
+        return card, text
+
+    @property
+    def _recorded(self) -> Recorded:
+        """The algorithm, where there is no environment."""
+        return cast(Recorded, self.algo)
+
+    @property
+    def _title(self) -> str:
+        """What the policy's card calls the run."""
+        return f"{self.task_name}/{self.cfg.name}/seed{self.cfg.seed}/samples{self.samples}"
 
     # State.
 
@@ -354,7 +404,7 @@ class Run:
         """
         state = {
             "algo": self.algo.state_dict(),
-            "env": self.env.state_dict(),
+            "env": {} if self._collecting is None else self._collecting.state_dict(),
             "run": {
                 "iteration": self.iteration,
                 "samples": self.samples,
@@ -401,14 +451,14 @@ class Run:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.algo.load_state_dict(state["algo"])
-        self.env.load_state_dict(
-            # generators keep their state on the CPU whatever they draw on
-            {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
-        )
+        if self._collecting is not None:
+            self._collecting.load_state_dict(
+                # generators keep their state on the CPU whatever they draw on
+                {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
+            )
         self.iteration = state["run"]["iteration"]
-        each = self.algo.horizon * self.cfg.num_envs
         # before runs counted them, all iterations had the same number
-        self.samples = state["run"].get("samples", self.iteration * each)
+        self.samples = state["run"].get("samples", self.iteration * self._per_iteration)
         self.score = state["run"]["score"]
         # before tasks named their score, it was the success rate
         self.success_rate = state["run"].get("success_rate", self.score)
@@ -418,19 +468,9 @@ class Run:
         self.faults.recent.extend(state["run"]["faulty"])
 
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
-        sim, algo = self.cfg.sim, self.cfg.algo
-        return Env(
-            self.task(self.cfg.task),
-            num_envs,
-            self.device,
-            seed=seed,
-            engine=sim.engine,
-            nthread=sim.nthread,
-            nconmax=sim.nconmax,
-            njmax=sim.njmax,
-            stagger=training and self.cfg.stagger,
-            **find_algorithm(algo.name).env_settings(algo, training=training),
-        )
+        settings = {"num_envs": num_envs, "stagger": training and self.cfg.stagger}
+        settings |= env_settings(self.cfg, training=training) or {}
+        return make_env(self.cfg.sim, self.task(self.cfg.task), self.device, seed=seed, **settings)
 
     def _check_use(self) -> None:
         """Refuse to write over a run, and to continue one that is not there."""
@@ -450,17 +490,9 @@ class Run:
     def _claim(self) -> None:
         """Make the folder, lock it until `fit` ends, remove what a kill left there."""
         try:
-            storage.make_folder(self.folder)
-            self._lock = (self.folder / ".lock").open("w")
+            self._lock = run_folder.lock(self.folder)
         except OSError as error:
             raise ValueError(f"out={self.cfg.out}: cannot write there ({error})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise BusyError(
-                f"another process trains in {self.folder}; choose another name"
-            ) from error
         self._check_use()  # it may have begun and ended meanwhile
         storage.remove_stages(self.folder)
         storage.remove_stages(self.checkpoints.folder)

@@ -7,8 +7,8 @@ import pytest
 
 from penspin_style.data.dataset import load
 from penspin_style.data.episodes.episode import Episode, episodes
+from penspin_style.deploy.torch_policy import load_act
 from penspin_style.nets.policy import load_policy
-from real.act import load_act
 from real.replay.collect import smoothed
 from scripts import compare_finetune
 from scripts.compare_finetune import chosen, main, padded, pairs

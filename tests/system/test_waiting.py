@@ -6,7 +6,12 @@ import sys
 
 import pytest
 
-ENTRANCES = ("penspin_style.__main__", "penspin_style.env.env", "tasks.pen.spin", "real.finetune")
+ENTRANCES = (
+    "penspin_style.__main__",
+    "penspin_style.env.env",
+    "tasks.pen.spin",
+    "real.cli.finetune",
+)
 
 
 def run(code, **changes):

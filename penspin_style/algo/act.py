@@ -1,0 +1,238 @@
+"""ACT, a baseline: chunks of actions from a conditional variational auto-encoder.
+
+    penspin train task=TASK algo=act algo.data=EPISODES algo.init_from=STUDENT
+
+The network is `nets/act.py`, its sizes and settings are PenSpin's. It is trained from nothing on
+the robot's episodes; of the student it takes what the robot measures and commands, and the frozen
+encoder of images. It reads the newest value of every feature and answers the next `num_queries`
+actions, in the policy's own units; `real.serving.action_chunking` makes one action of them.
+
+Where PenSpin's differs: labels are the actions that were sent, not targets less measured joints;
+chunks begin at any step of a trajectory and not at each 30th; ends that were learned from are read
+when it acts, too. Best are the weights that act best on what only validates.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penspin_style.algo.algorithm import Interface
+from penspin_style.algo.recorded import Recorded, check_epochs, opened
+from penspin_style.config import TrainConfig, require
+from penspin_style.data.dataset import Trajectories, Windows
+from penspin_style.features import Feature, Input, PolicyCard
+from penspin_style.nets import act as network
+from penspin_style.nets.student import StudentPolicy
+
+_SIZES = ("num_queries", "hidden_dim", "dim_feedforward", "enc_layers", "dec_layers")
+
+
+@dataclass
+class ACTConfig:
+    """ACT learns from the robot's episodes; names and defaults are PenSpin's."""
+
+    name: str = "act"
+    init_from: str = ""
+    """Run folder, or policy folder, of a student: what the robot measures and commands."""
+    data: str = ""
+    """Folder of episodes, or PenSpin's `real_data.h5`."""
+    hand: str = "allegro"
+    """Whose joints PenSpin's file holds, a folder of `tasks/robots`."""
+    failures: bool = False
+    """Learn from unsuccessful episodes too."""
+    input_mode: str = ""
+    """Features to read, as `joint_pos-obj_ends`; empty for all of the student's."""
+    num_queries: int = 30
+    """Actions of a chunk."""
+    hidden_dim: int = 64
+    dim_feedforward: int = 3200
+    enc_layers: int = 4
+    dec_layers: int = 7
+    nheads: int = 8
+    latent_dim: int = 32
+    dropout: float = 0.1
+    kl_weight: float = 20.0
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    num_epochs: int = 2000
+    real_batch_size: int = 64
+    val_ratio: float = 0.1
+    eval_freq: int = 100
+    """Epochs between two validations; an epoch sees a chunk for every `num_queries` rows."""
+    eval_start_epoch: int = 400
+    patience: int = 0
+    """Validations without a better one after which training stops; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.name == "act", "algo.name", self.name, "act")
+        check_epochs(self)
+        for key in (*_SIZES, "nheads", "latent_dim"):
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), "at least 1")
+        legal = 0 <= self.kl_weight < float("inf")
+        require(legal, "algo.kl_weight", self.kl_weight, "at least 0 and finite")
+        require(0 <= self.dropout < 1, "algo.dropout", self.dropout, "in [0, 1)")
+        legal = self.hidden_dim % self.nheads == 0
+        require(legal, "algo.hidden_dim", self.hidden_dim, f"a multiple of {self.nheads}")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Return what the network is built from."""
+        return {k: getattr(self, k) for k in (*_SIZES, "nheads", "latent_dim", "dropout")}
+
+
+class ACT(Recorded):
+    """The network, and chunks of every trajectory."""
+
+    Config: ClassVar[Any] = ACTConfig
+    origin_key: ClassVar[str] = "act_from"
+
+    def __init__(
+        self,
+        cfg: ACTConfig,
+        eyes: StudentPolicy | None,
+        card: PolicyCard,
+        data: Trajectories,
+        *,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        """Split, and encode every image once.
+
+        eyes: encodes the images; None where there are none. card: of what `act_inputs` returned.
+
+        Raises:
+            ValueError: too few trajectories to split, or images that nothing encodes.
+        """
+        super().__init__(cfg, card, data, device=device, seed=seed)
+        weights = torch.Generator().manual_seed(seed)
+        naction = data.rows[0].labels.shape[1]
+        made = network.ACT(card.inputs, naction, eyes=eyes, rng=weights, **cfg.network)
+        self.policy = made.to(device)
+        self.train = self._chunks([data.rows[i] for i in self.train_ids])
+        self.val = self._chunks([data.rows[i] for i in self.val_ids]) if self.val_ids else None
+        numbers = self.train.numbers
+        if self.policy.normalizer is not None and numbers is not None:
+            self.policy.normalizer.update(numbers)
+        self._start(max(1, len(self.train.label) // cfg.num_queries), 10.0, keep=False)
+
+    @classmethod
+    def make(cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int) -> "ACT":
+        """Return the ACT of a run."""
+        student, card, data, made_from = opened(cfg, env, act_card)
+        made = cls(cfg.algo, eyes_of(student), card, data, device=device, seed=seed)
+        made.made_from = made_from
+        return made
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Return the mean distance of what it would do from what was done."""
+        if self.val is None:
+            return None
+        total = torch.zeros(2, device=self.device)
+        for ids in torch.arange(len(self.val.label), device=self.device).split(256):
+            rows = self.val.rows(ids)
+            chunk = self.policy(rows.numbers, rows.seen)[0].clamp(-1.0, 1.0)
+            there = (~rows.padded)[..., None].expand_as(chunk)
+            total += torch.stack(((chunk - rows.label).abs()[there].sum(), there.sum()))
+        return (total[0] / total[1]).item()
+
+    def _learn(self) -> dict[str, float]:
+        """Learn from as many chunks as the trajectories hold without overlap, begun anywhere."""
+        count = len(self.train.label)
+        order = torch.randperm(count, generator=self.rng, device=self.device)
+        losses, skipped = [], 0
+        for ids in order[: self.horizon].split(self.cfg.real_batch_size):
+            rows = self.train.rows(ids)
+            chunk, kl = self.policy(rows.numbers, rows.seen, rows.label, rows.padded, self.rng)
+            there = (~rows.padded)[..., None].expand_as(chunk)
+            distance, kl = (chunk - rows.label).abs()[there].mean(), kl.mean()
+            if self._guard.step(distance + self.cfg.kl_weight * kl) is None:
+                skipped += 1
+            else:
+                losses.append(torch.stack((distance, kl)).detach())
+        mean = torch.stack(losses).mean(dim=0).tolist() if losses else [float("nan")] * 2
+        return {"train/l1": mean[0], "train/kl": mean[1], "train/skipped_updates": float(skipped)}
+
+    @torch.no_grad()
+    def _chunks(self, trajectories: list[Windows]) -> "_Chunks":
+        parts = []
+        for rows in trajectories:
+            n, horizon = len(rows), self.cfg.num_queries
+            at = np.arange(n)[:, None] + np.arange(horizon)
+            label = torch.from_numpy(rows.labels[at.clip(max=n - 1)]).to(self.device)
+            padded = torch.from_numpy(at >= n).to(self.device)
+            given = {k: torch.from_numpy(v).to(self.device) for k, v in rows.inputs.items()}
+            numbers, seen = self.policy.look(given)
+            parts.append(_Chunks(numbers, seen, label.masked_fill(padded[..., None], 0.0), padded))
+        return _Chunks.join(parts)
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What is seen at each step, and the actions from there on."""
+
+    numbers: Tensor | None
+    seen: dict[str, Tensor]
+    label: Tensor
+    """(n, horizon, naction), 0 where padded."""
+    padded: Tensor
+    """(n, horizon) bool."""
+
+    def rows(self, ids: Tensor) -> "_Chunks":
+        numbers = None if self.numbers is None else self.numbers[ids]
+        seen = {name: value[ids] for name, value in self.seen.items()}
+        return _Chunks(numbers, seen, self.label[ids], self.padded[ids])
+
+    @staticmethod
+    def join(parts: Sequence["_Chunks"]) -> "_Chunks":
+        numbers = [p.numbers for p in parts if p.numbers is not None]
+        return _Chunks(
+            torch.cat(numbers) if numbers else None,
+            {name: torch.cat([p.seen[name] for p in parts]) for name in parts[0].seen},
+            torch.cat([p.label for p in parts]),
+            torch.cat([p.padded for p in parts]),
+        )
+
+
+def act_card(cfg: ACTConfig, card: PolicyCard) -> PolicyCard:
+    """Return a student's card with what ACT reads instead: see `act_inputs`."""
+    return dataclasses.replace(card, inputs=act_inputs(card, cfg.input_mode))
+
+
+def act_inputs(card: PolicyCard, mode: str = "") -> tuple[Input, ...]:
+    """Return what ACT reads: the newest value of a student's features, and its images.
+
+    mode: the features, as `joint_pos-obj_ends`; empty for all.
+
+    Raises:
+        ValueError: the student reads no such feature.
+    """
+    vectors = [f for i in card.inputs if not i.is_picture for f in i.features]
+    known = {f.name: f for f in vectors}
+    chosen = mode.split("-") if mode else list(known)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(
+                f"algo.input_mode={mode}: no {name!r}, the student reads {list(known)}"
+            )
+    now = tuple(_now(known[name]) for name in chosen)
+    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_picture))
+
+
+def eyes_of(student: Any) -> StudentPolicy | None:
+    """Return the student if it sees images, to encode them; else None."""
+    return student if getattr(student, "frozen", ()) else None
+
+
+def _now(feature: Feature) -> Feature:
+    return dataclasses.replace(feature, history=1, delay=0)
+
+
+NAME = "act"
+ALGORITHM = ACT

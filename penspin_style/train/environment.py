@@ -1,0 +1,37 @@
+"""The environments that a configuration asks for, and what an algorithm is told of them."""
+
+from typing import Any
+
+import torch
+
+from penspin_style.algo.algorithm import Interface
+from penspin_style.algo.registry import find_algorithm
+from penspin_style.config import SimConfig, TrainConfig
+from penspin_style.env.env import Env
+from penspin_style.env.task import Task
+from penspin_style.train.compose import find_robot
+
+
+def make_env(sim: SimConfig, task: Task[Any], device: torch.device, **settings: Any) -> Env:
+    """Return environments; settings: further keywords of `Env`."""
+    return Env(
+        task,
+        device=device,
+        engine=sim.engine,
+        nthread=sim.nthread,
+        nconmax=sim.nconmax,
+        njmax=sim.njmax,
+        **settings,
+    )
+
+
+def env_settings(cfg: TrainConfig, *, training: bool) -> dict[str, Any] | None:
+    """Return the keywords of `Env` that the algorithm asks for, None if it needs no environment."""
+    return find_algorithm(cfg.algo.name).env_settings(cfg.algo, training=training)
+
+
+def interface(env: Env | None) -> Interface:
+    """Return what an algorithm is told of an environment, or that there is none."""
+    if env is None:
+        return Interface((), (), 0.0, lambda group: (), find_robot)
+    return Interface(env.inputs, env.task.actions, env.cfg.control_dt, env.groups.reads, find_robot)
