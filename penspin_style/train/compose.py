@@ -108,6 +108,12 @@ def compose_train(
     return checked, task, f"task_name: {task_name(task)}\n{text}"
 
 
+def typed(words: Sequence[str], key: str) -> str:
+    """Return the value that overrides give a key, the last one, empty for none."""
+    values = [str(o.value()) for o in _parse(words) if o.key_or_group == key]
+    return values[-1] if values else ""
+
+
 def typed_tasks(words: Sequence[str]) -> list[str]:
     """Return the tasks that words of the command line name."""
     return [word.removeprefix("task=") for word in words if word.startswith("task=")]

@@ -30,6 +30,12 @@ def env_settings(cfg: TrainConfig, *, training: bool) -> dict[str, Any] | None:
     return find_algorithm(cfg.algo.name).env_settings(cfg.algo, training=training)
 
 
+def needs_env(algo: str) -> bool:
+    """Return whether an algorithm needs an environment, as it is unless configured otherwise."""
+    found = find_algorithm(algo)
+    return found.env_settings(found.Config(), training=True) is not None
+
+
 def interface(env: Env | None) -> Interface:
     """Return what an algorithm is told of an environment, or that there is none."""
     if env is None:

@@ -23,7 +23,7 @@ import torch
 
 from penspin_style import storage
 from penspin_style.algo.algorithm import policy_folder
-from penspin_style.algo.registry import find_algorithm
+from penspin_style.algo.registry import algorithm_names, find_algorithm
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import task_name
@@ -31,8 +31,8 @@ from penspin_style.features import PolicyCard, command_differences
 from penspin_style.nets.policy import CONFIG, load_policy_and_config, read_policy
 from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
-from penspin_style.train.compose import UsageError, compose_train, saved_words, typed_tasks
-from penspin_style.train.environment import env_settings, interface, make_env
+from penspin_style.train.compose import UsageError, compose_train, saved_words, typed, typed_tasks
+from penspin_style.train.environment import interface, make_env, needs_env
 from penspin_style.train.evaluate import Act, acting
 from penspin_style.train.run import resolve_device, versions
 
@@ -86,11 +86,10 @@ def compose_training(words: Sequence[str]) -> tuple[TrainConfig, Any, str]:
     Raises:
         UsageError: as `compose_train`.
     """
-    composed = compose_train(words)
-    cfg = composed[0]
-    if env_settings(cfg, training=True) is not None or not cfg.algo.init_from:
-        return composed
-    folder = policy_folder("algo.init_from", cfg.algo.init_from)
+    path, algo = (typed(words, key) for key in ("algo.init_from", "algo"))
+    if not path or algo not in algorithm_names() or needs_env(algo):
+        return compose_train(words)
+    folder = policy_folder("algo.init_from", path)
     card, _, config = read_policy(folder)
     where, text = config_of(folder, config)
     saved = saved_words(where, text) if text else _card_words(card)

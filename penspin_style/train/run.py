@@ -444,7 +444,8 @@ class Run:
             self._load(state)
         except (KeyError, RuntimeError, ValueError) as error:
             found = run_folder.changes(self.folder, self.resolved)
-            changed = ", ".join(f"{k}={v[0]}" for k, v in found.items()) or str(error)
+            found = {k: v[0] for k, v in found.items() if k not in run_folder.FREE}
+            changed = ", ".join(f"{k}={v}" for k, v in found.items()) or str(error)
             raise ValueError(
                 f"{folder} does not fit this configuration; it was trained with {changed}"
             ) from error
