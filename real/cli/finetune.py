@@ -98,14 +98,22 @@ class Script:
         return own
 
     def overrides(self, args: argparse.Namespace) -> list[str]:
-        """Return what `penspin train` is told."""
+        """Return what `penspin train` is told.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        config = find_algorithm(self.algo).Config
+        own = {
+            field.name: getattr(args, _SPELLED.get(field.name, field.name).replace("-", "_"))
+            for field in dataclasses.fields(config)
+            if field.name not in ("name", "hand")
+        }
+        config(**own)  # refuses before any file is opened
         given = {key: getattr(args, key) for key in ("seed", "name", "out", "device")}
-        for field in dataclasses.fields(find_algorithm(self.algo).Config):
-            option = _SPELLED.get(field.name, field.name).replace("-", "_")
-            if field.name not in ("name", "hand"):
-                given[f"algo.{field.name}"] = getattr(args, option)
-        own = [assignment(key, value) for key, value in given.items()]
-        return [f"algo={self.algo}", *own, "loggers=[csv]", *args.overrides]
+        given |= {f"algo.{key}": value for key, value in own.items()}
+        words = [assignment(key, value) for key, value in given.items()]
+        return [f"algo={self.algo}", *words, "loggers=[csv]", *args.overrides]
 
     def _train(self, args: argparse.Namespace) -> int:
         cfg, task, resolved = compose_training(self.overrides(args))

@@ -88,7 +88,7 @@ REFUSED = {
     "train task.reward.lft=2": "did you mean task.reward.lift?",
     f"train {TERM}s.noise=1": f"did you mean {TERM}.noise?",
     "train zzz=1": "unknown key 'zzz'; penspin train --print-config shows all",
-    "train algo=nonsense": "algo=nonsense: there is no such algorithm; there are distill, ppo",
+    "train algo=nonsense": "there is no such algorithm; there are act, clone, distill, ppo",
     "train task.observation=3": "task.observation is a group",
     "train 'task.reward={lift: 1}'": "task.reward is a group",
     "train hydra.run.dir=x": "unknown key 'hydra.run.dir'",

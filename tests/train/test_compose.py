@@ -72,7 +72,10 @@ def test_values_below_the_algorithm_can_be_set():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("algo=nonsense",), "algo=nonsense: there is no such algorithm; there are distill, ppo"),
+        (
+            ("algo=nonsense",),
+            "algo=nonsense: there is no such algorithm; there are act, clone, distill, ppo",
+        ),
         (("algo=distil",), "algo=distil: there is no such algorithm; did you mean distill?"),
         (("algo=ppo", "algo=distill"), "algo=distill: the algo is ppo already"),
         (("algo=null",), "algo=None: there is no such algorithm"),

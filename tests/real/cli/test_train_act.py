@@ -62,7 +62,7 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
             "--eval-start-epoch=2001",
             "--eval-start-epoch must be at most 2000, --num-epochs, got 2001",
         ),
-        ("--lr=inf", "--lr must be finite, got inf"),
+        ("--lr=inf", "--lr must be positive and finite, got inf"),
     ],
 )
 def test_invalid_options_are_refused_in_one_line(capsys, word, message):
