@@ -327,7 +327,7 @@ def test_too_little_memory_is_one_line(error, here, monkeypatch, capfd):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("penspin_style.train.run.Env", fail)
+    monkeypatch.setattr("penspin_style.train.environment.Env", fail)
     code = call(f"train {SMALL} out=elsewhere")
     check_refusal(code, *capfd.readouterr(), 2, "not enough memory; a smaller num_envs")
 
@@ -336,7 +336,7 @@ def test_a_mistake_of_ours_is_not_hidden_as_one_of_the_user(here, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("penspin_style.train.run.Env", fail)
+    monkeypatch.setattr("penspin_style.train.environment.Env", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call(f"train {SMALL} out=elsewhere")
 
@@ -345,7 +345,7 @@ def test_ctrl_c_anywhere_is_one_line_and_the_code_of_a_signal(here, monkeypatch,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("penspin_style.train.run.Env", interrupt)
+    monkeypatch.setattr("penspin_style.train.environment.Env", interrupt)
     check_refusal(
         call(f"train {SMALL} out=elsewhere"), *capfd.readouterr(), 130, "penspin: interrupted"
     )
