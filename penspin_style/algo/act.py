@@ -213,7 +213,7 @@ def act_inputs(card: PolicyCard, mode: str = "") -> tuple[Input, ...]:
     Raises:
         ValueError: the student reads no such feature.
     """
-    vectors = [f for i in card.inputs if not i.is_picture for f in i.features]
+    vectors = [f for i in card.inputs if not i.is_image for f in i.features]
     known = {f.name: f for f in vectors}
     chosen = mode.split("-") if mode else list(known)
     for name in chosen:
@@ -222,7 +222,7 @@ def act_inputs(card: PolicyCard, mode: str = "") -> tuple[Input, ...]:
                 f"algo.input_mode={mode}: no {name!r}, the student reads {list(known)}"
             )
     now = tuple(_now(known[name]) for name in chosen)
-    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_picture))
+    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_image))
 
 
 def eyes_of(student: Any) -> StudentPolicy | None:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from penspin_style.algo.algorithm import Interface
 from penspin_style.algo.augment import AugmentConfig
-from penspin_style.algo.imitation import DistillConfig, Pupil, TemporalConfig, make_pupil
+from penspin_style.algo.imitation import DistillConfig, Student, TemporalConfig, make_student
 from penspin_style.algo.recorded import Recorded, check_epochs, opened
 from penspin_style.config import TrainConfig, require
 from penspin_style.data.dataset import Trajectories, Windows, join
 from penspin_style.features import PolicyCard
 
-_KINDS = {"student": "pictures", "temporal": "temporal"}
+_KINDS = {"student": "images", "temporal": "temporal"}
 """Network on the card -> that of a distillation."""
 _PLAIN = {
     "shift": 0,
@@ -107,11 +107,11 @@ class Clone(Recorded):
             ValueError: the policy is no student, or there are too few trajectories to split.
         """
         super().__init__(cfg, card, data, device=device, seed=seed)
-        self.pupil = _pupil(policy, card, cfg, seed, self.rng)
-        self.policy = self.pupil.policy.to(device)
+        self.student = _student(policy, card, cfg, seed, self.rng)
+        self.policy = self.student.policy.to(device)
         train = join([data.rows[i] for i in self.train_ids])
         if cfg.from_scratch and self.policy.normalizer is not None:
-            (vector,) = (i.name for i in card.inputs if not i.is_picture)
+            (vector,) = (i.name for i in card.inputs if not i.is_image)
             self.policy.normalizer.update(torch.from_numpy(train.inputs[vector]).to(device))
         self.train = self._rows(train, cfg.views)
         val = [data.rows[i] for i in self.val_ids]
@@ -131,7 +131,7 @@ class Clone(Recorded):
         """Return the loss on the trajectories that only validate, as the policy acts."""
         if self.val is None:
             return None
-        actions = [self.pupil.act(rows) for rows in self.val.split(_ROWS)]
+        actions = [self.student.act(rows) for rows in self.val.split(_ROWS)]
         return self._distance(torch.cat(actions), self.val["label"]).item()
 
     def _learn(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Clone(Recorded):
         losses, skipped = [], 0
         for ids in order.split(self.cfg.real_batch_size):
             rows: Any = self.train[ids]
-            loss = self._distance(self.pupil.learn(rows), rows["label"])
+            loss = self._distance(self.student.learn(rows), rows["label"])
             if self._guard.step(loss) is None:
                 skipped += 1
             else:
@@ -153,21 +153,21 @@ class Clone(Recorded):
 
     @torch.no_grad()
     def _rows(self, windows: Windows, views: int) -> TensorDict:
-        """Return what the pupil learns from: the first view as it is, the others augmented."""
+        """Return what the student learns from: the first view as it is, the others augmented."""
         n = len(windows)
         raw = TensorDict(
             {name: torch.from_numpy(value) for name, value in windows.inputs.items()}, [n]
         )
         raw["label"] = torch.from_numpy(windows.labels)
-        pictures = getattr(self.pupil, "augment", None)
+        images = getattr(self.student, "augment", None)
         parts = []
-        for view in range(views if pictures is not None else 1):
-            if pictures is not None:
-                pictures.cfg = AugmentConfig(**(_PLAIN if view == 0 else {}))
+        for view in range(views if images is not None else 1):
+            if images is not None:
+                images.cfg = AugmentConfig(**(_PLAIN if view == 0 else {}))
             for rows in raw.split(_ROWS):
                 rows = rows.to(self.device)
-                rows.update(self.pupil.see(rows))
-                parts.append(rows.select(*self.pupil.keys, "label"))
+                rows.update(self.student.see(rows))
+                parts.append(rows.select(*self.student.keys, "label"))
         return torch.cat(parts)  # type: ignore[return-value]
 
 
@@ -193,10 +193,10 @@ def _checked(cfg: CloneConfig, card: PolicyCard) -> PolicyCard:
     return card
 
 
-def _pupil(
+def _student(
     policy: nn.Module, card: PolicyCard, cfg: CloneConfig, seed: int, rng: torch.Generator
-) -> Pupil:
-    """Return the pupil of a distillation with this policy's network and weights."""
+) -> Student:
+    """Return the student of a distillation with this policy's network and weights."""
     network = dict(card.network)
     kind = network.pop("kind", None)
     if kind not in _KINDS:
@@ -207,14 +207,14 @@ def _pupil(
     own: dict[str, Any] = {"temporal": TemporalConfig(**network)} if kind == "temporal" else network
     settings = DistillConfig(network=_KINDS[kind], encoder="", **own)
     weights = torch.Generator().manual_seed(seed)
-    pupil = make_pupil(settings, card.inputs, len(card.actions), weights=weights, rng=rng)
+    student = make_student(settings, card.inputs, len(card.actions), weights=weights, rng=rng)
     state = policy.state_dict()
     if cfg.from_scratch:
-        frozen = getattr(pupil.policy, "train_encoder", True) is False
+        frozen = getattr(student.policy, "train_encoder", True) is False
         kept = {k: v for k, v in state.items() if frozen and k.startswith("encoders.")}
-        state = {**pupil.policy.state_dict(), **kept}
-    pupil.policy.load_state_dict(state)
-    return pupil
+        state = {**student.policy.state_dict(), **kept}
+    student.policy.load_state_dict(state)
+    return student
 
 
 NAME = "clone"

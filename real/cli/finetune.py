@@ -59,11 +59,11 @@ class Script:
     """Name of a run that is given none."""
     seed: int = 0
 
-    def main(self, words: Sequence[str] | None = None) -> int:
+    def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; return its exit code."""
         try:
             with interrupt.raising():
-                return self._train(self.parser().parse_intermixed_args(words))
+                return self._train(self.parser().parse_intermixed_args(argv))
         except interrupt.Interrupted as error:
             code, text = 128 + error.number, "interrupted; the same command goes on"
         except (FaultyRunError, storage.DamagedError) as error:

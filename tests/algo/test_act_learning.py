@@ -74,7 +74,7 @@ def test_it_reads_the_newest_values_of_what_the_student_reads():
         act_inputs(card, "proprio-obj_ends")
 
 
-def test_pictures_are_seen_through_the_students_frozen_encoder(tmp_path):
+def test_images_are_seen_through_the_students_frozen_encoder(tmp_path):
     policy, card = seeing()
     own = act_reads(card)
     rows = demonstrated(tmp_path, own, 3, 8)

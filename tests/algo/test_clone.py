@@ -164,7 +164,7 @@ def test_the_seed_alone_decides(rows):
 # Students that see.
 
 
-def test_frozen_encoders_stay_and_see_every_picture_once(tmp_path, monkeypatch):
+def test_frozen_encoders_stay_and_see_every_image_once(tmp_path, monkeypatch):
     policy, card = seeing()
     rows = demonstrated(tmp_path, card, 3, 10)
     calls = []

@@ -12,7 +12,7 @@ from penspin_style.data.dataset import Trajectories, windows
 from penspin_style.nets import act
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
-from tests.support.episodes import picture_card, record, taught, vector_card
+from tests.support.episodes import image_card, record, taught, vector_card
 
 CPU = torch.device("cpu")
 TASK = "tests.support.toy"
@@ -48,15 +48,15 @@ def student(task="toy"):
 
 
 def seeing(**network):
-    """A small student of a colour and a depth picture."""
-    card = picture_card()
+    """A small student of a colour and a depth image."""
+    card = image_card()
     card = dataclasses.replace(
         card,
         inputs=tuple(
             dataclasses.replace(
                 i,
                 features=tuple(
-                    dataclasses.replace(f, shape=(32, 32, *f.shape[2:])) if i.is_picture else f
+                    dataclasses.replace(f, shape=(32, 32, *f.shape[2:])) if i.is_image else f
                     for f in i.features
                 ),
             )

@@ -14,7 +14,7 @@ from penspin_style.env.task import task_name
 from penspin_style.nets.policy import load_policy, read_policy, save_policy
 from penspin_style.storage import MANIFEST
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.load_policy import compose_training, open_source
+from penspin_style.train.load_policy import compose_training, open_policy
 from penspin_style.train.run import Run
 from tests.support.episodes import record, taught
 from tests.support.learning import SMALL_ACT, TASK, register, student, toy_task
@@ -51,14 +51,14 @@ def _no_environment(monkeypatch, request):
         monkeypatch.setattr(Env, "__init__", lambda *a, **k: pytest.fail("an environment"))
 
 
-def words(given, out, algo, *more):
+def overrides(given, out, algo, *more):
     own = (f"algo={algo}", f"algo.init_from={given / 'run'}", f"algo.data={given / 'data'}")
     own += (f"algo.num_epochs={EPOCHS}", "algo.eval_freq=2", "loggers=[csv]", "checkpoint_every=1")
     return [*own, f"out={out}", "keep_last=9", *ALGOS[algo], *more]
 
 
 def make(*args):
-    return Run(*compose_training(words(*args)))
+    return Run(*compose_training(overrides(*args)))
 
 
 def fit(*args):
@@ -113,7 +113,7 @@ def load_policy_card(folder):
 
 
 def test_a_run_that_is_killed_goes_on_in_another_process_bit_for_bit(given, tmp_path):
-    own = [f"task={TASK}", *words(given, tmp_path, "clone"), "algo.patience=0"]
+    own = [f"task={TASK}", *overrides(given, tmp_path, "clone"), "algo.patience=0"]
     folder = tmp_path / TASK / "run" / "checkpoints"
     command = [sys.executable, "-m", "penspin_style", "train", *own, "algo.num_epochs=1000000"]
     child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -125,14 +125,14 @@ def test_a_run_that_is_killed_goes_on_in_another_process_bit_for_bit(given, tmp_
         child.communicate()
     last = max(int(f.name) for f in folder.iterdir() if f.name.isdigit())
     more = ("algo.patience=0", f"algo.num_epochs={last + 3}")
-    fit(given, tmp_path, "clone", *more, "resume=true")
+    fit(given, tmp_path, "clone", *more, "resume=true", "resume_changes=[algo.num_epochs]")
     unbroken = fit(given, tmp_path / "whole", "clone", *more)
     for k in (last + 1, last + 2, last + 3):
         assert (folder / f"{k:08d}" / MANIFEST).read_text() == manifest(unbroken, k)
 
 
 def test_a_finished_run_is_left_alone_and_goes_on_with_more_epochs(given, tmp_path, capsys):
-    own = ["train", *words(given, tmp_path, "clone")]
+    own = ["train", *overrides(given, tmp_path, "clone")]
     assert main([*own, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["score"]["name"] == "validation_loss" and told["success_rate"] is None
@@ -140,8 +140,14 @@ def test_a_finished_run_is_left_alone_and_goes_on_with_more_epochs(given, tmp_pa
     assert main(own) == 2
     assert "holds a run already: resume=true continues it" in capsys.readouterr().err
     assert main([*own, "resume=true"]) == 0
-    assert "nothing is done, a larger algo.num_epochs would go on" in capsys.readouterr().err
-    assert main([*own, "resume=true", "algo.num_epochs=9"]) == 0
+    assert (
+        "a larger algo.num_epochs, with resume_changes=[algo.num_epochs], would go on"
+        in capsys.readouterr().err
+    )
+    more = [*own, "resume=true", "algo.num_epochs=9"]
+    assert main(more) == 2
+    assert "go on with the change by resume_changes=[algo.num_epochs]" in capsys.readouterr().err
+    assert main([*more, "resume_changes=[algo.num_epochs]"]) == 0
     _, card = load_policy(tmp_path / TASK / "run" / "policy")
     assert card.run.endswith("/samples540")
 
@@ -149,11 +155,12 @@ def test_a_finished_run_is_left_alone_and_goes_on_with_more_epochs(given, tmp_pa
 def test_other_episodes_than_before_are_refused_on_a_resume(given, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(given / "data", data)
-    fit(given, tmp_path, "clone", f"algo.data={data}")
+    stopped = make(given, tmp_path, "clone", f"algo.data={data}")
+    after_iteration(stopped, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped.fit(quiet=True) == 4
     record(data, student(TASK)[1], taught(student(TASK)[1], 20, 9))
     with pytest.raises(ValueError, match=r"does not fit this configuration; .*other episodes in"):
-        more = ("resume=true", f"algo.data={data}", "algo.num_epochs=9")
-        make(given, tmp_path, "clone", *more).fit(quiet=True)
+        make(given, tmp_path, "clone", f"algo.data={data}", "resume=true").fit(quiet=True)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -162,7 +169,7 @@ def test_what_is_missing_or_of_another_task_is_refused(given, tmp_path, algo):
         with pytest.raises(ValueError, match=rf"algo\.{key} must be {what}, got nothing"):
             make(given, tmp_path, algo, f"algo.{key}=")
     with pytest.raises(ValueError, match=rf"algo\.init_from=.* is of the task {TASK}: say task="):
-        Run(*compose_train([*words(given, tmp_path, algo), "task=pen_spin"]))
+        Run(*compose_train([*overrides(given, tmp_path, algo), "task=pen_spin"]))
     assert not list(tmp_path.iterdir())
 
 
@@ -187,4 +194,4 @@ def test_an_unfinished_run_has_no_policy_to_evaluate_builds_none(given, tmp_path
     after_iteration(run, 2, lambda: signal.raise_signal(signal.SIGTERM))
     assert run.fit(quiet=True) == 4
     with pytest.raises(ValueError, match="algo=clone has no policy before it is finished; resume"):
-        open_source(run.folder, [])
+        open_policy(run.folder, [])

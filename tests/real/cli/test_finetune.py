@@ -18,7 +18,7 @@ from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.system.plain_yaml import read_mapping
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.evaluate import acting
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from penspin_style.train.run import Run
 from real.cli.finetune import FINETUNE
 from tests.support.episodes import columns, record, taught
@@ -42,7 +42,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def words(folder, out, *more):
+def argv(folder, out, *more):
     own = [f"--real-dataset-folder={folder / 'data'}", f"--checkpoint-path={folder / 'run'}"]
     return [*own, f"--out={out}", "--device=cpu", "--quiet", *more]
 
@@ -55,7 +55,7 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
         "--name=mine",
         "--input-mode=proprio",
     ]
-    assert main(words(published, tmp_path, *given)) == 0
+    assert main(argv(published, tmp_path, *given)) == 0
     folder = tmp_path / TASK / "mine"
     policy, card = load_policy(folder / "policy")
     storage.verify(folder / "policy")
@@ -74,9 +74,9 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
     with (folder / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["iteration"] for row in table] == [str(i) for i in range(1, 21)]
-    judged = {row["iteration"]: float(row["val/loss"]) for row in table if row["val/loss"]}
-    assert list(judged) == ["5", "10", "15", "20"]
-    assert min(judged.values()) == score["validation_loss"] == judged[str(score["epoch"])]
+    validated = {row["iteration"]: float(row["val/loss"]) for row in table if row["val/loss"]}
+    assert list(validated) == ["5", "10", "15", "20"]
+    assert min(validated.values()) == score["validation_loss"] == validated[str(score["epoch"])]
     described = read_mapping(folder / "config.yaml")["algo"]
     assert (described["name"], described["num_epochs"], described["lr"]) == ("clone", 20, 0.003)
     assert described["data"] == str(published / "data")
@@ -88,8 +88,8 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
 
 
 def test_a_run_is_never_written_over(published, tmp_path, capsys):
-    assert main(words(published, tmp_path, "--num-epochs=1", "--all")) == 0
-    assert main(words(published, tmp_path, "--num-epochs=1")) == 2
+    assert main(argv(published, tmp_path, "--num-epochs=1", "--all")) == 0
+    assert main(argv(published, tmp_path, "--num-epochs=1")) == 2
     said = capsys.readouterr().err
     assert "holds a run already; --name=OTHER" in said and said.count("\n") == 1
     _, card = load_policy(tmp_path / TASK / "finetuned" / "policy")
@@ -103,7 +103,7 @@ def test_what_is_fine_tuned_is_evaluated_in_its_own_environment(tmp_path):
         record(tmp_path / "data", card, columns(card, 4, seed, reach=0.1))
     own = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={shipped}"]
     assert main([*own, f"--out={tmp_path}", "--num-epochs=1", "--device=cpu", "--quiet"]) == 0
-    source = open_source(tmp_path / "panda_lift_cube_vision" / "finetuned", ["sim.nthread=1"])
+    source = open_policy(tmp_path / "panda_lift_cube_vision" / "finetuned", ["sim.nthread=1"])
     assert list(source.cfg.task.latency) == ["student"]  # as it was pre-trained
     env = source.env(2, 0)
     action = source.act(env.current())
@@ -140,7 +140,7 @@ def test_invalid_options_are_refused_in_one_line(published, tmp_path, capsys, wo
     if word.startswith("--device") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     try:
-        code = main(words(published, tmp_path, word))
+        code = main(argv(published, tmp_path, word))
     except SystemExit as ended:
         code = ended.code
     said = capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_invalid_options_are_refused_in_one_line(published, tmp_path, capsys, wo
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_command(published, tmp_path, monkeypatch):
-    given = words(published, tmp_path, "--num-epochs=12", "--lr=0.003", "--eval-freq=3")
+    given = argv(published, tmp_path, "--num-epochs=12", "--lr=0.003", "--eval-freq=3")
     assert main([*given, "--name=whole"]) == 0
     close, stop = Run._close_iteration, 5
 
@@ -173,7 +173,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_command(published, tmp_pat
 
 
 def test_another_data_folder_is_refused_by_the_option_that_says_so(published, tmp_path, capsys):
-    given = words(published, tmp_path, "--num-epochs=1")
+    given = argv(published, tmp_path, "--num-epochs=1")
     given[0] = f"--real-dataset-folder={tmp_path}"
     record(tmp_path, student(TASK)[1], success=False)
     assert main(given) == 2
@@ -181,7 +181,7 @@ def test_another_data_folder_is_refused_by_the_option_that_says_so(published, tm
     assert "was a success; collect successful ones, or learn from failures too by --all" in said
 
 
-def test_the_script_hands_all_its_words_on(tmp_path):
+def test_the_script_hands_on_all_arguments(tmp_path):
     stub = tmp_path / "python"
     stub.write_text(f'#!/bin/sh\nfor w in "$@"; do echo "$w"; done > {tmp_path}/told\n')
     stub.chmod(0o755)

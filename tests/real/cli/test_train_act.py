@@ -23,10 +23,10 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
     save_policy(policy, card, tmp_path / "run" / "policy")
     for seed in range(3):
         record(tmp_path / "data", card, taught(card, 20, seed), success=seed < 2)
-    words = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={tmp_path / 'run'}"]
-    words += [f"--{k}={v}" for k, v in SMALL_ACT.items()]
-    words += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
-    assert main([*words, "--device=cpu", "--quiet"]) == 0
+    argv = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={tmp_path / 'run'}"]
+    argv += [f"--{k}={v}" for k, v in SMALL_ACT.items()]
+    argv += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
+    assert main([*argv, "--device=cpu", "--quiet"]) == 0
     folder = tmp_path / TASK / "act"
     policy = load_act(folder)
     assert policy.horizon == 5
@@ -34,7 +34,7 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
     with (folder / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["iteration"] for row in table if row["val/loss"]] == ["2", "4"]
-    assert main([*words, "--device=cpu", "--quiet"]) == 2  # never written over
+    assert main([*argv, "--device=cpu", "--quiet"]) == 2  # never written over
     described = read_mapping(folder / "config.yaml")
     assert (described["algo"]["name"], described["seed"]) == ("act", 20230915)
     origin = tmp_path / "run" / "policy" / "policy.safetensors"
