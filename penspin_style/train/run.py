@@ -133,9 +133,8 @@ class Run:
         if not self._is_finished():
             progress.say(f"resuming from iteration {self.iteration} ({folder})")
             return True
-        key = "total_samples"
-        if self.env is None:
-            key = "algo.num_epochs, with resume_changes=[algo.num_epochs],"
+        own = "algo.num_epochs, with resume_changes=[algo.num_epochs],"
+        key = own if self.env is None else "total_samples"
         if changed := run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes):
             raise ValueError(
                 f"{self.folder} is finished, nothing would be trained with the changed "
