@@ -226,6 +226,31 @@ class Task(ABC, Generic[C]):
         check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
+    def progress(self, sim: Sim) -> Tensor | None:
+        """Return how far each episode has got, (num_envs,) from 0 where it began; None: unknown.
+
+        Stalls and the farthest starts of a training (`algo.stall`, `algo.starts`) go by it.
+        """
+        return None
+
+    def start_state(self, sim: Sim) -> Tensor:
+        """Return the present states as rows from which an episode can begin, (num_envs, k)."""
+        return torch.cat((sim.data.qpos, sim.data.qvel, sim.data.ctrl), dim=1)
+
+    def set_start_state(self, sim: Sim, mask: Tensor, rows: Tensor, rng: torch.Generator) -> None:
+        """Start the masked environments from such rows (num_envs, k), after `reset`.
+
+        rng: for what may vary about them.
+        """
+        nq, nv = sim.model.nq, sim.model.nv
+        parts = rows.split((nq, nv, rows.shape[1] - nq - nv), dim=1)
+        for live, part in zip((sim.data.qpos, sim.data.qvel, sim.data.ctrl), parts, strict=True):
+            live.copy_(torch.where(mask[:, None], part, live))
+
+    def start_bank(self, device: torch.device) -> Tensor | None:
+        """Return states worth beginning in, rows (n, k) of `start_state`; None: there are none."""
+        return None
+
     def hide(self, sim: Sim, mask: Tensor) -> None:
         """Put the object out of sight in the masked environments, which have just been reset.
 

@@ -29,6 +29,7 @@ from penspin_style.nets.policy import save_policy
 from penspin_style.system import interrupt
 from penspin_style.train import folder as run_folder
 from penspin_style.train.checkpoint import Checkpoints
+from penspin_style.train.curriculum import Curriculum
 from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
 from penspin_style.train.folder import versions
@@ -77,6 +78,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
         self._check_use()
         self.device = resolve_device(cfg.device)
+        self.curriculum = Curriculum(cfg.curriculum, cfg.task)
         self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
         self.algo: Algorithm = make_algorithm(
             cfg, interface(self.env), device=self.device, seed=cfg.seed
@@ -179,22 +181,43 @@ class Run:
             updated = time.perf_counter()
             row |= {"time/rollout": collected - began, "time/update": updated - collected}
             row["time/samples_per_s"] = fresh / (updated - began)
-            self._close_iteration(row, trackers, progress)
+            if self._close_iteration(row, trackers, progress):
+                root = self.env.current()
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
-    ) -> None:
-        """Evaluate, log and save what an iteration has led to."""
+    ) -> bool:
+        """Evaluate, log and save what an iteration led to; return whether a new stage begins."""
         row |= self.env.metrics() | self.faults.check(self.iteration, progress.say)
         began = time.perf_counter()
         row |= self._maybe_evaluate()
         row["time/eval"] = time.perf_counter() - began
         row = {"iteration": self.iteration, "samples": self.samples, **row}
         self._log(row, progress)
+        advanced = self._maybe_advance(progress)
         # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
         trackers.log(row, self.samples)  # last: they may take long, and break
+        return advanced
+
+    def _maybe_advance(self, progress: Progress) -> bool:
+        """Go to the curriculum's next stage if it is time; return whether it was."""
+        score = self.score if self.scored == self.iteration else None
+        if not self.curriculum.advance(self.samples, score):
+            return False
+        stages = len(self.curriculum.stages)
+        progress.say(f"stage {self.curriculum.index + 1} of {stages} of the curriculum")
+        self._enter_stage()
+        return True
+
+    def _enter_stage(self) -> None:
+        """Build the environments of the curriculum's stage; what was reached before goes along."""
+        before = self.env
+        self.env = self._make_env(self.cfg.num_envs, self.cfg.seed, training=True)
+        if self.env.starts is not None and before.starts is not None:
+            self.env.starts.take_over(before.starts)
+        self.faults.env = self.env
 
     def _interrupted(self, progress: Progress, *, saved: bool) -> int:
         kept = "saved" if saved else "could not save"
@@ -253,6 +276,7 @@ class Run:
                 self.csv.write({**row, **found})
             except OSError as error:
                 progress.say(f"warning: no evaluation in {self.csv.path} ({error})")
+        self._maybe_advance(progress)
         self._save(progress, again=True)
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
@@ -363,6 +387,7 @@ class Run:
                 "scored": self.scored,
                 "rate_halved": self.rate_halved,
                 "faulty": list(self.faults.recent),
+                "curriculum": self.curriculum.state_dict(),
             },
         }
         score = self.score if self.scored == self.iteration else None
@@ -400,6 +425,11 @@ class Run:
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
+        stage = self.curriculum.index
+        # before there were stages, all was the first
+        self.curriculum.load_state_dict(state["run"].get("curriculum", {"index": 0, "since": 0}))
+        if self.curriculum.index != stage:
+            self._enter_stage()
         self.algo.load_state_dict(state["algo"])
         self.env.load_state_dict(
             # generators keep their state on the CPU whatever they draw on
@@ -420,7 +450,7 @@ class Run:
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         sim, algo = self.cfg.sim, self.cfg.algo
         return Env(
-            self.task(self.cfg.task),
+            self.task(self.curriculum.task if training else self.cfg.task),
             num_envs,
             self.device,
             seed=seed,
