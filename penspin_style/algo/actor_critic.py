@@ -13,7 +13,7 @@ from penspin_style.features import Input
 from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
-from penspin_style.nets.teacher import OraclePolicy
+from penspin_style.nets.teacher import TeacherPolicy
 
 
 class Actor(TensorDictModuleBase):
@@ -24,7 +24,7 @@ class Actor(TensorDictModuleBase):
 
     value: Any = None
 
-    def __init__(self, policy: GaussianPolicy | OraclePolicy) -> None:
+    def __init__(self, policy: GaussianPolicy | TeacherPolicy) -> None:
         super().__init__()
         self.policy = policy
         self.in_keys = list(policy.in_keys)
@@ -33,8 +33,8 @@ class Actor(TensorDictModuleBase):
     def get_dist(self, td: TensorDictBase) -> Gaussian:
         """Return the distribution of actions on observations."""
         observations = (td[key] for key in self.in_keys)
-        if isinstance(self.policy, OraclePolicy):
-            self.dist, self.value = self.policy.judge(*observations)
+        if isinstance(self.policy, TeacherPolicy):
+            self.dist, self.value = self.policy.evaluate(*observations)
         else:
             self.dist = self.policy(*observations)
         return self.dist
@@ -93,7 +93,7 @@ def summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> 
 
 def make_policy(
     cfg: Any, observed: dict[str, Input], naction: int, rng: torch.Generator
-) -> GaussianPolicy | OraclePolicy:
+) -> GaussianPolicy | TeacherPolicy:
     """Return the policy that an algorithm's configuration asks for, of what is observed.
 
     Raises:
@@ -115,7 +115,7 @@ def make_policy(
     if not encoders and not cfg.shared_critic:
         return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
     reads = [observed[name] for name in ("teacher", *encoders)]
-    return OraclePolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
+    return TeacherPolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
 
 
 def make_critic(cfg: Any, observed: dict[str, Input], rng: torch.Generator) -> ValueFunction | None:

@@ -30,7 +30,7 @@ from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainCo
 from penspin_style.features import Input
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.teacher import OraclePolicy
+from penspin_style.nets.teacher import TeacherPolicy
 
 
 @dataclass
@@ -334,14 +334,14 @@ class PPO:
         if self.critic is not None:
             key = self.critic.in_key
             return self._returns(self.critic(batch[key])), self._returns(self.critic(nxt[key]))
-        assert isinstance(self.policy, OraclePolicy)
+        assert isinstance(self.policy, TeacherPolicy)
         value: Any = batch["state_value"]
         known = torch.zeros_like(nxt["done"])
         known[:-1] = ~nxt["done"][:-1]
         next_value = torch.where(known, value.roll(-1, dims=0), 0.0)
         rows = ~(known | nxt["terminated"] | nxt["fault"]).squeeze(-1)
         observations = [nxt[key][rows] for key in self.policy.in_keys]
-        last: Any = self.policy.judge(*observations)[1]
+        last: Any = self.policy.evaluate(*observations)[1]
         next_value[rows] = self._returns(last)
         return value, next_value
 
@@ -408,7 +408,7 @@ class PPO:
 
     def _normalizers(self) -> Iterator[tuple[str, Normalizer]]:
         """Yield observation groups and the statistics of them."""
-        if isinstance(self.policy, OraclePolicy):
+        if isinstance(self.policy, TeacherPolicy):
             for key, normalizer in self.policy.normalizers.items():
                 assert isinstance(normalizer, Normalizer)
                 yield key, normalizer

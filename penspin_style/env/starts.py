@@ -217,8 +217,8 @@ class Starts:
         u = torch.rand(usable.shape, generator=rng, device=usable.device)
         slot = torch.where(usable, u, -1.0).argmax(dim=0)
         envs = torch.arange(len(failed), device=failed.device)
-        fell = failed & usable[slot, envs]
-        self.archives["falls"].add(fell, self.ring[slot, envs], self.before)
+        terminated = failed & usable[slot, envs]
+        self.archives["falls"].add(terminated, self.ring[slot, envs], self.before)
         if not self.clock % _EVERY:
             self.ring[self.clock // _EVERY % _RING] = state
             self.ring_at[self.clock // _EVERY % _RING] = self.age

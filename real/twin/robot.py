@@ -160,15 +160,15 @@ class SimRobot:
                 self._lock.release()
 
     @property
-    def fell(self) -> bool:
+    def terminated(self) -> bool:
         """Whether the task has ended the episode."""
         with self._lock:
             self._check_ready()
-            return bool(self.batch.fell[0])
+            return bool(self.batch.terminated[0])
 
     @property
     def done(self) -> bool:
-        """Whether the episode is over: it fell, its time is up, or the physics failed."""
+        """Whether the episode is over: it terminated, its time is up, or the physics failed."""
         with self._lock:
             self._check_ready()
             return bool(self.batch.done[0])

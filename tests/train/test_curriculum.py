@@ -52,7 +52,7 @@ def test_a_stage_that_cannot_be_is_refused(stage, message):
         Curriculum(stages(stage, {}), Config())
 
 
-def test_a_run_goes_through_its_stages_and_is_judged_on_the_task_as_it_is(tmp_path):
+def test_a_run_goes_through_its_stages_and_is_evaluated_on_the_task_as_it_is(tmp_path):
     run = make(tmp_path, STAGES)
     lengths = []
 

@@ -151,7 +151,7 @@ def add_pen(spec: mujoco.MjSpec, radius: float, half_length: float, mass: float)
 
 
 def simplify(spec: mujoco.MjSpec) -> None:
-    """Make the world of hand and pen cheap: for trainings that are judged in the full one.
+    """Make the world of hand and pen cheap: for trainings that are evaluated in the full one.
 
     A capsule pen of nearly the same length, 5 steps of 10 ms, damped joints in place of friction
     loss; no touch sensors, nothing that is only drawn, nor the links that a held pen never meets.
