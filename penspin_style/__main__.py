@@ -17,9 +17,9 @@ from penspin_style.system.terminal import one_line
 _INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = arguments.parse(words)
+    args = arguments.parse(argv)
     try:
         with interrupt.raising():
             code = _run(args)
@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> int:
         code = 128 + getattr(error, "number", signal.SIGINT)
     finally:
         interrupt.flush()
-    if words is None and code in (_INTERRUPTED, *(128 + s for s in interrupt.SIGNALS)):
+    if argv is None and code in (_INTERRUPTED, *(128 + s for s in interrupt.SIGNALS)):
         interrupt.leave_soon(code)
     return code
 

@@ -106,7 +106,7 @@ class TrainConfig:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
     """Among tensorboard, csv, wandb, swanlab, trackio, mlflow."""
     video: bool = True
-    """Film one evaluation episode at the end."""
+    """Write a video of one evaluation episode at the end."""
     resume: bool = False
     """Continue the run of this name from its newest good checkpoint, with its configuration."""
     resume_changes: list[str] = field(default_factory=list)

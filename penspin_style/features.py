@@ -63,11 +63,11 @@ class Input:
         return sum(f.size for f in self.features)
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         """Whether this is one feature that keeps its shape.
 
         That is a feature of another type than float32, or one with two axes or more that lends the
-        input its name, as a depth picture does.
+        input its name, as a depth image does.
         """
         first, *more = self.features
         own = first.name == self.name and len(first.shape) > 1
@@ -77,13 +77,13 @@ class Input:
     def tensor(self) -> tuple[str, tuple[int, ...]]:
         """Return type and shape, without the batch axis, of the input's tensor.
 
-        Features are raveled into one float32 vector (size,). A picture is an input of its own and
+        Features are raveled into one float32 vector (size,). An image is an input of its own and
         keeps its shape, after the history if there is one.
 
         Raises:
             ValueError: features of other types share the input.
         """
-        if self.is_picture:
+        if self.is_image:
             (f,) = self.features
             return f.dtype, (f.shape if f.history == 1 else (f.history, *f.shape))
         if any(f.dtype != "float32" for f in self.features):

@@ -4,7 +4,7 @@
 
 The network is `penspin_style/nets/act.py`, its sizes and settings are PenSpin's. It is trained from
 nothing on the robot's episodes; of the student it takes what the robot measures and commands, and
-the frozen encoder of pictures. It reads the newest value of every feature and answers the next
+the frozen encoder of images. It reads the newest value of every feature and answers the next
 `num_queries` actions, in the policy's own units; `real.serving.action_chunking` makes one action of
 them.
 
@@ -101,21 +101,21 @@ class ACTConfig:
 
 
 def act_inputs(card: PolicyCard, mode: str = "") -> tuple[Input, ...]:
-    """Return what ACT reads: the newest value of a student's features, and its pictures.
+    """Return what ACT reads: the newest value of a student's features, and its images.
 
     mode: the features, as `joint_pos-obj_ends`; empty for all.
 
     Raises:
         ValueError: the student reads no such feature.
     """
-    vectors = [f for i in card.inputs if not i.is_picture for f in i.features]
+    vectors = [f for i in card.inputs if not i.is_image for f in i.features]
     known = {f.name: f for f in vectors}
     chosen = mode.split("-") if mode else list(known)
     for name in chosen:
         if name not in known:
             raise ValueError(f"--input-mode={mode}: no {name!r}, the student reads {list(known)}")
     now = tuple(_now(known[name]) for name in chosen)
-    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_picture))
+    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_image))
 
 
 class Trainer:
@@ -129,7 +129,7 @@ class Trainer:
         cfg: ACTConfig,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Split, and encode every picture once.
+        """Split, and encode every image once.
 
         Raises:
             ValueError: too few trajectories to split.
@@ -150,7 +150,7 @@ class Trainer:
         self._guard = GuardedOptimizer(self.optimizer, (self.policy,), 10.0)
 
     def fit(self, log: Callable[[dict[str, float]], None] | None = None) -> Result:
-        """Train; return the network with the weights that act best on what only judges.
+        """Train; return the network with the weights that act best on the validation trajectories.
 
         Raises:
             DivergedError: losses or gradients are not finite.
@@ -273,10 +273,10 @@ def load_act(path: pathlib.Path) -> TorchPolicy:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the words say; publish the run folder.
+    """Train as the arguments say; publish the run folder.
 
     Raises:
-        ValueError, OSError: the words, the student or the episodes cannot be used.
+        ValueError, OSError: the arguments, the student or the episodes cannot be used.
         DivergedError: losses or gradients are not finite.
     """
     cfg = ACTConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ACTConfig)})
@@ -301,8 +301,8 @@ def run(args: argparse.Namespace) -> int:
 
     result = trainer.fit(note)
     own = dataclasses.replace(own, network=trainer.policy.describe())
-    words = {k: str(getattr(args, k)) for k in ("real_dataset_folder", "checkpoint_path")}
-    described = words | {"all": args.all, **dataclasses.asdict(cfg)}
+    paths = {k: str(getattr(args, k)) for k in ("real_dataset_folder", "checkpoint_path")}
+    described = paths | {"all": args.all, **dataclasses.asdict(cfg)}
     publish(out, result, own, source=source, data=data, described=described, kind="act")
     if not args.quiet:
         print(f"{len(data.rows)} trajectories; policy in {out / 'policy'}", file=sys.stderr)
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def eyes_of(student: Any) -> StudentPolicy | None:
-    """Return the student if it sees pictures, to encode them; else None."""
+    """Return the student if it sees images, to encode them; else None."""
     return student if getattr(student, "frozen", ()) else None
 
 
@@ -333,11 +333,11 @@ def parser() -> Parser:
     return own
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         with interrupt.raising():
-            return run(parser().parse_args(words))
+            return run(parser().parse_args(argv))
     except interrupt.Interrupted as error:
         with contextlib.suppress(OSError):
             print("train_act.sh: interrupted; there is no policy, start again", file=sys.stderr)

@@ -3,7 +3,7 @@
     scripts/finetune_ppo.sh --real-dataset-folder=DIR --checkpoint-path=RUN [--name=NAME ...]
 
 The name is PenSpin's; no PPO is in it. The student starts from its pre-trained weights and learns,
-at every step of every trajectory, the action that was sent then, as the pre-training's own pupil
+at every step of every trajectory, the action that was sent then, as the pre-training's own student
 does (`penspin_style/algo/imitation.py`): same inputs, same dropout, the normalisers of pre-training
 frozen. Trajectories are split whole between training and validation, and the weights that are best
 on the latter are kept. Which these are depends on the seed alone.
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from penspin_style import storage
 from penspin_style.algo.algorithm import DivergedError, GuardedOptimizer
 from penspin_style.algo.augment import AugmentConfig
-from penspin_style.algo.imitation import DistillConfig, Pupil, TemporalConfig, make_pupil
+from penspin_style.algo.imitation import DistillConfig, Student, TemporalConfig, make_student
 from penspin_style.data.dataset import Trajectories, Windows, join, load
 from penspin_style.data.formats import penspin
 from penspin_style.features import PolicyCard
@@ -50,7 +50,7 @@ from tasks.robots.allegro import description
 
 HAND = penspin.Hand.of(description)
 """Whose joints PenSpin's files hold."""
-_KINDS = {"student": "pictures", "temporal": "temporal"}
+_KINDS = {"student": "images", "temporal": "temporal"}
 """Network on the card -> that of a distillation."""
 _PLAIN = {
     "shift": 0,
@@ -64,7 +64,7 @@ _PLAIN = {
     "depth_blackout": 0.0,
 }
 _ROWS = 512
-"""Rows whose pictures are encoded at a time."""
+"""Rows whose images are encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class FinetuneConfig:
     real_batch_size: int = 512
     """Rows of a gradient step; all there are if there are fewer."""
     val_ratio: float = 0.1
-    """Share of the trajectories that only judge; one at least, unless 0."""
+    """Share of the trajectories to validate on; one at least, unless 0."""
     lr: float = 1e-4
     num_epochs: int = 1000
     weight_decay: float = 0.0
@@ -87,7 +87,7 @@ class FinetuneConfig:
     loss: str = "l1"
     """Distance to the label, mean over all numbers: `l1` or `l2`."""
     views: int = 1
-    """Times that every picture is seen: as it is, and augmented as in pre-training."""
+    """Times that every image is seen: as it is, and augmented as in pre-training."""
     from_scratch: bool = False
     """Draw the weights anew, but for frozen encoders; normalise by the trajectories."""
     max_grad_norm: float = 1.0
@@ -125,7 +125,7 @@ class Result:
     epoch: int
     """After which the weights were taken; 0 are those it began with."""
     train: list[int] = field(default_factory=list)
-    """Trajectories learned from; `validation` only judged."""
+    """Trajectories learned from; `validation` is left out."""
     validation: list[int] = field(default_factory=list)
 
 
@@ -147,12 +147,12 @@ class Finetuner:
         """
         self.cfg, self.device = cfg, torch.device(device)
         self.rng = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.pupil = _pupil(policy, card, cfg, self.rng)
-        self.policy = self.pupil.policy.to(self.device)
+        self.student = _student(policy, card, cfg, self.rng)
+        self.policy = self.student.policy.to(self.device)
         self.train_ids, self.val_ids = split(len(trajectories), cfg.val_ratio, cfg.seed)
         train = join([trajectories[i] for i in self.train_ids])
         if cfg.from_scratch and self.policy.normalizer is not None:
-            (vector,) = (i.name for i in card.inputs if not i.is_picture)
+            (vector,) = (i.name for i in card.inputs if not i.is_image)
             self.policy.normalizer.update(torch.from_numpy(train.inputs[vector]).to(self.device))
         self.train = self._rows(train, cfg.views)
         val = [trajectories[i] for i in self.val_ids]
@@ -196,10 +196,10 @@ class Finetuner:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Return the loss on the trajectories that only judge, as the policy acts; None of none."""
+        """Return the loss on the trajectories to validate on, as the policy acts; None of none."""
         if self.val is None:
             return None
-        actions = [self.pupil.act(rows) for rows in self.val.split(_ROWS)]
+        actions = [self.student.act(rows) for rows in self.val.split(_ROWS)]
         return self._distance(torch.cat(actions), self.val["label"]).item()
 
     def _epoch(self) -> float:
@@ -208,7 +208,7 @@ class Finetuner:
         losses = []
         for ids in order.split(self.cfg.real_batch_size):
             rows: Any = self.train[ids]
-            loss = self._distance(self.pupil.learn(rows), rows["label"])
+            loss = self._distance(self.student.learn(rows), rows["label"])
             if self._guard.step(loss) is not None:
                 losses.append(loss.detach() * (len(ids) / len(order)))
         return torch.stack(losses).sum().item() if losses else float("nan")
@@ -222,48 +222,48 @@ class Finetuner:
 
     @torch.no_grad()
     def _rows(self, windows: Windows, views: int) -> TensorDict:
-        """Return what the pupil learns from: the first view as it is, the others augmented."""
+        """Return what the student learns from: the first view as it is, the others augmented."""
         n = len(windows)
         raw = TensorDict(
             {name: torch.from_numpy(value) for name, value in windows.inputs.items()}, [n]
         )
         raw["label"] = torch.from_numpy(windows.labels)
-        pictures = getattr(self.pupil, "augment", None)
+        images = getattr(self.student, "augment", None)
         parts = []
-        for view in range(views if pictures is not None else 1):
-            if pictures is not None:
-                pictures.cfg = AugmentConfig(**(_PLAIN if view == 0 else {}))
+        for view in range(views if images is not None else 1):
+            if images is not None:
+                images.cfg = AugmentConfig(**(_PLAIN if view == 0 else {}))
             for rows in raw.split(_ROWS):
                 rows = rows.to(self.device)
-                rows.update(self.pupil.see(rows))
-                parts.append(rows.select(*self.pupil.keys, "label"))
+                rows.update(self.student.see(rows))
+                parts.append(rows.select(*self.student.keys, "label"))
         return torch.cat(parts)  # type: ignore[return-value]
 
 
 def split(count: int, ratio: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return the trajectories to learn from and those that judge, whole ones, both sorted.
+    """Return the trajectories to learn from and those to validate on, whole ones, both sorted.
 
     Raises:
         ValueError: none would be left to learn from.
     """
-    judging = max(1, round(ratio * count)) if ratio else 0
-    if count - judging < 1:
+    validating = max(1, round(ratio * count)) if ratio else 0
+    if count - validating < 1:
         raise ValueError(
-            f"{count} trajectories cannot be split: with --val-ratio={ratio:g} {judging} would "
-            "only judge; collect more, or use --val-ratio=0"
+            f"{count} trajectories cannot be split: with --val-ratio={ratio:g} {validating} would "
+            "only validate; collect more, or use --val-ratio=0"
         )
     order = np.random.default_rng(seed).permutation(count).tolist()
-    return sorted(order[judging:]), sorted(order[:judging])
+    return sorted(order[validating:]), sorted(order[:validating])
 
 
 # The command.
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fine-tune as the words say; publish the run folder.
+    """Fine-tune as the arguments say; publish the run folder.
 
     Raises:
-        ValueError, OSError: the words, the policy or the episodes cannot be used.
+        ValueError, OSError: the arguments, the policy or the episodes cannot be used.
         DivergedError: losses or gradients are not finite.
     """
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(FinetuneConfig)}
@@ -282,7 +282,7 @@ def run(args: argparse.Namespace) -> int:
     say(
         f"{len(data.rows)} trajectories, {data.left_out} failures left out: "
         f"{len(tuner.train_ids)} to learn from ({len(tuner.train)} rows), {len(tuner.val_ids)} to "
-        f"judge by; {data.beyond} numbers clipped"
+        f"validate on; {data.beyond} numbers clipped"
     )
     storage.make_folder(out)
     (out / "metrics.csv").unlink(missing_ok=True)
@@ -293,8 +293,8 @@ def run(args: argparse.Namespace) -> int:
         say("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
     result = tuner.fit(note)
-    words = {k: str(getattr(args, k)) for k in ("real_dataset_folder", "checkpoint_path")}
-    described = words | {"all": args.all, **dataclasses.asdict(cfg)}
+    paths = {k: str(getattr(args, k)) for k in ("real_dataset_folder", "checkpoint_path")}
+    described = paths | {"all": args.all, **dataclasses.asdict(cfg)}
     publish(out, result, card, source=source, data=data, described=described)
     if result.before is None:
         say(f"no validation: the last weights, in {out / 'policy'}")
@@ -401,14 +401,14 @@ def parser() -> Parser:
     own.option("checkpoint-path", "run folder of a student", required=True, metavar="PATH")
     for name, summary in (
         ("real-batch-size", "rows of a gradient step"),
-        ("val-ratio", "share of the trajectories that only judge"),
+        ("val-ratio", "share of the trajectories to validate on"),
         ("lr", "learning rate"),
         ("num-epochs", "passes over the rows at most"),
         ("weight-decay", "AdamW's"),
         ("eval-freq", "epochs between two validations"),
         ("eval-start-epoch", "first epoch whose weights may be kept"),
         ("patience", "validations without a better one that end it; 0: none do"),
-        ("views", "times that every picture is seen, augmented but for the first"),
+        ("views", "times that every image is seen, augmented but for the first"),
         ("seed", "of the split, the order, dropout and augmentation"),
         ("max-grad-norm", "longest gradient"),
     ):
@@ -427,11 +427,11 @@ def parser() -> Parser:
     return own
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         with interrupt.raising():
-            return run(parser().parse_args(words))
+            return run(parser().parse_args(argv))
     except interrupt.Interrupted as error:
         with contextlib.suppress(OSError):
             print("finetune_ppo.sh: interrupted; there is no policy, start again", file=sys.stderr)
@@ -450,8 +450,10 @@ def main(words: Sequence[str] | None = None) -> int:
 # Parts.
 
 
-def _pupil(policy: nn.Module, card: PolicyCard, cfg: FinetuneConfig, rng: torch.Generator) -> Pupil:
-    """Return the pupil of a distillation with this policy's network and weights."""
+def _student(
+    policy: nn.Module, card: PolicyCard, cfg: FinetuneConfig, rng: torch.Generator
+) -> Student:
+    """Return the student of a distillation with this policy's network and weights."""
     network = dict(card.network)
     kind = network.pop("kind", None)
     if kind not in _KINDS:
@@ -462,14 +464,14 @@ def _pupil(policy: nn.Module, card: PolicyCard, cfg: FinetuneConfig, rng: torch.
     own: dict[str, Any] = {"temporal": TemporalConfig(**network)} if kind == "temporal" else network
     settings = DistillConfig(network=_KINDS[kind], encoder="", **own)
     weights = torch.Generator().manual_seed(cfg.seed)
-    pupil = make_pupil(settings, card.inputs, len(card.actions), weights=weights, rng=rng)
+    student = make_student(settings, card.inputs, len(card.actions), weights=weights, rng=rng)
     state = policy.state_dict()
     if cfg.from_scratch:
-        frozen = getattr(pupil.policy, "train_encoder", True) is False
+        frozen = getattr(student.policy, "train_encoder", True) is False
         kept = {k: v for k, v in state.items() if frozen and k.startswith("encoders.")}
-        state = {**pupil.policy.state_dict(), **kept}
-    pupil.policy.load_state_dict(state)
-    return pupil
+        state = {**student.policy.state_dict(), **kept}
+    student.policy.load_state_dict(state)
+    return student
 
 
 def _require(legal: bool, key: str, value: Any, wanted: str) -> None:

@@ -43,9 +43,9 @@ class Comparison:
     """(steps, n) m between the pens' middles; NaN once a pen has dropped here or there."""
     joints: Tensor
     """(steps, n) rad, the largest difference of a joint; NaN as above."""
-    fell: Tensor
+    terminated: Tensor
     """(n,) bool, whether the pen has dropped here."""
-    fell_exact: Tensor
+    terminated_exact: Tensor
     """(n,) bool, whether it has there."""
     faults: int
     """Environments with a fault while the pen was held."""
@@ -67,7 +67,7 @@ class World:
         noise = torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
         self.sim.data.qpos[:, :16] += (nudge * noise).to(self.sim.data.qpos)
         self.sim.forward()
-        self.fell = torch.zeros(n, dtype=torch.bool)
+        self.terminated = torch.zeros(n, dtype=torch.bool)
         self.faulty = torch.zeros(n, dtype=torch.bool)
         self.half = env.sim.params.geom_size[:, self.task.geom, 1].double()
 
@@ -79,10 +79,10 @@ class World:
         middle, quat = qpos[:, at : at + 3], qpos[:, at + 3 : at + 7]
         rise = self.half * rotation.to_matrix(quat)[:, 2, 2].abs()
         height = middle[:, 2]
-        self.fell |= height < cfg.lowest
-        self.fell |= (height - rise < cfg.lowest_end) | (height + rise > cfg.highest_end)
+        self.terminated |= height < cfg.lowest
+        self.terminated |= (height - rise < cfg.lowest_end) | (height + rise > cfg.highest_end)
         # a task would have reset a dropped pen before it is pressed into the palm
-        self.faulty |= (self.sim.faults.cpu() != 0) & ~self.fell
+        self.faulty |= (self.sim.faults.cpu() != 0) & ~self.terminated
         return middle, qpos[:, :16]
 
 
@@ -102,7 +102,7 @@ def compare(
         middle, angles = exact.step(inputs)
         for i, world in enumerate(worlds):
             its_middle, its_angles = world.step(inputs)
-            over = exact.fell | world.fell
+            over = exact.terminated | world.terminated
             apart = (its_middle - middle).norm(dim=1), (its_angles - angles).abs().amax(dim=1)
             for rows, values in zip((pens[i], joints[i]), apart, strict=True):
                 rows.append(torch.where(over, torch.nan, values))
@@ -110,8 +110,8 @@ def compare(
         Comparison(
             torch.stack(pens[i]),
             torch.stack(joints[i]),
-            world.fell,
-            exact.fell,
+            world.terminated,
+            exact.terminated,
             int(world.faulty.sum()),
         )
         for i, world in enumerate(worlds)
@@ -133,27 +133,33 @@ def table(names: Sequence[str], found: Sequence[Comparison]) -> str:
             for i in marks:
                 row = "".join(f"{unit * q:>11.2g}" for q in quantiles(values[i - 1]))
                 lines.append(f"{f'{name}: {what}':<32}{i:>6}{row}")
-    n = len(found[0].fell)
-    dropped = [("mujoco", found[0].fell_exact), *zip(names, (f.fell for f in found), strict=True)]
-    for name, fell in dropped:
-        count = int(fell.sum())
+    n = len(found[0].terminated)
+    dropped = [
+        ("mujoco", found[0].terminated_exact),
+        *zip(names, (f.terminated for f in found), strict=True),
+    ]
+    for name, terminated in dropped:
+        count = int(terminated.sum())
         low, high = wilson(count / n, n)
         share = f"{100 * count / n:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}"
         lines.append(f"dropped, {name:<22} {count} of {n}: {share}")
     for name, one in zip(names, found, strict=True):
-        both = int((one.fell & one.fell_exact).sum())
+        both = int((one.terminated & one.terminated_exact).sum())
         lines.append(f"in both, {name:<22} {both}; faulty environments {one.faults}")
     return "\n".join(lines)
 
 
 def agree(one: Comparison) -> bool:
     """Return whether the intervals of the dropped overlap and nothing was faulty."""
-    n = len(one.fell)
-    (a, b), (c, d) = (wilson(float(fell.sum()) / n, n) for fell in (one.fell, one.fell_exact))
+    n = len(one.terminated)
+    (a, b), (c, d) = (
+        wilson(float(terminated.sum()) / n, n)
+        for terminated in (one.terminated, one.terminated_exact)
+    )
     return a <= d and c <= b and not one.faults
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/compare_engines.py")
     parser.add_argument("--envs", type=int, default=500, help="grasps to hold")
@@ -161,7 +167,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--scale", type=float, default=0.28, help="of the pens: 0.28 or 0.29")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="of Warp: cpu or cuda:N")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     try:
         if min(options.envs, options.steps) < 1:
             raise ValueError(

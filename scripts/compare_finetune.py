@@ -32,7 +32,7 @@ from penspin_style.data.episodes.episode import Header, episodes, write_episode 
 from penspin_style.deploy.policy import Policy  # noqa: E402
 from penspin_style.deploy.torch_policy import TorchPolicy  # noqa: E402
 from penspin_style.nets.policy import load_policy  # noqa: E402
-from penspin_style.train.load_policy import open_source  # noqa: E402
+from penspin_style.train.load_policy import open_policy  # noqa: E402
 from real.act import ACTConfig, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
 from real.control.success import SuccessRule, wilson  # noqa: E402
 from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
@@ -62,7 +62,7 @@ class Comparison:
         self.results = self.out / "results.jsonl"
         self.rule = SuccessRule.parse(args.rule)
         self.twin = load_twin(args.twin)
-        source = open_source(pathlib.Path(args.student), [])
+        source = open_policy(pathlib.Path(args.student), [])
         self.card = with_delays(source)
         self.student = load_policy(policy_folder(pathlib.Path(args.student)))[0]
 
@@ -146,7 +146,7 @@ class Comparison:
         args, folder = self.args, self.out / "replays"
         for left in episodes(folder) if folder.is_dir() else []:
             left.unlink()  # of a collection that was killed
-        played = self._demonstrate()
+        played = self._demonstrations()
         batch = BatchTwin(self.twin, len(played))
         batch.seed(args.seed + 1)
         batch.reset({n: np.array([p.start[n] for p in played]) for n in played[0].start})
@@ -165,7 +165,7 @@ class Comparison:
         good = np.flatnonzero(self.rule.where(found))
         head = Header.of_card(self.card, source="twin", robot=args.twin)
         for i in good[: args.pool]:
-            cut = round(CUT / batch.control_dt) if found["fell"][i] else 0
+            cut = round(CUT / batch.control_dt) if found["terminated"][i] else 0
             steps = min(int(lengths[i]), int(alive[i]) - cut)
             columns = {key: np.stack([row[key][i] for row in rows[:steps]]) for key in rows[0]}
             columns["time"] = batch.control_dt * np.arange(steps)
@@ -175,10 +175,10 @@ class Comparison:
             write_episode(folder, mine, kept, True)
         self._note("replay", {}, found)
 
-    def _demonstrate(self) -> list[Trajectory]:
+    def _demonstrations(self) -> list[Trajectory]:
         """Return what the teacher does in the world that it knows, as it is to be repeated."""
         args = self.args
-        source = open_source(pathlib.Path(args.teacher), [])
+        source = open_policy(pathlib.Path(args.teacher), [])
         stage = Stage(source, args.twin, [], args.replays, speed=args.speed)
         columns = args.smooth_channels or range(len(stage.card.actions))
         out = []
@@ -260,7 +260,7 @@ def pairs(text: str) -> dict[str, Any]:
     return dict(read())
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compare; print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("teacher", help="run folder")
@@ -287,7 +287,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", type=pairs, default={}, help="where scratch differs")
     parser.add_argument("--act", type=pairs, default={}, help="ACT's, as num_queries=20")
     parser.add_argument("--table", action="store_true", help="print what there is, and stop")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     comparison = Comparison(args)
     if not args.table:

@@ -24,7 +24,7 @@ POSE = (0.1, 0.25, 0.1, -2.2, 0.0, 2.45, 0.9, 0.04, 0.04)  # rad, and m of the f
 CUBE = (0.5, 0.14)  # m
 
 
-def pictures() -> np.ndarray:
+def compare() -> np.ndarray:
     """Return one row per camera: colour, depth and segmentation, each by both renderers."""
     # OpenGL clips light at white before it applies a texture, the ray tracer after; this task has
     # no more light than white
@@ -48,8 +48,8 @@ def pictures() -> np.ndarray:
 
 
 def main() -> None:
-    """Write the picture with a title over each column."""
-    body = Image.fromarray(pictures())
+    """Write the image with a title over each column."""
+    body = Image.fromarray(compare())
     page = Image.new("RGB", (body.width, body.height + TITLE), "white")
     page.paste(body, (0, TITLE))
     draw = ImageDraw.Draw(page)

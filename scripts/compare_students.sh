@@ -5,7 +5,7 @@
 set -euo pipefail
 kind=${1:-}
 case "$kind" in
-    augmentation) names=(everything no_shift no_brightness no_noise no_depth_noise no_latency no_holdout nothing) ;;
+    augmentation) names=(everything no_shift no_brightness no_noise no_depth_noise no_latency all_present nothing) ;;
     encoder) names=(cifar10 random end_to_end in_domain cifar10_pooled) ;;
     *)
         echo "usage: scripts/compare_students.sh augmentation|encoder [KEY=VALUE ...]" >&2
@@ -26,8 +26,8 @@ change() {
     case "$1" in
         no_shift | no_brightness | no_noise | no_latency) echo "${!1}" ;;
         no_depth_noise) echo "$depth_noise" ;;
-        no_holdout) echo "algo.holdout=0" ;;
-        nothing) echo "$no_shift $no_brightness $no_noise $no_latency $depth_noise algo.holdout=0" ;;
+        all_present) echo "algo.absent_object=0" ;;
+        nothing) echo "$no_shift $no_brightness $no_noise $no_latency $depth_noise algo.absent_object=0" ;;
         random) echo "algo.encoder=" ;;
         end_to_end) echo "algo.encoder= algo.train_encoder=true" ;;
         in_domain) echo "algo.encoder=$group/in_domain_encoder" ;;
@@ -43,9 +43,9 @@ fi
 for name in "${names[@]}"; do
     [ -e "$group/$name.json" ] && continue # a killed comparison continues
     rm -rf "outputs/$task/compare-$kind-$name"
-    read -ra words <<< "$(change "$name" | tr '\n' ' ')"
+    read -ra overrides <<< "$(change "$name" | tr '\n' ' ')"
     penspin train task=$task name="compare-$kind-$name" video=false eval_every=0 final_episodes=1 \
-        "${words[@]}" "$@"
+        "${overrides[@]}" "$@"
     penspin eval "outputs/$task/compare-$kind-$name" 'task.latency.student.weights=[0.857,0.107,0.0207,0.0145]' \
         --json > "$group/$name.part"
     mv "$group/$name.part" "$group/$name.json"

@@ -19,13 +19,13 @@ names=(everything no_tactile no_point_cloud no_privileged no_z_reward)
 group=outputs/pen_spin/ablation-$seed
 mkdir -p "$group"
 train() {
-    local name=$1 run="ablation-$seed-$1" words=()
+    local name=$1 run="ablation-$seed-$1" overrides=()
     shift
     [ -e "$group/$name.json" ] && return
-    [ "$name" = everything ] || words=("ablation=$name")
+    [ "$name" = everything ] || overrides=("ablation=$name")
     rm -rf "outputs/pen_spin/$run"
     penspin train task=pen_spin name="$run" device="$device" seed="$seed" video=false eval_every=0 \
-        final_episodes=1 sim.nthread="$threads" learn_threads="$threads" "${words[@]}" "$@" \
+        final_episodes=1 sim.nthread="$threads" learn_threads="$threads" "${overrides[@]}" "$@" \
         > "$group/$name.log" 2>&1
     penspin eval "outputs/pen_spin/$run" --episodes 500 --json > "$group/$name.part"
     mv "$group/$name.part" "$group/$name.json"

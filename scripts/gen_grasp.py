@@ -29,14 +29,14 @@ REPLAYED = 5000
 """Grasps that are replayed once more for the card's `held_again`."""
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Collect, check and store; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/gen_grasp.sh")
     parser.add_argument("gpu", help="a number, or cpu")
     parser.add_argument("scale", type=float, help="of the pen; 0.28 is 22.4 mm across")
     parser.add_argument("--count", type=int, default=50_000, help="grasps to collect")
     parser.add_argument("--out", default="outputs/grasps", help="folder of the caches")
-    options, overrides = parser.parse_known_args(words)
+    options, overrides = parser.parse_known_args(argv)
     try:
         with interrupt.raising():
             return run(options, overrides)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from penspin_style.env.env import Env  # noqa: E402
 from penspin_style.sim.sim import Sim  # noqa: E402
 from penspin_style.train.evaluate import Act, evaluate  # noqa: E402
-from penspin_style.train.load_policy import open_source  # noqa: E402
+from penspin_style.train.load_policy import open_policy  # noqa: E402
 from tasks.pen import shapes  # noqa: E402
 from tasks.pen.grasp import GAP, TIP_RADIUS  # noqa: E402
 from tasks.pen.spin import PenTask  # noqa: E402
@@ -153,7 +153,7 @@ def show(r: dict[str, Any]) -> None:
         print(f"{name:11}  {f['touch']:8.1%}  {f['lifts']:7.2f}  {f['joint_range']:7.2f} rad")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Load, run, report; return the exit code."""
     parser = argparse.ArgumentParser(description="Tell finger gaiting from jiggling.")
     parser.add_argument("policy", type=pathlib.Path, help="a run, a policy folder or an ONNX file")
@@ -161,10 +161,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--seed", type=int, default=2_000_003)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    options = parser.parse_intermixed_args(words)
+    options = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)  # a second one would spin on the cores that physics needs
     try:
-        source = open_source(options.policy, options.overrides)
+        source = open_policy(options.policy, options.overrides)
         report = inspect(source.env(options.episodes, options.seed), source.act, options.seed)
     except ValueError as error:
         parser.error(str(error))

@@ -33,10 +33,10 @@ if [ -e "$out" ]; then
 fi
 mkdir -p "$out"
 count="${COUNT:-45}" make=(--num-envs 128)
-tune=() episodes=10 judged=200 clock=--realtime
+tune=() episodes=10 evaluated=200 clock=--realtime
 if [ -n "$small" ]; then
     count=3 make=(--num-envs 16 --best turns --share 0.2) rule="turns>=0.02"
-    tune=(--num-epochs=2 --eval-freq=1) episodes=1 judged=4 clock=--fast
+    tune=(--num-epochs=2 --eval-freq=1) episodes=1 evaluated=4 clock=--fast
 fi
 step() { printf '\n== [%s/8] %s (%d s)\n' "$1" "$2" $((SECONDS - began)); }
 
@@ -77,6 +77,6 @@ step 8 "evaluate it on the twin, before and after"
 penspin export "$student" --out "$out/before.onnx" ${small:+--samples 500} > /dev/null
 for policy in before policy; do
     printf '\n%s.onnx\n' "$policy"
-    penspin twin "$robot" "$out/$policy.onnx" --episodes "$judged"
+    penspin twin "$robot" "$out/$policy.onnx" --episodes "$evaluated"
 done
 printf '\n== done: %s (%d s)\n' "$out" $((SECONDS - began))

@@ -27,7 +27,7 @@ NAMES = ("index", "middle", "ring", "thumb")
 
 
 def tiles(folder: pathlib.Path) -> list[Image.Image]:
-    """Return a picture of each chosen grasp.
+    """Return an image of each chosen grasp.
 
     Raises:
         ValueError: the cache is missing or damaged.
@@ -63,14 +63,14 @@ def sheet(folder: pathlib.Path) -> Image.Image:
     return Image.fromarray(np.concatenate(lines))
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Draw and write; return the exit code."""
     parser = argparse.ArgumentParser(description="Draw 24 grasps of a cache.")
     parser.add_argument(
         "cache", metavar="FOLDER|SCALE", help="such as outputs/grasps/s0.3, or 0.28"
     )
     parser.add_argument("--out", type=pathlib.Path, default="grasps.png", metavar="PNG")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     folder = pathlib.Path(options.cache)
     if not folder.is_dir():
         try:

@@ -4,11 +4,11 @@
 # algo.teacher=DIR names the teacher, the task's own in the package unless given; name=NAME
 # the run, which lands in outputs/<task>/NAME/, outputs/pen_spin_student/NAME/ for the pen.
 set -euo pipefail
-words=(task=pen_spin_student)
+overrides=(task=pen_spin_student)
 for word in "$@"; do
     case "$word" in
-        task=*) words=() ;;
+        task=*) overrides=() ;;
     esac
 done
 source "$(dirname "$0")/setup_env.sh" ""
-exec penspin train "${words[@]}" "$@"
+exec penspin train "${overrides[@]}" "$@"

@@ -11,11 +11,11 @@ gpu=$1 seed=$2 name=$3
 shift 3
 device="cuda:$gpu"
 [ "$gpu" = cpu ] && device=cpu
-words=(task=pen_spin)
+overrides=(task=pen_spin)
 for word in "$@"; do
     case "$word" in
-        task=*) words=() ;;
+        task=*) overrides=() ;;
     esac
 done
 source "$(dirname "$0")/setup_env.sh" ""
-exec penspin train "${words[@]}" device="$device" seed="$seed" name="$name" "$@"
+exec penspin train "${overrides[@]}" device="$device" seed="$seed" name="$name" "$@"

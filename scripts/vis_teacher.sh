@@ -9,17 +9,17 @@ fi
 name=$1
 shift
 task=pen_spin
-words=()
+overrides=()
 for word in "$@"; do
     case "$word" in
         task=*) task=${word#task=} ;;
-        *) words+=("$word") ;;
+        *) overrides+=("$word") ;;
     esac
 done
 source "$(dirname "$0")/setup_env.sh" ""
 run="outputs/$task/$name"
 if [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
-    exec penspin play "$run" "${words[@]}"
+    exec penspin play "$run" "${overrides[@]}"
 fi
 mkdir -p "$run/videos"
-exec penspin play "$run" "${words[@]}" --video "$run/videos/teacher.mp4" --strip "$run/videos/teacher.png"
+exec penspin play "$run" "${overrides[@]}" --video "$run/videos/teacher.mp4" --strip "$run/videos/teacher.png"

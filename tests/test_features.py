@@ -58,7 +58,7 @@ DEPTH = Feature("front_depth", (8, 9), "m")
 
 
 @pytest.mark.parametrize(
-    ("given", "is_picture", "tensor"),
+    ("given", "is_image", "tensor"),
     [
         (Input("student", (Feature("pose", (3, 2), "m", history=4),)), False, ("float32", (24,))),
         (Input("student", (Feature("on", ()), Feature("q", (7,)))), False, ("float32", (8,))),
@@ -84,8 +84,8 @@ DEPTH = Feature("front_depth", (8, 9), "m")
         (Input("button", (Feature("button", (), "1", "uint8"),)), True, ("uint8", ())),
     ],
 )
-def test_an_input_is_a_vector_or_one_picture_in_its_own_shape(given, is_picture, tensor):
-    assert given.is_picture is is_picture
+def test_an_input_is_a_vector_or_one_image_in_its_own_shape(given, is_image, tensor):
+    assert given.is_image is is_image
     assert given.tensor == tensor
     count = 1
     for n in tensor[1]:
@@ -99,12 +99,12 @@ def test_features_of_other_types_do_not_share_an_input():
         _ = mixed.tensor
 
 
-def test_pictures_survive_the_card():
-    picture = Input("front_rgb", (Feature("front_rgb", (8, 9, 3), "1", "uint8", history=2),))
-    card = dataclasses.replace(CARD, inputs=(picture, Input("front_depth", (DEPTH,))))
+def test_images_survive_the_card():
+    image = Input("front_rgb", (Feature("front_rgb", (8, 9, 3), "1", "uint8", history=2),))
+    card = dataclasses.replace(CARD, inputs=(image, Input("front_depth", (DEPTH,))))
     back = PolicyCard.from_json(card.to_json())
     assert [i.tensor for i in back.inputs] == [("uint8", (2, 8, 9, 3)), ("float32", (8, 9))]
-    assert all(i.is_picture for i in back.inputs)
+    assert all(i.is_image for i in back.inputs)
 
 
 def test_cards_cannot_be_changed():

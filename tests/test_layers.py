@@ -328,7 +328,7 @@ def complaints(text, name):
             if word == "nan_to_num":
                 found.append(f"{where} nan_to_num hides a fault")
             if word in ("pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"):
-                found.append(f"{where} {word} runs code of whoever wrote the file")
+                found.append(f"{where} {word} runs code of a file's author")
             owner = getattr(getattr(node, "value", None), "id", "")
             if owner == "torch" and word in ("load", "save"):
                 found.append(f"{where} torch.{word} is pickle")

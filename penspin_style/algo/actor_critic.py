@@ -11,7 +11,7 @@ from penspin_style.algo.algorithm import masked_mean
 from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
-from penspin_style.nets.teacher import OraclePolicy
+from penspin_style.nets.teacher import TeacherPolicy
 
 
 class Actor(TensorDictModuleBase):
@@ -22,7 +22,7 @@ class Actor(TensorDictModuleBase):
 
     value: Any = None
 
-    def __init__(self, policy: GaussianPolicy | OraclePolicy) -> None:
+    def __init__(self, policy: GaussianPolicy | TeacherPolicy) -> None:
         super().__init__()
         self.policy = policy
         self.in_keys = list(policy.in_keys)
@@ -31,8 +31,8 @@ class Actor(TensorDictModuleBase):
     def get_dist(self, td: TensorDictBase) -> Gaussian:
         """Return the distribution of actions on observations."""
         observations = (td[key] for key in self.in_keys)
-        if isinstance(self.policy, OraclePolicy):
-            self.dist, self.value = self.policy.judge(*observations)
+        if isinstance(self.policy, TeacherPolicy):
+            self.dist, self.value = self.policy.evaluate(*observations)
         else:
             self.dist = self.policy(*observations)
         return self.dist

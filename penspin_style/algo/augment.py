@@ -1,4 +1,4 @@
-"""Random changes to pictures, so that a pixel student does not mistake the renderer for the world.
+"""Random changes to images, so that a pixel student does not mistake the renderer for the world.
 
 `Augment` applies what its config switches on, every time it is called: shift, then noise and
 brightness of colour; shift, lost edges, disparity, dropout, lines and blackout of depth. Each is
@@ -31,7 +31,7 @@ MIN_EDGE_LOSS = 0.05
 DISPARITY_STD = 1 / 6
 """Standard deviation of disparity noise, in steps of disparity (Barron and Malik 2013)."""
 LINE_LENGTHS = (2, 5)
-"""Shortest and longest line in a picture of 32 pixels."""
+"""Shortest and longest line in an image of 32 pixels."""
 _BANK, _WINDOW = 2**20, 2**10
 _CHUNK = 2**17
 """Pixels of a camera that a CPU changes at once: what fits its cache."""
@@ -39,10 +39,10 @@ _CHUNK = 2**17
 
 @dataclass
 class AugmentConfig:
-    """What a student's pictures suffer in training. Zero switches off, for brightness `[1, 1]`."""
+    """What a student's images suffer in training. Zero switches off, for brightness `[1, 1]`."""
 
     shift: int = 2
-    """Furthest shift in pixels, the same for all pictures of a sample."""
+    """Furthest shift in pixels, the same for all images of a sample."""
     brightness: list[float] = field(default_factory=lambda: [0.5, 1.5])
     """Range of the factor on colour, the same for all cameras of a sample."""
     noise: float = 0.03
@@ -56,11 +56,11 @@ class AugmentConfig:
     depth_dropout: float = 0.006
     """Probability that a depth pixel returns nothing."""
     depth_lines: int = 16
-    """Most lines in a depth picture; each has one at least."""
+    """Most lines in a depth image; each has one at least."""
     depth_line_value: list[float] = field(default_factory=lambda: [0.08, 0.34])
     """Range of a line's depth in metres."""
     depth_blackout: float = 0.02
-    """Probability that a whole depth picture is 0."""
+    """Probability that a whole depth image is 0."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -83,9 +83,9 @@ class AugmentConfig:
 
 
 class Augment:
-    """Change the pictures of a batch at random, as the config says.
+    """Change the images of a batch at random, as the config says.
 
-    rng: where all randomness comes from; on the pictures' device.
+    rng: where all randomness comes from; on the images' device.
     """
 
     def __init__(self, cfg: AugmentConfig, rng: torch.Generator) -> None:
@@ -96,14 +96,14 @@ class Augment:
     def __call__(
         self, rgb: Mapping[str, Tensor], depth: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return changed pictures under the same names.
+        """Return changed images under the same names.
 
         rgb: camera -> (n, 3, H, W) in [0, 1]. depth: camera -> (n, H, W) metres. Cameras may differ
         in resolution. Inputs are never written; one that nothing is switched on for comes back
         itself, uncopied.
 
         Raises:
-            ValueError: a picture is not float32, has another shape or less than 5 pixels to a side,
+            ValueError: an image is not float32, has another shape or less than 5 pixels to a side,
                 or batch sizes differ.
         """
         n = _check(rgb, depth)
@@ -131,7 +131,7 @@ class Augment:
         return whole
 
     def _change(self, views: list[Tensor], ncolor: int) -> list[Tensor]:
-        """Change pictures, of which the first `ncolor` are colour and the others depth."""
+        """Change images, of which the first `ncolor` are colour and the others depth."""
         cfg, rng = self.cfg, self.rng
         if cfg.shift:
             views = random_shift(views, cfg.shift, rng)
@@ -172,13 +172,13 @@ class Augment:
 
 
 def random_shift(views: Sequence[Tensor], most: int, rng: torch.Generator) -> list[Tensor]:
-    """Shift all pictures of a sample by one offset, uniform in -most..most pixels in x and in y.
+    """Shift all images of a sample by one offset, uniform in -most..most pixels in x and in y.
 
-    views: each (n, ..., H, W), with the same n. A shifted picture is a crop of the picture with its
+    views: each (n, ..., H, W), with the same n. A shifted image is a crop of the image with its
     edges repeated outwards. Rows are copied whole: one `index_select` of windows of the widened
     rows.
 
-    Source: DrQ (Kostrikov et al. 2020, arXiv 2004.13649). Upstream shifts pictures that its student
+    Source: DrQ (Kostrikov et al. 2020, arXiv 2004.13649). Upstream shifts images that its student
     never reads: the features that it does read are computed before.
     """
     if not views:
@@ -204,7 +204,7 @@ def random_shift(views: Sequence[Tensor], most: int, rng: torch.Generator) -> li
 def scale_brightness(
     images: Sequence[Tensor], low: float, high: float, rng: torch.Generator
 ) -> list[Tensor]:
-    """Multiply all pictures of a sample by one factor, uniform in [low, high]; clip to [0, 1].
+    """Multiply all images of a sample by one factor, uniform in [low, high]; clip to [0, 1].
 
     images: each (n, 3, H, W) in [0, 1]. Upstream draws U(.5, 2.5) once per environment for the
     whole run, so that each environment has one exposure for ever; here every sample has its own.
@@ -219,7 +219,7 @@ def scale_brightness(
 def add_noise(image: Tensor, half_width: float, rng: torch.Generator) -> Tensor:
     """Add uniform noise within +-half_width to each pixel and channel; clip to [0, 1].
 
-    image: (n, 3, H, W) in [0, 1]. Upstream draws U(0, .03), so that its student learns on pictures
+    image: (n, 3, H, W) in [0, 1]. Upstream draws U(0, .03), so that its student learns on images
     that are .015 brighter than the camera's and never black; brightness has an augmentation of its
     own, so noise here is symmetric.
     """
@@ -231,8 +231,8 @@ def lose_edges(depth: Tensor, rng: torch.Generator, *, gain: float = 10.0) -> Te
 
     The gradient, in metres per pixel, is that of `numpy.gradient`: central differences, one-sided
     at the border. A step has the same gradient at every resolution, a slope a smaller one in a
-    finer picture. Probabilities below `MIN_EDGE_LOSS` count as 0; 0 beside a surface is a step.
-    Then each pixel takes the verdict on itself or on its neighbour above, left, or both, so that
+    finer image. Probabilities below `MIN_EDGE_LOSS` count as 0; 0 beside a surface is a step.
+    Then each pixel takes the decision on itself or on its neighbour above, left, or both, so that
     the rim is ragged and at most one pixel wider.
 
     Source: upstream `depth_noise.py`, as published.
@@ -285,12 +285,12 @@ def drop_pixels(depth: Tensor, p: float, rng: torch.Generator) -> Tensor:
 def draw_lines(
     depth: Tensor, most: int, rng: torch.Generator, *, low: float = 0.08, high: float = 0.34
 ) -> Tensor:
-    """Draw 1 to `most` straight lines into each picture of depth (n, H, W); the nearest shows.
+    """Draw 1 to `most` straight lines into each image of depth (n, H, W); the nearest shows.
 
-    A line lies anywhere within the picture, at a slope uniform in [-1, 1] to x or to y and a depth
+    A line lies anywhere within the image, at a slope uniform in [-1, 1] to x or to y and a depth
     uniform in [low, high] metres. It counts 2 to 5 pixels along that axis and one across; both
     times the shorter side over 32, rounded and at least 1, so that lines cover the same part of a
-    finer picture.
+    finer image.
 
     Upstream draws from a bank of 16,384 masks, always; here every line is new.
     """
@@ -325,7 +325,7 @@ def draw_lines(
 
 
 def black_out(depth: Tensor, p: float, rng: torch.Generator) -> Tensor:
-    """Set whole pictures of depth (n, H, W) to 0 with probability p each.
+    """Set whole images of depth (n, H, W) to 0 with probability p each.
 
     Source: upstream `depth_noise.py`, as published.
     """
@@ -334,7 +334,7 @@ def black_out(depth: Tensor, p: float, rng: torch.Generator) -> Tensor:
 
 
 def _check(rgb: Mapping[str, Tensor], depth: Mapping[str, Tensor]) -> int:
-    """Return the batch size; refuse pictures of another shape or type."""
+    """Return the batch size; refuse images of another shape or type."""
     sizes = set()
     for kind, views, shape in (("rgb", rgb, "(n, 3, H, W)"), ("depth", depth, "(n, H, W)")):
         for name, view in views.items():
@@ -349,7 +349,7 @@ def _check(rgb: Mapping[str, Tensor], depth: Mapping[str, Tensor]) -> int:
                 raise ValueError(f"{what} must be {legal}, got {view.dtype}")
             sizes.add(len(view))
     if len(sizes) > 1:
-        raise ValueError(f"pictures must have one batch size, got {sorted(sizes)}")
+        raise ValueError(f"images must have one batch size, got {sorted(sizes)}")
     return sizes.pop() if sizes else 0
 
 
@@ -394,7 +394,7 @@ def _squared_rise(depth: Tensor) -> Tensor:
         last = depth.shape[axis] - 1
         along, border = depth.transpose(axis, 2), rise.view(depth.shape).transpose(axis, 2)
         ahead, behind = along[..., 1 :: last - 1], along[..., :: last - 1]
-        border[..., ::last] = (ahead - behind).mul_(2)  # not across rows or pictures
+        border[..., ::last] = (ahead - behind).mul_(2)  # not across rows or images
         rises.append(rise)
     return rises[0].square_().addcmul_(rises[1], rises[1]).view(depth.shape)
 

@@ -3,10 +3,10 @@
 DAgger (Ross et al. 2011, arXiv 1011.0686) as MuJoCo Playground's ALOHA students were trained: the
 student drives, the teacher says at every step what it would have done, the student is fitted to
 that. `act` draws one augmented view of every observation, and what the student did and what it
-learns are of the same view. Without `memory` each iteration's samples are used once; with one they
-are aggregated on the device. With `rollouts` nothing is simulated: the same student clones recorded
-roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throughout, as
-PenSpin's did. What the student is, and what of an observation it keeps, stands in `pupil.py`.
+learns are of the same view. Without `replay_capacity` each iteration's samples are used once; with
+it they are aggregated on the device. With `rollouts` nothing is simulated: the same student clones
+recorded roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throughout, as
+PenSpin's did. What the student is, and what of an observation it keeps, stands in `imitation.py`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from penspin_style.algo.algorithm import (
     masked_mean,
     open_policy,
 )
-from penspin_style.algo.imitation import DistillConfig, Pupil, make_pupil
+from penspin_style.algo.imitation import DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input, PolicyCard, command_differences
@@ -65,8 +65,8 @@ class Distill:
         observed = {i.name: i for i in inputs}
         weights = torch.Generator().manual_seed(seed)  # they do not depend on the device
         given = [observed[name] for name in reads]
-        self.pupil = make_pupil(cfg, given, naction, weights=weights, rng=self.rng)
-        self.policy = self.pupil.policy.to(device)
+        self.student = make_student(cfg, given, naction, weights=weights, rng=self.rng)
+        self.policy = self.student.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
         self.teacher_card: PolicyCard | None = None
         if not cfg.rollouts:
@@ -76,13 +76,13 @@ class Distill:
         self.collects = self.rollouts is None
         if self.rollouts is not None:
             _check_recorded(self.rollouts, self.policy.inputs, naction)
-        self._actor = _Learner(self.pupil)
+        self._actor = _Learner(self.student)
         self.loss = _Loss(self._actor, loss_function=cfg.loss, reduction="none")  # type: ignore
         learned = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
         self._guard = GuardedOptimizer(self.optimizer, (self.policy,), cfg.max_grad_norm)
         self.iteration = 0
-        self._memory = _Memory(cfg.memory)
+        self._replay = _Replay(cfg.replay_capacity)
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normaliser has seen anything
 
@@ -118,12 +118,12 @@ class Distill:
         given = [observed[name] for name in _reads(cfg, env)]
         rng = torch.Generator()
         own = dataclasses.replace(cfg, encoder="")
-        return make_pupil(own, given, len(env.actions), weights=rng, rng=rng).policy
+        return make_student(own, given, len(env.actions), weights=rng, rng=rng).policy
 
     @classmethod
     def env_settings(cls, cfg: DistillConfig, *, training: bool) -> dict[str, Any]:
         """Return that labels are of what was seen before a step, and how often nothing is there."""
-        return {"final_pictures": False, "holdout": cfg.holdout if training else 0.0}
+        return {"final_images": False, "absent_object": cfg.absent_object if training else 0.0}
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -139,10 +139,10 @@ class Distill:
         if numbers is not None and not self._has_statistics:
             self._update_normalizer(numbers)
         label = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
-        if "hidden" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
-            label = torch.where(td["hidden"], 0.0, label)
-        td.update(self.pupil.see(td))
-        action = self.pupil.act(td)
+        if "is_absent" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
+            label = torch.where(td["is_absent"], 0.0, label)
+        td.update(self.student.see(td))
+        action = self.student.act(td)
         drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta
         td.set("imitated", (action - label).square().sum(dim=1))
         td.set("action", torch.where(drives, label, action))
@@ -159,7 +159,7 @@ class Distill:
             self._batch = self._recorded()
             return
         nxt: Any = batch["next"]
-        flat: Any = batch.select(*self.pupil.keys, "label").reshape(-1)
+        flat: Any = batch.select(*self.student.keys, "label").reshape(-1)
         flat["weight"] = (~nxt["fault"]).float().reshape(-1)
         self._fresh = {
             "train/imitation_error": batch["imitated"].mean().item(),
@@ -170,14 +170,14 @@ class Distill:
         if numbers is not None:
             self._update_normalizer(numbers, flat["weight"] > 0)
         self._batch = flat
-        self._memory.add(flat)
+        self._replay.add(flat)
 
     def update(self) -> dict[str, float]:
-        """Make `epochs` passes, in shuffled minibatches, over fresh samples or the memory."""
+        """Make `epochs` passes, in shuffled minibatches, over fresh samples or those kept."""
         if self._batch is None:
             raise RuntimeError("update() needs a batch: call process() first")
         n, size = len(self._batch), self.cfg.minibatch_size
-        source = self._memory.content if self.cfg.memory else self._batch
+        source = self._replay.content if self.cfg.replay_capacity else self._batch
         losses, skipped = [], 0
         self._set_learning_rate()
         for _ in range(self.cfg.epochs):
@@ -206,13 +206,13 @@ class Distill:
         rows = shuffled(self.rollouts, self.per_iteration, self.rng)
         n, device = self.per_iteration, self.rng.device
         td = TensorDict(rows, batch_size=[n], device=device)
-        td.update(self.pupil.see(td))
+        td.update(self.student.see(td))
         numbers = self._numbers(td)
         if numbers is not None:
             self._update_normalizer(numbers)
         td["weight"] = torch.ones(n, device=device)
         self._fresh = {}
-        return td.select(*self.pupil.keys, "label", "weight")
+        return td.select(*self.student.keys, "label", "weight")
 
     @property
     def beta(self) -> float:
@@ -255,14 +255,14 @@ class Distill:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, normaliser, optimiser, generator, counters and the memory."""
+        """Return weights, normaliser, optimiser, generator, counters and the kept samples."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "iteration": self.iteration,
             "skipped_in_a_row": self._guard.skipped_in_a_row,
-            "memory": self._memory.state_dict(),
+            "memory": self._replay.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ class Distill:
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         normalizer = self.policy.normalizer
         self._has_statistics = normalizer is not None and bool(normalizer.count)
-        self._memory.load_state_dict(state["memory"], self.rng.device)
+        self._replay.load_state_dict(state["memory"], self.rng.device)
 
 
 class _Loss(BCLoss):
@@ -284,20 +284,20 @@ class _Loss(BCLoss):
 
 
 class _Learner(TensorDictModuleBase):
-    """A pupil as TorchRL's loss wants it, from what was kept to the action."""
+    """A student as TorchRL's loss wants it, from what was kept to the action."""
 
-    def __init__(self, pupil: Pupil) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
-        self.policy = pupil.policy
-        self.learn = pupil.learn
-        self.in_keys = list(pupil.keys)
+        self.policy = student.policy
+        self.learn = student.learn
+        self.in_keys = list(student.keys)
         self.out_keys = ["action"]
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("action", self.learn(td))
 
 
-class _Memory:
+class _Replay:
     """A ring of samples on the device."""
 
     def __init__(self, capacity: int) -> None:

@@ -22,7 +22,7 @@ from penspin_style.nets.temporal import TemporalPolicy
 
 @dataclass
 class TemporalConfig:
-    """The network of students without pictures (PenSpin, arXiv 2407.18902)."""
+    """The network of students without images (PenSpin, arXiv 2407.18902)."""
 
     recent: int = 3
     """Newest frames of the joints that pass by the transformer."""
@@ -75,9 +75,9 @@ class DistillConfig:
     teacher: str = "pretrained:panda_lift_cube"
     """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
     group: str = "student"
-    """The observation group that the student reads, its pictures included."""
-    network: str = "pictures"
-    """`pictures`: numbers and pictures of cameras. `temporal`: the history of a hand's joints."""
+    """The observation group that the student reads, its images included."""
+    network: str = "images"
+    """`images`: numbers and images of cameras. `temporal`: the history of a hand's joints."""
     driver: str = "student"
     """Who acts once `beta_iterations` are over. `student`: DAgger. `teacher`: it alone, always."""
     loss: str = "l2"
@@ -87,13 +87,14 @@ class DistillConfig:
     horizon: int = 48
     """Steps per environment and iteration."""
     epochs: int = 4
-    """Passes over the samples of an iteration; with a memory, as many updates from the memory."""
+    """Passes over the samples of an iteration; as many updates, of what is kept, with
+    `replay_capacity`."""
     minibatch_size: int = 256
-    memory: int = 0
+    replay_capacity: int = 0
     """Samples of earlier iterations that are kept and learned from again; 0: each is used once."""
     beta_iterations: int = 1
     """Iterations over which the share of steps that the teacher drives falls from 1 to 0."""
-    holdout: float = 0.07
+    absent_object: float = 0.07
     """Share of training episodes without an object; there the label is to do nothing."""
     learning_rate: float = 4e-4
     final_learning_rate: float = 4e-4
@@ -106,12 +107,12 @@ class DistillConfig:
     pool: bool = False
     """Average the encoders' last map (64 numbers) instead of reading it whole (1,024)."""
     layer_norm: bool = True
-    """Normalise each colour picture's features. They are sparse and large (root mean square 12, up
+    """Normalise each colour image's features. They are sparse and large (root mean square 12, up
     to 380), and without it the student learns several times slower."""
     latent: int = 64
-    """Width of each picture's dense head."""
+    """Width of each image's dense head."""
     depth_pixels: int = 8
-    """Height and width to which depth pictures are sampled."""
+    """Height and width to which depth images are sampled."""
     max_depth: dict[str, float] = field(default_factory=dict)
     """Camera -> metres beyond which depth counts as nothing; 2 where not given."""
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
@@ -123,7 +124,7 @@ class DistillConfig:
         """Check the values."""
         require(self.name == "distill", "algo.name", self.name, "distill")
         for key, known in (
-            ("network", ("pictures", "temporal")),
+            ("network", ("images", "temporal")),
             ("driver", ("student", "teacher")),
             ("loss", ("l2", "l1")),
         ):
@@ -131,11 +132,13 @@ class DistillConfig:
             require(value in known, f"algo.{key}", value, " or ".join(known))
         for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
-        for key in ("memory", "beta_iterations"):
+        for key in ("replay_capacity", "beta_iterations"):
             require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), ">= 0")
-        legal = not (self.rollouts and self.memory)
-        require(legal, "algo.memory", self.memory, "0 where algo.rollouts is given")
-        require(0 <= self.holdout < 1, "algo.holdout", self.holdout, "in [0, 1)")
+        legal = not (self.rollouts and self.replay_capacity)
+        require(
+            legal, "algo.replay_capacity", self.replay_capacity, "0 where algo.rollouts is given"
+        )
+        require(0 <= self.absent_object < 1, "algo.absent_object", self.absent_object, "in [0, 1)")
         for key in ("learning_rate", "final_learning_rate", "max_grad_norm"):
             value = getattr(self, key)
             require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
@@ -150,7 +153,7 @@ class DistillConfig:
         )
 
 
-class Pupil(Protocol):
+class Student(Protocol):
     """A policy in training. A td holds samples (n,)."""
 
     policy: StudentPolicy | TemporalPolicy
@@ -170,14 +173,14 @@ class Pupil(Protocol):
         ...
 
 
-def make_pupil(
+def make_student(
     cfg: DistillConfig,
     inputs: Sequence[Input],
     naction: int,
     *,
     weights: torch.Generator,
     rng: torch.Generator,
-) -> Pupil:
+) -> Student:
     """Return the student that `cfg.network` names.
 
     inputs: what it reads. weights: draws its weights. rng: draws whatever training draws.
@@ -185,11 +188,11 @@ def make_pupil(
     Raises:
         ValueError: the inputs are not what the network reads.
     """
-    return _PUPILS[cfg.network](cfg, inputs, naction, weights, rng)
+    return _STUDENTS[cfg.network](cfg, inputs, naction, weights, rng)
 
 
-class PicturePupil:
-    """A student of pictures and numbers; the pictures that are seen are augmented ones."""
+class ImageStudent:
+    """A student of images and numbers; the images that are seen are augmented ones."""
 
     def __init__(
         self,
@@ -215,25 +218,25 @@ class PicturePupil:
         if cfg.encoder and self.policy.encoders:
             self.policy.load_encoder(load_encoder(weights_folder(cfg.encoder))[0])
         self.augment = Augment(cfg.augment, rng)
-        self.vector = next((i.name for i in inputs if not i.is_picture), None)
-        self.seen = tuple(f"seen/{i.name}" for i in inputs if i.is_picture)
+        self.vector = next((i.name for i in inputs if not i.is_image), None)
+        self.seen = tuple(f"seen/{i.name}" for i in inputs if i.is_image)
         self.keys = (*self.seen, *([self.vector] if self.vector else []))
 
     def see(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Return one augmented view, as features where no training changes them."""
         raw = self.policy.decode({name: td[name] for name in self.policy.in_keys})
         n = len(td)
-        # the pictures of a stack are views of one sample, as those of several cameras are
+        # the images of a stack are views of one sample, as those of several cameras are
         rgb, depth = self.augment(_frames(raw.rgb, n), _frames(raw.depth, n))
         rgb, depth = _stacks(rgb), _stacks(depth)
         kept = {f"{camera}_rgb" for camera in rgb} - set(self.policy.frozen)
         seen = {f"seen/{name}": _to_bytes(rgb[name.removesuffix("_rgb")], n) for name in kept}
-        rgb = {camera: picture for camera, picture in rgb.items() if f"{camera}_rgb" not in kept}
+        rgb = {camera: image for camera, image in rgb.items() if f"{camera}_rgb" not in kept}
         features = self.policy.encode(rgb, depth)
         return seen | {f"seen/{name}": value for name, value in features.items()}
 
     def act(self, td: TensorDictBase) -> Tensor:
-        """Return actions (n, naction); encode the pictures that were kept as such."""
+        """Return actions (n, naction); encode the images that were kept as such."""
         seen: Any = td
         features = {}
         for key in self.seen:
@@ -250,7 +253,7 @@ class PicturePupil:
         return self.act(td)
 
 
-class TemporalPupil:
+class TemporalStudent:
     """A student of one vector; learning draws the dropout and the noise of its network."""
 
     def __init__(
@@ -283,14 +286,14 @@ class TemporalPupil:
         return self.policy(td[self.keys[0]], self.rng)
 
 
-_PUPILS = {"pictures": PicturePupil, "temporal": TemporalPupil}
+_STUDENTS = {"images": ImageStudent, "temporal": TemporalStudent}
 
 
-def _frames(pictures: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Return `camera/k` -> the k-th pictures (n, ...) of stacks (n * history, ...)."""
+def _frames(images: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Return `camera/k` -> the k-th images (n, ...) of stacks (n * history, ...)."""
     return {
         f"{camera}/{k}": frame
-        for camera, rows in pictures.items()
+        for camera, rows in images.items()
         for k, frame in enumerate(rows.unflatten(0, (n, -1)).unbind(1))
     }
 
@@ -307,5 +310,5 @@ def _stacks(frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_bytes(rows: Tensor, n: int) -> Tensor:
-    """Return pictures in [0, 1] as uint8 (n, history, ...): kept to train an encoder on."""
+    """Return images in [0, 1] as uint8 (n, history, ...): kept to train an encoder on."""
     return (rows * 255.0).round().to(torch.uint8).unflatten(0, (n, -1))

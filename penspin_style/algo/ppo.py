@@ -26,7 +26,7 @@ from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
-from penspin_style.nets.teacher import OraclePolicy
+from penspin_style.nets.teacher import TeacherPolicy
 
 
 @dataclass
@@ -313,14 +313,14 @@ class PPO:
         if self.critic is not None:
             key = self.critic.in_key
             return self._returns(self.critic(batch[key])), self._returns(self.critic(nxt[key]))
-        assert isinstance(self.policy, OraclePolicy)
+        assert isinstance(self.policy, TeacherPolicy)
         value: Any = batch["state_value"]
         known = torch.zeros_like(nxt["done"])
         known[:-1] = ~nxt["done"][:-1]
         next_value = torch.where(known, value.roll(-1, dims=0), 0.0)
         rows = ~(known | nxt["terminated"] | nxt["fault"]).squeeze(-1)
         observations = [nxt[key][rows] for key in self.policy.in_keys]
-        last: Any = self.policy.judge(*observations)[1]
+        last: Any = self.policy.evaluate(*observations)[1]
         next_value[rows] = self._returns(last)
         return value, next_value
 
@@ -387,7 +387,7 @@ class PPO:
 
     def _normalizers(self) -> Iterator[tuple[str, Normalizer]]:
         """Yield observation groups and the statistics of them."""
-        if isinstance(self.policy, OraclePolicy):
+        if isinstance(self.policy, TeacherPolicy):
             for key, normalizer in self.policy.normalizers.items():
                 assert isinstance(normalizer, Normalizer)
                 yield key, normalizer
@@ -449,7 +449,7 @@ _KL = _NAMES.index("actor/approx_kl")
 
 def _policy(
     cfg: PPOConfig, observed: dict[str, Input], naction: int, rng: torch.Generator
-) -> GaussianPolicy | OraclePolicy:
+) -> GaussianPolicy | TeacherPolicy:
     """Return the policy that the configuration asks for, of what is observed.
 
     Raises:
@@ -471,7 +471,7 @@ def _policy(
     if not encoders and not cfg.shared_critic:
         return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
     reads = [observed[name] for name in ("teacher", *encoders)]
-    return OraclePolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
+    return TeacherPolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
 
 
 def _critic(

@@ -22,13 +22,13 @@ num_envs=512; `penspin train --print-config` shows every key with its value.
 """
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; overrides may stand before, between and after flags.
 
     Its `run` takes it and returns an exit code.
     """
     own = parser()
-    args, left = own.parse_known_args(words)
+    args, left = own.parse_known_args(argv)
     if hasattr(args, "overrides") and all(_is_override(word) for word in left):
         args.overrides += left
     elif left:

@@ -17,7 +17,7 @@ from penspin_style.system.arguments import add_json
 from penspin_style.system.terminal import one_line, print_json, printable
 
 if TYPE_CHECKING:
-    from penspin_style.data.check import Facts, Verdict
+    from penspin_style.data.check import CheckResult, Facts
     from penspin_style.data.episodes.episode import Episode
     from penspin_style.data.formats.penspin import Hand
     from penspin_style.features import PolicyCard
@@ -188,29 +188,29 @@ def _verify(args: argparse.Namespace) -> int:
     from penspin_style.data.check import verify
 
     files = _files(args.paths)
-    verdicts = []
-    for verdict in verify(files, card=_card(args.card)):
-        verdicts.append(verdict)
+    results = []
+    for result in verify(files, card=_card(args.card)):
+        results.append(result)
         if not args.json:
-            _show(verdict, brief=len(files) > _MANY)
-    bad = [v for v in verdicts if v.fault is not None]
+            _show(result, brief=len(files) > _MANY)
+    bad = [v for v in results if v.fault is not None]
     left = _leftovers(args.paths)
     if args.json:
         faults = [_fault(v) for v in bad]
-        facts = [dataclasses.asdict(v.facts) for v in verdicts if v.facts is not None]
+        facts = [dataclasses.asdict(v.facts) for v in results if v.facts is not None]
         print_json({"files": facts, "faults": faults, "unfinished": left})
     else:
         for path, state in left.items():
             print(printable(f"{path}: {state}"))
-        steps = sum(v.facts.steps for v in verdicts if v.facts is not None)
+        steps = sum(v.facts.steps for v in results if v.facts is not None)
         print(f"{len(files) - len(bad)} of {len(files)} files can be trusted, {steps} steps")
     return _DATA if bad else _OK
 
 
-def _show(verdict: "Verdict", *, brief: bool) -> None:
-    facts = verdict.facts
+def _show(result: "CheckResult", *, brief: bool) -> None:
+    facts = result.facts
     if facts is None:
-        print(f"BAD   {printable(str(verdict.fault))}", file=sys.stderr)
+        print(f"BAD   {printable(str(result.fault))}", file=sys.stderr)
     elif not brief or facts.notes:
         print(f"good  {_line(facts)}")
 
@@ -225,10 +225,10 @@ def _line(facts: "Facts") -> str:
     return printable(f"{facts.file}: " + "; ".join([", ".join(parts), *facts.notes]))
 
 
-def _fault(verdict: "Verdict") -> dict[str, Any]:
-    fault = verdict.fault
+def _fault(result: "CheckResult") -> dict[str, Any]:
+    fault = result.fault
     assert fault is not None
-    return {"file": str(verdict.file), "key": fault.key, "row": fault.row, "what": fault.what}
+    return {"file": str(result.file), "key": fault.key, "row": fault.row, "what": fault.what}
 
 
 def _leftovers(names: Sequence[str]) -> dict[str, str]:
@@ -286,17 +286,17 @@ def _unpack(args: argparse.Namespace) -> int:
     from penspin_style.data.formats import penspin
 
     file, folder, card = pathlib.Path(args.file), _new_folder(args.folder), _card(args.card)
-    (verdict,) = check.verify([file], card=card)
-    if verdict.fault is not None and verdict.fault.key is None:
-        raise verdict.fault
+    (result,) = check.verify([file], card=card)
+    if result.fault is not None and result.fault.key is None:
+        raise result.fault
     pack = penspin.read(file)
-    lost = {} if verdict.fault is None else check.damaged(pack, card)
+    lost = {} if result.fault is None else check.damaged(pack, card)
     whole = tuple(key for key in pack.keys if key not in lost)
-    if verdict.fault is not None and not (lost and whole):
-        raise verdict.fault
+    if result.fault is not None and not (lost and whole):
+        raise result.fault
     control_dt = 1.0 / args.rate if args.rate else pack.control_dt
     others = (check.NO_CARD, *check.rate_notes(pack.control_dt, card))
-    notes = [n for n in (verdict.facts.notes if verdict.facts else ()) if n not in others]
+    notes = [n for n in (result.facts.notes if result.facts else ()) if n not in others]
     notes += check.rate_notes(control_dt, card)
     if pack.says_rate and abs(control_dt / pack.control_dt - 1.0) > _RATE_MARGIN:
         notes.append(f"the file says {1 / pack.control_dt:.4g} Hz, --rate {args.rate:g} is taken")

@@ -9,7 +9,7 @@ from penspin_style.cli.verb import output_file
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError, nearest
 from penspin_style.train.evaluate import blinded, evaluate
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from penspin_style.train.run import EXIT_OK
 
 
@@ -18,11 +18,11 @@ def run(args: argparse.Namespace) -> int:
     target = output_file("--plot", args.plot, ".png")
     if target is not None:
         check_plotting()
-    source = open_source(pathlib.Path(args.policy), args.overrides)
+    source = open_policy(pathlib.Path(args.policy), args.overrides)
     began = time.perf_counter()
     act = source.act
     if args.blank:
-        images = [i.name for i in source.card.inputs if i.is_picture]
+        images = [i.name for i in source.card.inputs if i.is_image]
         if unknown := sorted(set(args.blank) - set(images)):
             what = f"such image{nearest(unknown[0], images)}" if images else "images"
             raise UsageError(f"--blank {unknown[0]}: the policy reads no {what}")

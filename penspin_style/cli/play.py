@@ -9,7 +9,7 @@ from penspin_style.cli.verb import output_file
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from penspin_style.train.run import EXIT_OK
 from penspin_style.viewer.video import shoot, write
 from penspin_style.viewer.window import play_window
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     video = output_file("--video", args.video, ".mp4")
     strip = output_file("--strip", args.strip, ".png")
     views = output_file("--views", args.views, ".png")
-    source = open_source(pathlib.Path(args.policy), args.overrides)
+    source = open_policy(pathlib.Path(args.policy), args.overrides)
     if views is not None and not source.cfg.task.views():
         raise UsageError(f"--views {views}: the policy of {source.card.task} sees no images")
     if video is None:

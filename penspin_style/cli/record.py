@@ -9,7 +9,7 @@ from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import task_name
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train, typed_tasks
-from penspin_style.train.load_policy import Source, open_source
+from penspin_style.train.load_policy import LoadedPolicy, open_policy
 from penspin_style.train.run import EXIT_OK
 
 
@@ -17,11 +17,11 @@ def run(args: argparse.Namespace) -> int:
     """Record what is observed, in the policy's task or the one that is named, and the actions."""
     overrides, path = list(args.overrides), pathlib.Path(args.policy)
     named = typed_tasks(overrides)
-    source = open_source(path, [] if named else overrides, trusted=named)
+    source = open_policy(path, [] if named else overrides, trusted=named)
     cfg, task = source.cfg, source.task
     if named:
         cfg, task, _ = compose_train(overrides)
-        source = Source(cfg, task, source.card, source.act)
+        source = LoadedPolicy(cfg, task, source.card, source.act)
     env = source.env(args.num_envs, args.seed)
     facts = {"task": task_name(task), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}

@@ -94,7 +94,7 @@ def plot(path: Path, task: str, result: Evaluation, control_dt: float) -> None:
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     limit = record.steps.max().item() * control_dt
     for group in (*kinds, every):
-        times, shares = survival(record.steps[group.mask], record.fell[group.mask])
+        times, shares = survival(record.steps[group.mask], record.terminated[group.mask])
         x, y = np.append(times * control_dt, limit), np.append(shares, shares[-1])
         text = f"{group.name} (n = {group.mask.sum()})"
         wide = 2.2 if group is every else 1.4
@@ -110,15 +110,15 @@ def plot(path: Path, task: str, result: Evaluation, control_dt: float) -> None:
     figure.savefig(path, dpi=120)
 
 
-def survival(steps: torch.Tensor, fell: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def survival(steps: torch.Tensor, terminated: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return (control steps, share of episodes that did not fall up to and with them).
 
     Every episode that does not fall lasts to the time limit, so the share is a plain count.
 
-    steps, fell: (n,), as in `Episodes`.
+    steps, terminated: (n,), as in `Episodes`.
     """
-    times = np.unique(np.append(0.0, steps[fell].numpy()))
-    falls = (steps[fell].numpy()[:, None] <= times).sum(axis=0)
+    times = np.unique(np.append(0.0, steps[terminated].numpy()))
+    falls = (steps[terminated].numpy()[:, None] <= times).sum(axis=0)
     return times, 1.0 - falls / len(steps)
 
 

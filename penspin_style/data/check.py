@@ -3,7 +3,7 @@
 `check` looks at a file in this process, `verify` at many in a child with 512 MB and a time limit.
 The library beneath, HDF5, is written in C and reads structures that an attacker or a failing disk
 may have shaped: `guard` asks it for as little as it can, but a file that crashes it, or keeps it
-busy for good, must cost one verdict and not the caller, who may be a robot's operator halfway
+busy for good, must cost one file's result and not the caller, who may be a robot's operator halfway
 through ten thousand files.
 """
 
@@ -38,7 +38,7 @@ MARGIN = 0.05
 RATE_MARGIN = 0.15
 """Share by which an episode's control step may differ from a card's."""
 MEMORY = 512 * 2**20  # bytes of the child
-PATIENCE, PACE = 30.0, 5e6  # s, and bytes that take one more
+PATIENCE, RATE = 30.0, 5e6  # s, and bytes that take one more
 NO_CARD = "no card is given: joint limits are not checked"
 # -P: no module of the current folder, which may hold files of others
 _CHILD = (sys.executable, "-P", "-m", "penspin_style.data.check")
@@ -74,7 +74,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """Facts of a file that can be trusted, or why it cannot be."""
 
     file: pathlib.Path
@@ -105,9 +105,9 @@ def damaged(pack: penspin.Pack, card: PolicyCard | None = None) -> dict[str, str
     """Return the trajectories of PenSpin's file that cannot be trusted, and why, by their keys."""
     lost = {}
     items = [(pack.path, key) for key in pack.keys]
-    for verdict, key in zip(verify(items, card=card), pack.keys, strict=True):
-        if verdict.fault is not None:
-            lost[key] = verdict.fault.args[0].removeprefix(f"{pack.path}: ")
+    for result, key in zip(verify(items, card=card), pack.keys, strict=True):
+        if result.fault is not None:
+            lost[key] = result.fault.args[0].removeprefix(f"{pack.path}: ")
     return lost
 
 
@@ -167,7 +167,7 @@ def _pack_facts(pack: penspin.Pack, card: PolicyCard | None, *, values: bool) ->
             penspin.check_demo(demo, limits)
         count, steps = count + 1, steps + len(demo.qpos)
         columns |= {name: "(16,) float64 [rad]" for name in ("qpos", "current_target_qpos")}
-        columns |= {name: f"{r.shape[1:]} {r.dtype}" for name, r in demo.pictures.items()}
+        columns |= {name: f"{r.shape[1:]} {r.dtype}" for name, r in demo.images.items()}
         left_out |= set(demo.left_out)
     notes = (NO_CARD,) if values and not limits else ()
     if left_out:
@@ -293,8 +293,8 @@ def verify(
     *,
     card: PolicyCard | None = None,
     patience: float = PATIENCE,
-) -> Iterator[Verdict]:
-    """Check files in a child of bounded memory; yield a verdict on each, in their order.
+) -> Iterator[CheckResult]:
+    """Check files in a child of bounded memory; yield a result on each, in their order.
 
     patience: seconds that a file may take, beside those for its size.
     """
@@ -304,24 +304,24 @@ def verify(
         child = _Child(waiting, card)
         try:
             while waiting:
-                verdict = child.verdict(waiting.pop(0)[0], patience)
-                yield _unless_seen(verdict, seen)
+                result = child.result(waiting.pop(0)[0], patience)
+                yield _unless_seen(result, seen)
                 if child.dead:
                     break
         finally:
             child.end()
 
 
-def _unless_seen(verdict: Verdict, seen: dict[str, pathlib.Path]) -> Verdict:
+def _unless_seen(result: CheckResult, seen: dict[str, pathlib.Path]) -> CheckResult:
     """Refuse an episode that came before under another name: it would count twice."""
-    facts = verdict.facts
+    facts = result.facts
     if facts is None or not facts.sha256:
-        return verdict
-    first = seen.setdefault(facts.sha256, verdict.file)
-    if first == verdict.file:
-        return verdict
+        return result
+    first = seen.setdefault(facts.sha256, result.file)
+    if first == result.file:
+        return result
     what = f"is the same episode as {first}; remove one"
-    return Verdict(verdict.file, None, EpisodeError(verdict.file, None, None, what))
+    return CheckResult(result.file, None, EpisodeError(result.file, None, None, what))
 
 
 class _Child:
@@ -348,10 +348,10 @@ class _Child:
         os.set_blocking(self._input.fileno(), False)
         self.dead = False
 
-    def verdict(self, path: pathlib.Path, patience: float) -> Verdict:
+    def result(self, path: pathlib.Path, patience: float) -> CheckResult:
         """Return what the child says of the next file, or that it died of it."""
         with contextlib.suppress(OSError):  # the child says what is wrong with it
-            patience += path.stat().st_size / PACE
+            patience += path.stat().st_size / RATE
         line = self._line(time.monotonic() + patience)
         if line is None:
             self.dead = True
@@ -361,14 +361,16 @@ class _Child:
             said = json.loads(line)
             if (raw := said.get("facts")) is not None:
                 raw["notes"] = tuple(raw["notes"])
-                return Verdict(path, Facts(**raw))
-            return Verdict(path, None, EpisodeError(path, said["key"], said["row"], said["what"]))
+                return CheckResult(path, Facts(**raw))
+            return CheckResult(
+                path, None, EpisodeError(path, said["key"], said["row"], said["what"])
+            )
         else:
             self.dead = True
             code = self._process.wait()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             what = f"crashes the HDF5 library ({how}); it is damaged or hostile"
-        return Verdict(path, None, EpisodeError(path, None, None, what))
+        return CheckResult(path, None, EpisodeError(path, None, None, what))
 
     def _line(self, deadline: float) -> bytes | None:
         """Return the next line, empty at the end, None if it does not come in time."""
@@ -425,7 +427,7 @@ def _answer(run: Callable[[], Facts]) -> dict[str, Any]:
     except MemoryError:
         what = f"needs more than {MEMORY // 2**20} MB to check; it is damaged or hostile"
         return {"key": None, "row": None, "what": what}
-    except Exception as error:  # a verdict on this file, and the others are checked all the same
+    except Exception as error:  # a result on this file, and the others are checked all the same
         what = f"cannot be checked: {type(error).__name__}: {one_line(error)}"
         return {"key": None, "row": None, "what": what}
 

@@ -65,14 +65,14 @@ def _copy_whole(
 ) -> tuple[dict[str, str], dict[str, str]]:
     kept, lost = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
-    for verdict in check.verify(paths):
-        if verdict.fault is not None:
-            lost[verdict.file.name] = verdict.fault.args[0].removeprefix(f"{verdict.file}: ")
+    for result in check.verify(paths):
+        if result.fault is not None:
+            lost[result.file.name] = result.fault.args[0].removeprefix(f"{result.file}: ")
             continue
-        with atomic_file.stage_file(folder) as copy, storage.open_file(verdict.file) as whole:
+        with atomic_file.stage_file(folder) as copy, storage.open_file(result.file) as whole:
             shutil.copyfileobj(whole, copy)
-            copy.publish(folder / verdict.file.name)
-        kept[verdict.file.name] = str(folder / verdict.file.name)
+            copy.publish(folder / result.file.name)
+        kept[result.file.name] = str(folder / result.file.name)
     return kept, lost
 
 

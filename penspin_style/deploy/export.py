@@ -274,7 +274,7 @@ def _draw(group: Input, where: _Range, batch: int, rng: np.random.Generator) -> 
     dtype, shape = group.tensor
     if dtype == "uint8":
         return rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
-    if group.is_picture:  # metres, and pixels from which nothing came back
+    if group.is_image:  # metres, and pixels from which nothing came back
         metres = rng.uniform(0.0, 3.0, (batch, *shape))
         return np.where(rng.random(metres.shape) < 0.2, 0.0, metres).astype(np.float32)
     z = rng.normal(size=(batch, group.size)) * rng.choice(where.spreads, size=(batch, 1))

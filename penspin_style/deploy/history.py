@@ -99,7 +99,7 @@ def stack_episode(
 
 def _joined(group: Input, values: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray:
     """Return one input (*batch, ...) of its features' histories, each (history, *batch, *shape)."""
-    if group.is_picture:
+    if group.is_image:
         (value,) = values
         stacked = value[0] if len(value) == 1 else np.moveaxis(value, 0, len(batch))
         return stacked.copy()

@@ -8,8 +8,8 @@ from penspin_style.render.renderer import make_renderer
 from penspin_style.sim.sim import Sim
 
 
-class Pictures:
-    """The pictures that some group lists; nothing else is rendered."""
+class Images:
+    """The images that some group lists; nothing else is rendered."""
 
     def __init__(self, sim: Sim, cfg: TaskConfig) -> None:
         self.sim, self.cfg = sim, cfg
@@ -24,7 +24,7 @@ class Pictures:
         self.units = {k: "m" if kind == "depth" else "1" for k, (_, kind) in self.names.items()}
 
     def empty(self) -> dict[str, Tensor]:
-        """Return pictures of nothing, for shapes and types."""
+        """Return images of nothing, for shapes and types."""
         out, n, device = {}, self.sim.num_envs, self.sim.device
         for name, (camera, kind) in self.names.items():
             size = self.cfg.cameras[camera]
@@ -36,7 +36,7 @@ class Pictures:
         return out
 
     def render(self) -> dict[str, Tensor]:
-        """Return the pictures of the environments as they are now, fresh tensors."""
+        """Return the images of the environments as they are now, fresh tensors."""
         if self.renderer is None:
             return {}
         images = self.renderer.render()
@@ -44,7 +44,7 @@ class Pictures:
         return {name: images[camera][kind].clone() for name, (camera, kind) in self.names.items()}
 
     def describe(self, name: str) -> str:
-        """Say how to make the picture of this name from what a real camera gives."""
+        """Say how to make the image of this name from what a real camera gives."""
         camera, kind = self.names[name]
         size = self.cfg.cameras[camera]
         fovy = float(self.sim.model.camera(camera).fovy[0])

@@ -8,7 +8,7 @@ TensorDict with batch size [num_envs]:
 | --- | --- | --- |
 | action | (naction,) float32 | clipped to [-1, 1]; NaN or infinity is a fault |
 | teacher, critic, ... | (size,) float32 | observation groups of the task's config |
-| <camera>_rgb | (height, width, 3) uint8 | pictures that some group lists |
+| <camera>_rgb | (height, width, 3) uint8 | images that some group lists |
 | <camera>_depth | (height, width) float32 | metres along the optical axis; 0: nothing there |
 | reward | (1,) float32 | weighted sum of the task's terms |
 | terminated | (1,) bool | the task ended the episode |
@@ -16,7 +16,7 @@ TensorDict with batch size [num_envs]:
 | done | (1,) bool | either |
 | success | (1,) bool | the task's success holds now |
 | fault | (1,) bool | this transition is not to be learned from |
-| hidden | (1,) bool | only with `holdout`: the object is out of sight, doing nothing is right |
+| is_absent | (1,) bool | only with `absent_object`: no object is in sight, doing nothing is right |
 """
 
 from collections.abc import Sequence
@@ -54,19 +54,19 @@ class Env(EnvBase):
         nconmax: int | None = None,
         njmax: int | None = None,
         stagger: bool = False,
-        final_pictures: bool = True,
-        holdout: float = 0.0,
+        final_images: bool = True,
+        absent_object: float = 0.0,
         perturb: Sequence[Perturbation] = (),
     ) -> None:
         """Build the world and restart every environment.
 
         stagger: begin with random episode ages, so that restarts spread evenly over time; those
             shortened first episodes do not enter the statistics.
-        final_pictures: whether the pictures under `next` are those of the true last state also
+        final_images: whether the images under `next` are those of the true last state also
             where an episode ends; without, they are of the new episode there, and every step
             renders once instead of up to twice.
-        holdout: share of episodes in which the task's object is out of sight; there is nothing to
-            succeed at, so they do not enter the statistics.
+        absent_object: share of episodes in which the task's object is out of sight; there is
+            nothing to succeed at, so they do not enter the statistics.
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
@@ -85,8 +85,8 @@ class Env(EnvBase):
         self.model, self.rng = self.world.model, self.world.rng
         self.n_substeps, self.cameras = self.world.n_substeps, self.world.cameras
         self.stagger = stagger
-        self.final_pictures = final_pictures
-        self.holdout = holdout
+        self.final_images = final_images
+        self.absent_object = absent_object
         self._allocate()
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
         self._make_specs()
@@ -134,9 +134,9 @@ class Env(EnvBase):
     # The walk.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        return self._advance(tensordict, pictures=True)
+        return self._advance(tensordict, images=True)
 
-    def _advance(self, tensordict: TensorDictBase, *, pictures: bool) -> TensorDict:
+    def _advance(self, tensordict: TensorDictBase, *, images: bool) -> TensorDict:
         action = tensordict["action"]
         check_action(action, self.num_envs, self._naction)
         bad_action = ~torch.isfinite(action).all(dim=1)
@@ -149,7 +149,7 @@ class Env(EnvBase):
         weighted = {name: self.cfg.reward[name] * value.float() for name, value in terms.items()}
         reward = torch.stack(list(weighted.values())).sum(dim=0)
         self.groups.draw_latency()
-        observation = self.groups.observe(self.world.observe(pictures=pictures))
+        observation = self.groups.observe(self.world.observe(images=images))
 
         fault = self._collect_faults(before, bad_action, observation, reward)
         if not self._is_empty(fault):
@@ -161,10 +161,10 @@ class Env(EnvBase):
                 observation[name] = _where(fault, self._last[name], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
         self.reward_terms.update(weighted)
-        self.measures = self.statistics.tally.add(self.sim, fault)
+        self.measures = self.statistics.task_metrics.add(self.sim, fault)
         self._last.update(observation)
         self.statistics.add(reward, weighted, success)
-        ended = (terminated | truncated) & self.statistics.counted & ~fault & ~self.hidden
+        ended = (terminated | truncated) & self.statistics.counted & ~fault & ~self.is_absent
         if not self._is_empty(ended):
             self.statistics.end(ended, terminated, success)
         return self._tensordict(
@@ -182,30 +182,32 @@ class Env(EnvBase):
         self, tensordict: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
         """Step; restart what is done. Return (the transition, the next root), as TorchRL does."""
-        transition = self._advance(tensordict, pictures=self.final_pictures)
+        transition = self._advance(tensordict, images=self.final_images)
         tensordict.set("next", transition)
         done = transition["done"].view(-1)
-        self._restart(done, pictures=self.final_pictures)
-        if self.cameras.names and not self.final_pictures:
+        self._restart(done, images=self.final_images)
+        if self.cameras.names and not self.final_images:
             terms = self.cameras.render()
             self._last.update(self.groups.observe(terms))
             if not self._is_empty(done):
                 self._last.update(self.groups.observe(terms, done))
-            for name in self.groups.pictures:
+            for name in self.groups.images:
                 transition.set(name, self._last[name])
         return tensordict, self.current()
 
     def current(self) -> TensorDict:
         """Return the root from which the next step starts."""
-        return self._tensordict(self._last, *(torch.zeros_like(self.hidden) for _ in range(4)))
+        return self._tensordict(self._last, *(torch.zeros_like(self.is_absent) for _ in range(4)))
 
-    def _restart(self, mask: Tensor, *, pictures: bool = True) -> None:
+    def _restart(self, mask: Tensor, *, images: bool = True) -> None:
         """Begin a new episode where the mask says; the other environments are not touched."""
         if self._is_empty(mask):
             return
-        self.world.restart(mask, drawn=(lambda: self._hide(mask)) if self.holdout else None)
+        self.world.restart(
+            mask, drawn=(lambda: self._remove_objects(mask)) if self.absent_object else None
+        )
         self.groups.draw_latency(mask)
-        observation = self.groups.observe(self.world.observe(pictures=pictures), mask)
+        observation = self.groups.observe(self.world.observe(images=images), mask)
         # an episode that begins so ends with its first step, as a fault; nobody sees how it began
         self.unusable.logical_and_(~mask).logical_or_(mask & self._is_unusable(observation))
         usable = mask & ~self.unusable
@@ -220,18 +222,18 @@ class Env(EnvBase):
         self.statistics.clear(mask, counts=not self.stagger)
         self.stagger = False
 
-    def _hide(self, mask: Tensor) -> None:
+    def _remove_objects(self, mask: Tensor) -> None:
         draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
-        self.hidden.copy_(torch.where(mask, draw < self.holdout, self.hidden))
-        self.task.hide(self.sim, mask & self.hidden)
+        self.is_absent.copy_(torch.where(mask, draw < self.absent_object, self.is_absent))
+        self.task.remove_object(self.sim, mask & self.is_absent)
 
     def _is_empty(self, mask: Tensor) -> bool:
         """Return whether a mask is known to hold nothing; a GPU is not asked: it would stall."""
         return self._on_cpu and not mask.any()
 
-    def pictures(self) -> dict[str, Tensor]:
-        """Return the pictures of the current observation, (num_envs, height, width, ...)."""
-        return {name: self._last[name] for name in self.groups.pictures}
+    def images(self) -> dict[str, Tensor]:
+        """Return the images of the current observation, (num_envs, height, width, ...)."""
+        return {name: self._last[name] for name in self.groups.images}
 
     # Bookkeeping.
 
@@ -246,11 +248,11 @@ class Env(EnvBase):
             {**observed, **self.cameras.empty()},
             {**self.task.units, **self.cameras.units},
             self.rng,
-            pictures=self.cameras.names,
+            images=self.cameras.names,
             latency=self.cfg.latency,
         )
         self._last = {i.name: _zeros(n, i, device) for i in self.inputs}
-        self.hidden = torch.zeros(n, dtype=torch.bool, device=device)
+        self.is_absent = torch.zeros(n, dtype=torch.bool, device=device)
         self._on_cpu = self.device.type == "cpu"
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
         self.unusable = torch.zeros(n, dtype=torch.bool, device=device)
@@ -270,8 +272,8 @@ class Env(EnvBase):
             for name, value in self._last.items()
         }
         spec |= {"success": flag(), "fault": flag()}
-        if self.holdout:
-            spec["hidden"] = flag()
+        if self.absent_object:
+            spec["is_absent"] = flag()
         self.observation_spec = Composite(spec, shape=n, device=device)
         self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
@@ -287,8 +289,8 @@ class Env(EnvBase):
         truncated: Tensor,
         **extra: Tensor,
     ) -> TensorDict:
-        if self.holdout:
-            extra["hidden"] = self.hidden[:, None].clone()
+        if self.absent_object:
+            extra["is_absent"] = self.is_absent[:, None].clone()
         return TensorDict(
             {
                 **observation,
@@ -320,14 +322,14 @@ class Env(EnvBase):
 
     def _is_unusable(self, observation: dict[str, Tensor]) -> Tensor:
         """Return where a number is NaN, infinite or beyond what the task says can be observed."""
-        vectors = [value for name, value in observation.items() if name not in self.groups.pictures]
+        vectors = [value for name, value in observation.items() if name not in self.groups.images]
         return ~(torch.cat(vectors, dim=1).abs().amax(dim=1) <= self.task.largest)
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the episodes that ended since the last call, and clear them.
 
         Keys: env/return, env/episode_len, env/success_once (at some step), env/success_at_end,
-        env/num_trajectories, env/<name> of what the task judges, reward/<term> (episode sums,
+        env/num_trajectories, env/<name> of the task's metrics, reward/<term> (episode sums,
         weighted). Means are absent when no
         episode ended. One host sync.
         """
@@ -348,7 +350,7 @@ class Env(EnvBase):
             **self.faults.state_dict(),
             "stagger": torch.tensor(self.stagger),
             "step_count": self.step_count.clone(),
-            "hidden": self.hidden.clone(),
+            "is_absent": self.is_absent.clone(),
             "unusable": self.unusable.clone(),
             **{f"last/{k}": v.clone() for k, v in self._last.items()},
             **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
@@ -356,12 +358,15 @@ class Env(EnvBase):
 
     def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
         """Continue exactly where `state_dict` was taken; `current()` is then the root."""
+        for former, name in (("hidden", "is_absent"), ("memory/hidden", "memory/is_absent")):
+            if former in state_dict:  # an older checkpoint's
+                state_dict = {**state_dict, name: state_dict[former]}
         self.world.load_state_dict(state_dict)
         self.statistics.load_state_dict(state_dict)
         self.faults.load_state_dict(state_dict)
         self.stagger = bool(state_dict["stagger"])
         self.step_count.copy_(state_dict["step_count"])
-        self.hidden.copy_(state_dict["hidden"])
+        self.is_absent.copy_(state_dict["is_absent"])
         self.unusable.zero_()
         if "unusable" in state_dict:  # older checkpoints had no such episodes
             self.unusable.copy_(state_dict["unusable"])
@@ -377,6 +382,6 @@ def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
 
 
 def _zeros(num_envs: int, group: Input, device: torch.device) -> Tensor:
-    """Return an empty observation of an input: a vector, or a stack of pictures."""
+    """Return an empty observation of an input: a vector, or a stack of images."""
     dtype, shape = group.tensor
     return torch.zeros((num_envs, *shape), dtype=getattr(torch, dtype), device=device)

@@ -40,7 +40,7 @@ class Settings(TypedDict, total=False):
     config: Info
     """Fields of the task's `Config` that differ from its defaults."""
     group: str
-    """Observation group to return, one without pictures; by default the first of the config."""
+    """Observation group to return, one without images; by default the first of the config."""
     device: str
     """As of `Env`."""
     engine: str
@@ -90,8 +90,8 @@ class GymEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         )
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """Return the picture of the task's camera, (height, width, 3) uint8."""
-        return None if self.render_mode is None else self._front.picture(0)
+        """Return the image of the task's camera, (height, width, 3) uint8."""
+        return None if self.render_mode is None else self._front.image(0)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -177,10 +177,10 @@ class GymVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
-        """Return one picture of the task's camera per environment, (height, width, 3) uint8."""
+        """Return one image of the task's camera per environment, (height, width, 3) uint8."""
         if self.render_mode is None:
             return None
-        return tuple(self._front.picture(env_id) for env_id in range(self.num_envs))
+        return tuple(self._front.image(env_id) for env_id in range(self.num_envs))
 
     def close_extras(self, **kwargs: object) -> None:
         """Free the renderer."""
@@ -205,14 +205,14 @@ class _Front:
         self.env = Env(
             kind(kind.Config(**(config or {}))), num_envs, device, seed=seed, engine=engine
         )
-        sizes = {i.name: i.size for i in self.env.inputs if not i.is_picture}
+        sizes = {i.name: i.size for i in self.env.inputs if not i.is_image}
         groups = list(self.env.cfg.observation)
         self.group = groups[0] if group is None else group
         if self.group not in groups:
             raise ValueError(f"{task} has no observation group {group!r}; it has {groups}")
         if self.env.groups.reads(self.group) != (self.group,):
             raise ValueError(
-                f"{task}: group {self.group!r} has pictures, and this front serves one vector; use "
+                f"{task}: group {self.group!r} has images, and this front serves one vector; use "
                 "penspin_style.env.env.Env, which TorchRL understands"
             )
         self.metadata = {"render_fps": round(1.0 / self.env.cfg.control_dt)}
@@ -254,7 +254,7 @@ class _Front:
             "reward_terms": {name: value.cpu().numpy().copy() for name, value in terms.items()},
         }
 
-    def picture(self, env_id: int) -> np.ndarray:
+    def image(self, env_id: int) -> np.ndarray:
         if self.renderer is None:
             self.renderer = GLRenderer(self.env.sim, self.env.task.camera)
         return self.renderer.render(env_id)

@@ -1,7 +1,8 @@
 """What a task reports besides success: figures of single steps, their sums, what the sums mean.
 
-`Task.measure` gives numbers of one step, the environment sums them over an episode, `Task.judge`
-says what the sums of a finished episode mean. Nothing is computed for a task that judges nothing.
+`Task.step_metrics` gives numbers of one step, the environment sums them over an episode,
+`Task.episode_metrics` says what the sums of a finished episode mean. Nothing is computed for a task
+without metrics.
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ RESERVED = frozenset(
 """Names that evaluations and training logs use themselves."""
 
 
-class Tally:
+class TaskMetrics:
     """The sums of the running episodes, and what they mean once these have ended."""
 
     def __init__(self, task: Task[Any], sim: Sim) -> None:
@@ -38,27 +39,29 @@ class Tally:
         n = sim.num_envs
         zero = torch.zeros(n, device=sim.device)
         self.task = task
-        self.sums = {name: zero.clone() for name in task.measure(sim)}
-        judged = task.judge(self.sums, zero + 1.0, zero.bool())
+        self.sums = {name: zero.clone() for name in task.step_metrics(sim)}
+        metrics = task.episode_metrics(self.sums, zero + 1.0, zero.bool())
         who = type(task).__name__
-        for name, value in judged.items():
+        for name, value in metrics.items():
             if name in RESERVED or "/" in name:
                 raise ValueError(
-                    f"{who}.judge names {name!r}, which is taken; choose another than "
+                    f"{who}.episode_metrics names {name!r}, which is taken; choose another than "
                     f"{', '.join(sorted(RESERVED))}, without a slash"
                 )
             if value.shape != (n,) or not (value.dtype == torch.bool or value.is_floating_point()):
                 raise ValueError(
-                    f"{who}.judge must give {name!r} as ({n},) of bool or float, got "
+                    f"{who}.episode_metrics must give {name!r} as ({n},) of bool or float, got "
                     f"{tuple(value.shape)} of {value.dtype}"
                 )
-        if task.score not in (*SCORES, *judged):
+        if task.score not in (*SCORES, *metrics):
             raise ValueError(
-                f"{who}.score is {task.score!r}; there are {', '.join((*SCORES, *judged))}"
+                f"{who}.score is {task.score!r}; there are {', '.join((*SCORES, *metrics))}"
             )
-        if set(task.kind_names) & {"", *judged} or len(set(task.kind_names)) < len(task.kind_names):
+        if set(task.kind_names) & {"", *metrics} or len(set(task.kind_names)) < len(
+            task.kind_names
+        ):
             raise ValueError(f"{who}.kind_names must be different words, got {task.kind_names}")
-        self.names = tuple(judged)
+        self.names = tuple(metrics)
 
     def add(self, sim: Sim, fault: Tensor) -> dict[str, Tensor]:
         """Add the numbers of the last step; return them, (num_envs,) each, 0 where it is faulty."""
@@ -66,18 +69,18 @@ class Tally:
             return {}
         step = {
             name: torch.where(fault, 0.0, value.float())
-            for name, value in self.task.measure(sim).items()
+            for name, value in self.task.step_metrics(sim).items()
         }
         for name, value in step.items():
             self.sums[name].add_(value)
         return step
 
-    def judge(self, steps: Tensor, fell: Tensor) -> list[Tensor]:
+    def episode_metrics(self, steps: Tensor, terminated: Tensor) -> list[Tensor]:
         """Return what the sums mean, in the order of `names`, for episodes that end now."""
         if not self.names:
             return []
-        judged = self.task.judge(self.sums, steps, fell)
-        return [judged[name].float() for name in self.names]
+        metrics = self.task.episode_metrics(self.sums, steps, terminated)
+        return [metrics[name].float() for name in self.names]
 
     def clear(self, mask: Tensor) -> None:
         """Begin new episodes where the mask says."""
@@ -89,7 +92,7 @@ class EpisodeStatistics:
     """Sums of the running episodes, and the means over those that have ended."""
 
     BUFFERS = ("counted", "succeeded", "episode")
-    """Its tensors beside the tally's, for a bit-exact continuation."""
+    """Its tensors beside the sums of `TaskMetrics`, for a bit-exact continuation."""
 
     def __init__(self, task: Task[Any], sim: Sim, terms: Iterable[str]) -> None:
         """Allocate.
@@ -97,9 +100,9 @@ class EpisodeStatistics:
         terms: names of the reward terms.
         """
         n, device = sim.num_envs, sim.device
-        self.tally = Tally(task, sim)
+        self.task_metrics = TaskMetrics(task, sim)
         self.columns = ("return", "episode_len", *(f"reward/{name}" for name in terms))
-        self.means = (*self.columns, *self.tally.names, "success_once", "success_at_end")
+        self.means = (*self.columns, *self.task_metrics.names, "success_once", "success_at_end")
         self.counted = torch.zeros(n, dtype=torch.bool, device=device)
         """Whether the running episode enters the means."""
         self.succeeded = torch.zeros(n, dtype=torch.bool, device=device)
@@ -117,8 +120,9 @@ class EpisodeStatistics:
 
         ended, terminated, success: (num_envs,) bool; the last two of the episode's last step.
         """
-        judged = self.tally.judge(self.episode[1], terminated)  # columns[1]: the length
-        others = torch.stack((*judged, self.succeeded.float(), success.float(), self._one))
+        length = self.episode[self.columns.index("episode_len")]
+        metrics = self.task_metrics.episode_metrics(length, terminated)
+        others = torch.stack((*metrics, self.succeeded.float(), success.float(), self._one))
         columns = torch.cat((self.episode, others))
         self.finished.add_(torch.where(ended, columns, 0.0).sum(dim=1, dtype=torch.float64))
 
@@ -131,7 +135,7 @@ class EpisodeStatistics:
             self.counted.zero_()
         self.episode.mul_(keep)
         self.succeeded.logical_and_(keep)
-        self.tally.clear(mask)
+        self.task_metrics.clear(mask)
 
     def take(self) -> dict[str, float]:
         """Return the means over the episodes that ended since the last call, and clear them.
@@ -150,7 +154,7 @@ class EpisodeStatistics:
         """Return every tensor, flat."""
         return {
             **{name: getattr(self, name).clone() for name in (*self.BUFFERS, "finished")},
-            **{f"measure/{k}": v.clone() for k, v in self.tally.sums.items()},
+            **{f"measure/{k}": v.clone() for k, v in self.task_metrics.sums.items()},
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -160,5 +164,5 @@ class EpisodeStatistics:
         self.finished.zero_()
         if state["finished"].shape == self.finished.shape:  # an older checkpoint's is empty
             self.finished.copy_(state["finished"])
-        for name, value in self.tally.sums.items():
+        for name, value in self.task_metrics.sums.items():
             value.copy_(state[f"measure/{name}"])

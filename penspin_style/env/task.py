@@ -68,7 +68,7 @@ class Latency:
 class Camera:
     """What one named camera of the model delivers: terms `<name>_rgb` and `<name>_depth`.
 
-    A picture is rendered only if some observation group lists its term.
+    An image is rendered only if some observation group lists its term.
     """
 
     height: int = 32
@@ -90,7 +90,7 @@ class TaskConfig:
     latency: dict[str, Latency] = field(default_factory=dict)
     """Group -> how late it is; absent for none."""
     cameras: dict[str, Camera] = field(default_factory=dict)
-    """Camera of the model -> the size of its pictures."""
+    """Camera of the model -> the size of its images."""
     randomize: bool = True
     """Whether the randomisation table is applied."""
 
@@ -112,8 +112,8 @@ class TaskConfig:
                     raise ValueError(f"{where}.delay must be 0 <= fewest <= most, got {term.delay}")
                 if term.history < 1:
                     raise ValueError(f"{where}.history must be at least 1, got {term.history}")
-                if term.noise and name in self.pictures:
-                    raise ValueError(f"{where}.noise: pictures get theirs from algo.augment")
+                if term.noise and name in self.images:
+                    raise ValueError(f"{where}.noise: images get theirs from algo.augment")
         for group, latency in self.latency.items():
             if group not in self.observation:
                 raise ValueError(
@@ -133,14 +133,14 @@ class TaskConfig:
                 )
 
     @property
-    def pictures(self) -> dict[str, tuple[str, str]]:
+    def images(self) -> dict[str, tuple[str, str]]:
         """Return the terms that cameras deliver: name -> (camera, `rgb` or `depth`)."""
         return {
             f"{name}_{kind}": (name, kind) for name in self.cameras for kind in ("rgb", "depth")
         }
 
     def views(self) -> tuple[View, ...]:
-        """Return what must be rendered: each camera of which some group lists a picture."""
+        """Return what must be rendered: each camera of which some group lists an image."""
         listed = {term for members in self.observation.values() for term in members}
         views = []
         for name, camera in self.cameras.items():
@@ -164,12 +164,12 @@ class Task(ABC, Generic[C]):
     units: ClassVar[dict[str, str]]
     """Observation term -> SI unit (`1` for pure numbers and mixtures)."""
     camera: ClassVar[str] = "view"
-    """Camera that films an episode."""
+    """Camera of an episode's video."""
     varied: ClassVar[tuple[str, ...]] = ()
     """Model fields that `vary` writes for each environment."""
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
-    `success_rate`, `success_at_end`, `return` or a name of `judge`."""
+    `success_rate`, `success_at_end`, `return` or a name of `episode_metrics`."""
     largest: ClassVar[float] = 1e6
     """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
     single 1e38 would leave running means and variances useless for good."""
@@ -226,12 +226,12 @@ class Task(ABC, Generic[C]):
         check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
-    def hide(self, sim: Sim, mask: Tensor) -> None:
+    def remove_object(self, sim: Sim, mask: Tensor) -> None:
         """Put the object out of sight in the masked environments, which have just been reset.
 
         There, doing nothing is right: a student learns not to grasp at the air.
         """
-        raise ValueError(f"{type(self).__name__} has no object to hide: set algo.holdout=0")
+        raise ValueError(f"{type(self).__name__} has no object to remove: set algo.absent_object=0")
 
     @abstractmethod
     def apply_action(self, sim: Sim, action: Tensor) -> None:
@@ -261,14 +261,16 @@ class Task(ABC, Generic[C]):
     def success(self, sim: Sim) -> Tensor:
         """Return which environments are in the state that the task asks for, (num_envs,) bool."""
 
-    def measure(self, sim: Sim) -> dict[str, Tensor]:
+    def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return numbers of the last step that are worth a sum over the episode, (num_envs,) each.
 
         Called once per step after `reward`, and once when the environment is built, for the names.
         """
         return {}
 
-    def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
+    def episode_metrics(
+        self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
+    ) -> dict[str, Tensor]:
         """Return what finished episodes amount to, (n,) each: bool is a share, float a mean.
 
         Elementwise, and without asking a GPU: in training it sees the unfinished episodes too, and
@@ -276,9 +278,9 @@ class Task(ABC, Generic[C]):
         censored by the time limit: give the episode's duration where nothing fell, and the mean is
         that of the time until the fall or the limit, whichever is first.
 
-        sums: what `measure` gave, summed over the episode; (n,) each.
+        sums: what `step_metrics` gave, summed over the episode; (n,) each.
         steps: (n,) float, length of the episode in control steps.
-        fell: (n,) bool, whether `terminated` ended it, and neither the time limit nor a fault.
+        terminated: (n,) bool, whether the task ended it, and neither the time limit nor a fault.
         """
         return {}
 

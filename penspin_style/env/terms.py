@@ -1,6 +1,6 @@
 """From named terms to observation groups: noise, then delay, then history.
 
-Numbers of a group are joined into one vector under the group's name. Pictures stay what they are,
+Numbers of a group are joined into one vector under the group's name. Images stay what they are,
 each under its own name.
 """
 
@@ -60,7 +60,7 @@ class TermBuffer:
 
 
 class Groups:
-    """Join the numbers of every group into one float32 vector per environment; pass pictures on."""
+    """Join the numbers of every group into one float32 vector per environment; pass images on."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Groups:
         units: dict[str, str],
         rng: torch.Generator,
         *,
-        pictures: Collection[str] = (),
+        images: Collection[str] = (),
         latency: Mapping[str, Latency] | None = None,
     ) -> None:
         """Lay out the groups.
 
         terms: one value of every term, for shapes and types.
-        pictures: the terms that are pictures.
+        images: the terms that are images.
         """
         self.groups = groups
         self.rng = rng
@@ -84,13 +84,13 @@ class Groups:
             group: torch.tensor(late.weights, device=rng.device)
             for group, late in self.latency.items()
         }
-        _check(groups, terms, units, pictures)
+        _check(groups, terms, units, images)
         self.vectors = {
-            group: [name for name in members if name not in pictures]
+            group: [name for name in members if name not in images]
             for group, members in groups.items()
         }
-        self.pictures = {  # a picture is in one group
-            name: group for group in groups for name in groups[group] if name in pictures
+        self.images = {  # an image is in one group
+            name: group for group in groups for name in groups[group] if name in images
         }
         self.inputs = self._inputs(terms, units)
         self.buffers: dict[str, TermBuffer] = {}
@@ -99,16 +99,16 @@ class Groups:
             most = len(self.latency[group].weights) - 1 if group in self.latency else 0
             for name, term in members.items():
                 if term.delay[1] + most > 0 or term.history > 1:
-                    value = terms[name] if name in pictures else _flat(terms[name])
+                    value = terms[name] if name in images else _flat(terms[name])
                     self.buffers[f"{group}/{name}"] = TermBuffer(term, value, most)
                 if group in self.latency:
                     zero = torch.zeros(len(terms[name]), dtype=torch.long, device=rng.device)
                     self.late[self._late_key(group, name)] = zero
 
     def reads(self, group: str) -> tuple[str, ...]:
-        """Return the names of the inputs that belong to a group: its vector, then its pictures."""
+        """Return the names of the inputs that belong to a group: its vector, then its images."""
         vector = (group,) if self.vectors.get(group) else ()
-        return (*vector, *(name for name, owner in self.pictures.items() if owner == group))
+        return (*vector, *(name for name, owner in self.images.items() if owner == group))
 
     def draw_latency(self, mask: Tensor | None = None) -> None:
         """Draw how late the next values arrive: all that change every step, or at these resets."""
@@ -122,19 +122,19 @@ class Groups:
             late.copy_(draw if mask is None else torch.where(mask, draw, late))
 
     def observe(self, terms: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Return input -> tensor: (num_envs, size) float32 for vectors, pictures as they are.
+        """Return input -> tensor: (num_envs, size) float32 for vectors, images as they are.
 
-        terms: the numbers, the pictures, or both.
+        terms: the numbers, the images, or both.
         mask: environments that have just been reset; their past is replaced by the present, and
             only their rows of the result are meaningful. None after a step: the past moves on.
         """
-        flat = {n: _flat(value) for n, value in terms.items() if n not in self.pictures}
+        flat = {n: _flat(value) for n, value in terms.items() if n not in self.images}
         out = {}
         for group, names in self.vectors.items():
             if names and names[0] in flat:
                 values = [self._enter(group, name, flat[name], mask) for name in names]
                 out[group] = torch.cat([value.flatten(1) for value in values], dim=1)
-        for name, group in self.pictures.items():
+        for name, group in self.images.items():
             if name in terms:
                 value = self._enter(group, name, terms[name], mask)
                 ring = self.buffers.get(f"{group}/{name}")
@@ -169,8 +169,8 @@ class Groups:
             for group, names in self.vectors.items()
             if names
         ]
-        pictures = [Input(n, (feature(group, n),)) for n, group in self.pictures.items()]
-        return (*vectors, *pictures)
+        images = [Input(n, (feature(group, n),)) for n, group in self.images.items()]
+        return (*vectors, *images)
 
     def _enter(self, group: str, name: str, value: Tensor, mask: Tensor | None) -> Tensor:
         """Return the value as the group sees it, (num_envs, ...) or (num_envs, history, ...)."""
@@ -203,7 +203,7 @@ def _check(
     groups: dict[str, dict[str, ObsTerm]],
     terms: dict[str, Tensor],
     units: dict[str, str],
-    pictures: Collection[str],
+    images: Collection[str],
 ) -> None:
     listed = [name for members in groups.values() for name in members]
     for group, members in groups.items():
@@ -215,7 +215,7 @@ def _check(
         raise ValueError(f"the task computes {unread}, but no observation group reads them")
     if unlabelled := sorted(set(terms) - set(units)):
         raise ValueError(f"the task gives no unit for {unlabelled}")
-    if twice := sorted({name for name in pictures if listed.count(name) > 1}):
-        raise ValueError(f"task.observation lists {twice} in two groups; a picture is in one")
-    if clash := sorted(set(pictures) & set(groups)):
-        raise ValueError(f"task.observation has a group and a picture of one name: {clash}")
+    if twice := sorted({name for name in images if listed.count(name) > 1}):
+        raise ValueError(f"task.observation lists {twice} in two groups; an image is in one")
+    if clash := sorted(set(images) & set(groups)):
+        raise ValueError(f"task.observation has a group and an image of one name: {clash}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from penspin_style.env.cameras import Pictures
+from penspin_style.env.cameras import Images
 from penspin_style.env.checks import count_substeps
 from penspin_style.env.task import Task
 from penspin_style.sim.perturb import Perturbation, Perturber
@@ -74,7 +74,7 @@ class World:
             njmax=njmax,
         )
         task.start(self.sim)
-        self.cameras = Pictures(self.sim, self.cfg)
+        self.cameras = Images(self.sim, self.cfg)
         self.randomizer = Randomizer(
             self.sim, rows, self.cfg.control_dt, Perturber(self.sim, perturb)
         )
@@ -131,10 +131,10 @@ class World:
             placed()
         self.sim.forward(mask)
 
-    def observe(self, *, pictures: bool = True) -> dict[str, Tensor]:
+    def observe(self, *, images: bool = True) -> dict[str, Tensor]:
         """Return the task's observation terms, with those of the cameras if wanted."""
         terms = self.task.observe(self.sim)
-        return {**terms, **self.cameras.render()} if pictures else terms
+        return {**terms, **self.cameras.render()} if images else terms
 
     # State.
 

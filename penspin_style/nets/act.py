@@ -1,7 +1,7 @@
 """ACT: chunks of actions from a conditional variational auto-encoder.
 
 Zhao et al. 2023 (arXiv 2304.13705). Every feature is a token, and so are the features that a
-frozen encoder makes of every picture; a transformer reads them together with a latent, another
+frozen encoder makes of every image; a transformer reads them together with a latent, another
 answers `horizon` queries, one for each of the next control steps. In training the latent is drawn
 from what a third makes of the actions to come; when it acts it is 0.
 
@@ -30,11 +30,11 @@ ENDS = ("pen_ends", "obj_ends")
 class ACT(nn.Module):
     """See the module's docstring.
 
-    inputs: at most one vector, of features without history, then pictures.
-    eyes: encodes the pictures, frozen; None where there are none.
+    inputs: at most one vector, of features without history, then images.
+    eyes: encodes the images, frozen; None where there are none.
 
     Raises:
-        ValueError: pictures without a student that sees them.
+        ValueError: images without a student that sees them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ACT(nn.Module):
         self.inputs, self.in_keys = tuple(inputs), tuple(i.name for i in inputs)
         self.naction, self.horizon, self.latent_dim = naction, num_queries, latent_dim
         self.eyes = None if eyes is None else eyes.requires_grad_(False)
-        self.features = tuple(f for i in inputs if not i.is_picture for f in i.features)
+        self.features = tuple(f for i in inputs if not i.is_image for f in i.features)
         size = sum(f.size for f in self.features)
         self.normalizer = Normalizer(size) if size else None
         self._network = {
@@ -103,12 +103,12 @@ class ACT(nn.Module):
 
     @torch.no_grad()
     def look(self, observations: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Return the raw numbers (n, size), and the features of every picture (n, size)."""
-        vectors = [observations[i.name] for i in self.inputs if not i.is_picture]
+        """Return the raw numbers (n, size), and the features of every image (n, size)."""
+        vectors = [observations[i.name] for i in self.inputs if not i.is_image]
         seen: dict[str, Tensor] = {}
         if self.eyes is not None:
             unread = torch.empty(0)  # the student's own numbers
-            given = {i.name: observations[i.name] for i in self.inputs if i.is_picture}
+            given = {i.name: observations[i.name] for i in self.inputs if i.is_image}
             raw = self.eyes.decode({name: given.get(name, unread) for name in self.eyes.in_keys})
             seen = self.eyes.encode(raw.rgb, raw.depth)
         return (vectors[0] if vectors else None), seen
@@ -193,10 +193,10 @@ class ACT(nn.Module):
         return tokens
 
     def _seen_sizes(self) -> dict[str, int]:
-        """Return picture -> numbers that its encoder makes of it."""
-        pictures = [i for i in self.inputs if i.is_picture]
-        if pictures and self.eyes is None:
-            raise ValueError(f"nothing encodes {[i.name for i in pictures]}; give a student's run")
+        """Return image -> numbers that its encoder makes of it."""
+        images = [i for i in self.inputs if i.is_image]
+        if images and self.eyes is None:
+            raise ValueError(f"nothing encodes {[i.name for i in images]}; give a student's run")
         blank = {}
         for given in self.inputs:
             dtype, shape = given.tensor

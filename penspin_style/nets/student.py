@@ -1,11 +1,11 @@
-"""The student: pictures and proprioception in, an action in [-1, 1] out.
+"""The student: images and proprioception in, an action in [-1, 1] out.
 
 The network of MuJoCo Playground's ALOHA students (PR #76), built from what the observation group
-holds: per colour picture a `NatureCNN`, frozen unless asked otherwise; per depth picture its 8 x 8
+holds: per colour image a `NatureCNN`, frozen unless asked otherwise; per depth image its 8 x 8
 nearest pixels; a dense head for each of these streams; beside them the normalised numbers; three
-layers; a squash. A group without pictures gives a perceptron on its numbers.
+layers; a squash. A group without images gives a perceptron on its numbers.
 
-`act` is the function that is exported: pictures as a camera gives them (uint8 RGB, metres), raw
+`act` is the function that is exported: images as a camera gives them (uint8 RGB, metres), raw
 numbers. Training goes through its three parts, `decode`, `encode` and `head`, and puts its
 augmentation between the first two.
 """
@@ -40,8 +40,8 @@ class Observation(NamedTuple):
 class StudentPolicy(Policy):
     """See the module's docstring.
 
-    inputs: what `act` is given, in this order: at most one vector, then pictures.
-    layer_norm: bring each picture's features to mean 0 and variance 1 before its dense head; the
+    inputs: what `act` is given, in this order: at most one vector, then images.
+    layer_norm: bring each image's features to mean 0 and variance 1 before its dense head; the
         published network does not.
     pool: read the encoders' last map out as its average (64 numbers) or whole (1,024 for 32 x 32).
     latent: width of each stream's dense head.
@@ -49,7 +49,7 @@ class StudentPolicy(Policy):
     max_depth: metres beyond which depth counts as nothing, per camera; 2 for cameras not named.
 
     Raises:
-        ValueError: an input that is neither a vector nor a picture, or of a camera that is unknown.
+        ValueError: an input that is neither a vector nor an image, or of a camera that is unknown.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class StudentPolicy(Policy):
             "train_encoder": train_encoder,
             "layer_norm": layer_norm,
         }
-        vectors = [i for i in inputs if not i.is_picture]
+        vectors = [i for i in inputs if not i.is_image]
         if len(vectors) > 1:
             raise ValueError(f"a student reads one vector, got {[i.name for i in vectors]}")
         self.normalizer = Normalizer(vectors[0].size) if vectors else None
         self.encoders, self.heads = nn.ModuleDict(), nn.ModuleDict()
         self.depth = nn.ModuleDict()
-        for picture in inputs:
-            if not picture.is_picture:
+        for image in inputs:
+            if not image.is_image:
                 continue
-            camera, kind, height, width = _picture(picture)
-            stacked = picture.features[0].history
+            camera, kind, height, width = _image(image)
+            stacked = image.features[0].history
             if kind == "rgb":
                 encoder = NatureCNN(height, width, pool=pool, rng=rng)
                 self.encoders[camera] = encoder if train_encoder else freeze(encoder)
@@ -103,7 +103,7 @@ class StudentPolicy(Policy):
                 self.depth[camera] = _Depth(height, width, depth_pixels, limit)
                 size = stacked * depth_pixels**2
             dense = mlp(size, (), latent, out_gain=2.0**0.5, rng=rng)
-            self.heads[picture.name] = nn.Sequential(dense, ACTIVATIONS[activation]())
+            self.heads[image.name] = nn.Sequential(dense, ACTIVATIONS[activation]())
         cameras = {*self.encoders, *self.depth}
         if unknown := sorted(set(max_depth) - cameras):
             raise ValueError(f"max_depth names {unknown}, the cameras are {sorted(cameras)}")
@@ -112,11 +112,11 @@ class StudentPolicy(Policy):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Return the pictures whose features no training changes."""
+        """Return the images whose features no training changes."""
         return tuple(
             i.name
             for i in self.inputs
-            if i.is_picture and not (self.train_encoder and _picture(i)[1] == "rgb")
+            if i.is_image and not (self.train_encoder and _image(i)[1] == "rgb")
         )
 
     def load_encoder(self, state: Mapping[str, Tensor]) -> None:
@@ -130,14 +130,14 @@ class StudentPolicy(Policy):
         return self.head(seen.numbers, self.encode(seen.rgb, seen.depth))
 
     def decode(self, observations: Mapping[str, Tensor]) -> Observation:
-        """Sort raw observations, colours as [0, 1]. Stacked pictures become more rows."""
+        """Sort raw observations, colours as [0, 1]. Stacked images become more rows."""
         seen = Observation(None, {}, {})
         for given in self.inputs:
             value = observations[given.name]
-            if not given.is_picture:
+            if not given.is_image:
                 seen = seen._replace(numbers=value)
                 continue
-            camera, kind, height, width = _picture(given)
+            camera, kind, height, width = _image(given)
             if kind == "rgb":
                 rows = value.reshape(-1, height, width, 3).permute(0, 3, 1, 2)
                 seen.rgb[camera] = rows.float() / 255.0
@@ -146,12 +146,12 @@ class StudentPolicy(Policy):
         return seen
 
     def encode(self, rgb: Mapping[str, Tensor], depth: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return picture -> features (n, size). Without gradients where nothing is trained."""
+        """Return image -> features (n, size). Without gradients where nothing is trained."""
         features = {}
-        for picture in self.inputs:
-            if not picture.is_picture:
+        for image in self.inputs:
+            if not image.is_image:
                 continue
-            camera, kind, *_ = _picture(picture)
+            camera, kind, *_ = _image(image)
             if kind == "depth" and camera in depth:
                 rows = self.depth[camera](depth[camera])
             elif kind == "rgb" and camera in rgb:
@@ -160,8 +160,8 @@ class StudentPolicy(Policy):
                     rows = functional.layer_norm(rows, rows.shape[1:])
             else:
                 continue
-            stacked = picture.features[0].history
-            features[picture.name] = rows.reshape(-1, stacked * rows.shape[1])
+            stacked = image.features[0].history
+            features[image.name] = rows.reshape(-1, stacked * rows.shape[1])
         return features
 
     def head(self, numbers: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
@@ -183,7 +183,7 @@ class StudentPolicy(Policy):
 
 
 class _Depth(nn.Module):
-    """Nearest pixels of a depth picture, in parts of the longest distance that counts."""
+    """Nearest pixels of a depth image, in parts of the longest distance that counts."""
 
     rows: Tensor
     columns: Tensor
@@ -202,8 +202,8 @@ class _Depth(nn.Module):
         return torch.where(few > self.limit, 0.0, few) / self.limit
 
 
-def _picture(given: Input) -> tuple[str, str, int, int]:
-    """Return camera, kind, height and width of a picture.
+def _image(given: Input) -> tuple[str, str, int, int]:
+    """Return camera, kind, height and width of an image.
 
     Raises:
         ValueError: it is none.

@@ -1,4 +1,4 @@
-"""The oracle: a teacher that reads more than a robot has, through encoders, and its value head.
+"""A teacher that reads more than a robot has, through encoders, and its value head.
 
 The network of PenSpin's teacher (penspin/algo/models/models.py). Each further observation group has
 an encoder, their outputs pass a tanh and join the teacher's own group, and one trunk serves two
@@ -25,7 +25,7 @@ _CHUNK = 256
 """Clouds of which a CPU encodes all points at a time, so that they stay in its cache."""
 
 
-class OraclePolicy(Policy):
+class TeacherPolicy(Policy):
     """See the module's docstring.
 
     inputs: what `act` is given, in this order: first the group that is read as it is, then those of
@@ -35,7 +35,7 @@ class OraclePolicy(Policy):
     value: whether there is a value head.
 
     Raises:
-        ValueError: the inputs after the first are not the encoded groups, or one is a picture.
+        ValueError: the inputs after the first are not the encoded groups, or one is an image.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class OraclePolicy(Policy):
         self.normalizers, self.encoders = nn.ModuleDict(), nn.ModuleDict()
         size = first.size
         for given in inputs:
-            if given.is_picture and not is_cloud(given):
-                raise ValueError(f"an oracle reads vectors and points; {given.name!r} is neither")
+            if given.is_image and not is_cloud(given):
+                raise ValueError(f"a teacher reads vectors and points; {given.name!r} is neither")
             self.normalizers[given.name] = Normalizer(3 if is_cloud(given) else given.size)
         for given in others:
             *before, code = encoders[given.name]
@@ -98,9 +98,9 @@ class OraclePolicy(Policy):
 
     def forward(self, *observations: Tensor) -> Gaussian:
         """Return the distribution that training draws from."""
-        return self.judge(*observations)[0]
+        return self.evaluate(*observations)[0]
 
-    def judge(self, *observations: Tensor) -> tuple[Gaussian, Tensor | None]:
+    def evaluate(self, *observations: Tensor) -> tuple[Gaussian, Tensor | None]:
         """Return the distribution, and the values (..., 1) if there is a head for them."""
         features = self._features(observations, fast=True)
         loc = torch.tanh(self.mean(features))
@@ -126,8 +126,8 @@ class OraclePolicy(Policy):
         return self.trunk(seen)
 
     @classmethod
-    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "OraclePolicy":
-        """Build the oracle that a card describes."""
+    def from_card(cls, card: PolicyCard, network: dict[str, Any]) -> "TeacherPolicy":
+        """Build the teacher that a card describes."""
         return cls(card.inputs, len(card.actions), init_std=1.0, rng=torch.Generator(), **network)
 
     def describe(self) -> dict[str, Any]:
@@ -178,4 +178,4 @@ def _each(net: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-POLICY = OraclePolicy
+POLICY = TeacherPolicy

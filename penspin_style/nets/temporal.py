@@ -199,10 +199,10 @@ def _terms(inputs: Sequence[Input], recent: int) -> dict[str, Feature]:
     Raises:
         ValueError: they do not fit the network.
     """
-    if len(inputs) != 1 or inputs[0].is_picture:
+    if len(inputs) != 1 or inputs[0].is_image:
         raise ValueError(
             f"the temporal network reads one vector, got {', '.join(i.name for i in inputs)}; "
-            "leave pictures out of the group, or use the network of pictures"
+            "leave images out of the group, or use the network of images"
         )
     (given,) = inputs
     terms = {f.name: f for f in given.features}

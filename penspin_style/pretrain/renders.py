@@ -1,8 +1,8 @@
-"""Pre-train the image encoder on a task's own renders: read off a picture what only physics knows.
+"""Pre-train the image encoder on a task's own renders: read off an image what only physics knows.
 
-From each colour picture of a recording (`penspin record`), `NatureCNN(pool=False)` and a linear
+From each colour image of a recording (`penspin record`), `NatureCNN(pool=False)` and a linear
 layer per camera regress the privileged vector that was recorded beside it, standardised. Every
-twentieth shard is kept out of training and judges.
+twentieth shard is kept out of training, to validate on.
 """
 
 import math
@@ -21,7 +21,7 @@ from penspin_style.data.rollouts import Rollouts
 from penspin_style.nets.encoder import MEAN, STD, NatureCNN, save_encoder
 
 HELD_OUT = 20
-"""One shard in so many judges instead of teaching."""
+"""One shard in so many validates only."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def pretrain_on_renders(
     """Train an encoder and publish it with its card; return the card.
 
     on_epoch: gets epoch, epochs, loss, test/explained (share of the variance of the privileged
-        numbers on pictures kept out of training) and seconds.
+        numbers on images kept out of training) and seconds.
 
     Raises:
         FileExistsError: out is there already.
-        ValueError: the recording lacks colour pictures of one size, the privileged vector, or rows
-            to judge by.
+        ValueError: the recording lacks colour images of one size, the privileged vector, or rows
+            to validate on.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; remove it or choose another folder")
@@ -70,12 +70,14 @@ def pretrain_on_renders(
     taught = [i for i in range(rollouts.shards) if i not in tested]
     if not tested:
         raise ValueError(
-            f"{recording} has {rollouts.shards} shards, {HELD_OUT} or more are needed to judge; "
+            f"{recording} has {rollouts.shards} shards, {HELD_OUT} or more are needed to validate; "
             "record more episodes"
         )
     train, test = (_load(rollouts, ids, cameras, cfg.privileged) for ids in (taught, tested))
     if len(test[1]) < 2:
-        raise ValueError(f"{recording} keeps one row to judge, which does not vary; record more")
+        raise ValueError(
+            f"{recording} keeps one row to validate on, which does not vary; record more"
+        )
     mean, std = train[1].mean(dim=0), train[1].std(dim=0).clamp(min=1e-6)
     encoder = NatureCNN(height, width, pool=False, rng=rng)
     size = train[1].shape[1]
@@ -94,8 +96,8 @@ def pretrain_on_renders(
         losses = []
         for ids in torch.randperm(len(train[1]), generator=rng).split(cfg.batch_size):
             goal = (train[1][ids] - mean) / std
-            for pictures, head in zip(train[0], heads, strict=True):
-                guess = head(encoder(pictures[ids].float() / 255.0))
+            for images, head in zip(train[0], heads, strict=True):
+                guess = head(encoder(images[ids].float() / 255.0))
                 loss = (guess - goal).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
@@ -127,12 +129,12 @@ def pretrain_on_renders(
 
 
 def _cameras(rollouts: Rollouts, cfg: RendersConfig) -> tuple[list[str], int, int]:
-    """Return the names of the colour pictures, and their height and width."""
+    """Return the names of the colour images, and their height and width."""
     found = {i.name: i.features[0].shape for i in rollouts.inputs if i.tensor[0] == "uint8"}
     names = [i.name for i in rollouts.inputs]
     if not found or len(set(found.values())) > 1:
         raise ValueError(
-            f"{rollouts.folder} must hold colour pictures of one size, it holds "
+            f"{rollouts.folder} must hold colour images of one size, it holds "
             f"{found or ', '.join(names)}"
         )
     if cfg.privileged not in names or cfg.privileged in found:
@@ -144,10 +146,10 @@ def _cameras(rollouts: Rollouts, cfg: RendersConfig) -> tuple[list[str], int, in
 def _load(
     rollouts: Rollouts, shards: list[int], cameras: list[str], privileged: str
 ) -> tuple[list[Tensor], Tensor]:
-    """Return each camera's pictures (n, 3, height, width) uint8, and the vectors (n, size)."""
+    """Return each camera's images (n, 3, height, width) uint8, and the vectors (n, size)."""
     rows = [rollouts.shard(i) for i in shards]
-    pictures = [torch.cat([r[name] for r in rows]).permute(0, 3, 1, 2) for name in cameras]
-    return [p.contiguous() for p in pictures], torch.cat([r[privileged] for r in rows])
+    images = [torch.cat([r[name] for r in rows]).permute(0, 3, 1, 2) for name in cameras]
+    return [p.contiguous() for p in images], torch.cat([r[privileged] for r in rows])
 
 
 @torch.no_grad()
@@ -161,7 +163,7 @@ def _explained(
     """Return 1 - mean squared error / variance, over cameras and numbers."""
     goal = (test[1] - mean) / std
     errors = []
-    for pictures, head in zip(test[0], heads, strict=True):
-        guess = torch.cat([head(encoder(p.float() / 255.0)) for p in pictures.split(1000)])
+    for images, head in zip(test[0], heads, strict=True):
+        guess = torch.cat([head(encoder(p.float() / 255.0)) for p in images.split(1000)])
         errors.append((guess - goal).square().mean())
     return 1.0 - (torch.stack(errors).mean() / goal.var(dim=0).mean()).item()

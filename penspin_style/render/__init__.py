@@ -1,1 +1,1 @@
-"""Pixels: of one world through OpenGL, for films and pictures."""
+"""Pixels: of one world through OpenGL, for videos and images."""

@@ -1,4 +1,4 @@
-"""One world through OpenGL: films, pictures, and an independent view of what physics believes.
+"""One world through OpenGL: videos, images, and an independent view of what physics believes.
 
 The OpenGL platform is chosen here, so that nobody has to set MUJOCO_GL: EGL (a GPU or Mesa), then
 OSMesa (software). A platform that a user has set is respected.

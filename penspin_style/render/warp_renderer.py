@@ -118,7 +118,7 @@ class WarpRenderer:
     No call waits for the GPU but the first two: the first one runs kernel by kernel, which compiles
     the kernels, the second is captured as a graph.
 
-    Pictures agree with OpenGL's, but: light is computed at pixels, not at corners; a textured
+    Images agree with OpenGL's, but: light is computed at pixels, not at corners; a textured
     surface that gets more light than white is drawn brighter (OpenGL clips light before it applies
     the texture); point lights shine. Where there is no skybox, the background is black.
     """

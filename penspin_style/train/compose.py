@@ -1,7 +1,7 @@
-"""From words on the command line to a checked configuration, through Hydra.
+"""From overrides of the command line to a checked configuration, through Hydra.
 
-Whatever is wrong with the words comes out as one `UsageError` line that names the offender, what is
-legal and the nearest match.
+Whatever is wrong with the overrides comes out as one `UsageError` line that names the offender,
+what is legal and the nearest match.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -36,7 +36,10 @@ _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
 """Strings that need no quotation marks."""
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 """What a file may call a key: no more of Hydra's grammar."""
-_NO_WORDS = ("null", "true", "false", "nan", "inf")
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
+_FORMER_KEYS = {"algo.holdout": "algo.absent_object", "algo.memory": "algo.replay_capacity"}
+_FORMER_VALUES = {"algo.network=pictures": "images"}
+"""What older files and command lines say -> what it is called now."""
 _ODD_REASONS = {
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
     "is not Optional": "the value must not be null",
@@ -69,32 +72,36 @@ def check_installed() -> None:
 
 
 def compose_train(
-    words: Sequence[str], saved: Sequence[str] = (), trusted: Sequence[str] = ()
+    overrides: Sequence[str], saved: Sequence[str] = (), trusted: Sequence[str] = ()
 ) -> tuple[TrainConfig, type[Task[Any]], str]:
-    """Return (the checked configuration, the task class, the resolved YAML) of override words.
+    """Return (the checked configuration, the task class, the resolved YAML) of overrides.
 
-    saved: overrides that come before these from a file, see `saved_words`. They name a registered
-        task; another module is imported only if `words` have the same `task=`, or it is `trusted`.
+    saved: overrides that come before these from a file, see `saved_overrides`. They name a
+        registered task; another module is imported only if `overrides` have the same `task=`, or it
+        is `trusted`.
 
     Raises:
         UsageError: unknown task, choice, key or value; a choice that is not for the task; an
             installation that is not whole.
     """
     check_installed()
-    typed = _parse(words)
-    overrides = [*_parse(saved), *typed]
-    name = _chosen("task", overrides)
+    typed = _parse(overrides)
+    parsed = [*_parse(saved), *typed]
+    name = _chosen("task", parsed)
     name = _default_task() if name is None else name
     task = find_task(name, is_typed=_chosen("task", typed) is not None or name in trusted)
-    algo = _chosen("algo", overrides)
+    algo = _chosen("algo", parsed)
     if algo is not None and algo not in (known := algorithm_names()):
         raise UsageError(f"algo={algo}: there is no such algorithm{nearest(algo, known)}")
     _register(name, task, algo)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
-            _check_choices(overrides, name, algo, defaults)
-            _check_keys(overrides, defaults)
+            overrides, saved = (_renamed(part, defaults) for part in (overrides, saved))
+            typed = _parse(overrides)
+            parsed = [*_parse(saved), *typed]
+            _check_choices(parsed, name, algo, defaults)
+            _check_keys(parsed, defaults)
             cfg = compose("train", [*saved, *(_as_typed(o, defaults) for o in typed)])
             _check_numbers(cfg)
             checked = OmegaConf.to_object(cfg)
@@ -108,14 +115,14 @@ def compose_train(
     return checked, task, f"task_name: {task_name(task)}\n{text}"
 
 
-def typed_tasks(words: Sequence[str]) -> list[str]:
-    """Return the tasks that words of the command line name."""
-    return [word.removeprefix("task=") for word in words if word.startswith("task=")]
+def typed_tasks(overrides: Sequence[str]) -> list[str]:
+    """Return the tasks that overrides of the command line name."""
+    return [word.removeprefix("task=") for word in overrides if word.startswith("task=")]
 
 
-def _chosen(group: str, overrides: list[Override]) -> str | None:
-    """Return what the words choose of a group, None if nothing."""
-    named = [str(o.value()) for o in overrides if o.key_or_group == group]
+def _chosen(group: str, parsed: list[Override]) -> str | None:
+    """Return what the overrides choose of a group, None if nothing."""
+    named = [str(o.value()) for o in parsed if o.key_or_group == group]
     if len(set(named)) > 1:
         raise UsageError(f"{group}={named[1]}: the {group} is {named[0]} already")
     return named[0] if named else None
@@ -195,8 +202,8 @@ def task_names() -> list[str]:
     return [*importlib.import_module("tasks").task_names(), *installed_tasks()]
 
 
-def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
-    """Return override words that reproduce a run's saved task and algorithm configuration.
+def saved_overrides(config: pathlib.Path, text: str | None = None) -> list[str]:
+    """Return overrides that reproduce a run's saved task and algorithm configuration.
 
     Only what `task`, `algo` and `sim` set counts, as plain values: nothing in the file chooses
     other files to compose it from (Hydra's `defaults`), a class (`_target_`), or looks anything up
@@ -222,9 +229,9 @@ def saved_words(config: pathlib.Path, text: str | None = None) -> list[str]:
             raise UsageError(f"{config}: {key!r} is not the name of a key")
         if "${" in str(value):
             raise UsageError(f"{config}: {key} is {value!r}: write the value, not where it stands")
-    words = [f"task={_literal(saved['task_name'])}"]
-    words += [f"algo={_literal(groups['algo'].get('name', 'ppo'))}"]
-    return words + [f"{key}={_literal(value)}" for key, value in leaves]
+    overrides = [f"task={_literal(saved['task_name'])}"]
+    overrides += [f"algo={_literal(groups['algo'].get('name', 'ppo'))}"]
+    return overrides + [f"{key}={_literal(value)}" for key, value in leaves]
 
 
 def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
@@ -237,11 +244,25 @@ def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
     def written(values: dict[str, Any], key: str) -> str:
         return _literal(values[key]) if key in values else "absent"
 
+    before = dict(_current(key, value, now) for key, value in before.items())
     return {
         key: (written(before, key), written(now, key))
         for key in {**before, **now}
         if key not in before or key not in now or before[key] != now[key]
     }
+
+
+def _current(key: str, value: Any, legal: Container[str]) -> tuple[str, Any]:
+    """Return key and value as they are called now; a key that is legal is no former one."""
+    key = key if key in legal else _FORMER_KEYS.get(key, key)
+    return key, _FORMER_VALUES.get(f"{key}={value}", value)
+
+
+def _renamed(overrides: Sequence[str], defaults: DictConfig) -> list[str]:
+    """Return overrides with former names replaced."""
+    legal = _keys(defaults)
+    pairs = (override.partition("=") for override in overrides)
+    return ["=".join(_current(key, value, legal)) for key, _, value in pairs]
 
 
 def _literal(value: Any) -> str:
@@ -250,7 +271,7 @@ def _literal(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return "[" + ",".join(_literal(v) for v in value) + "]"
-    if isinstance(value, str) and (value in _NO_WORDS or not _PLAIN.fullmatch(value)):
+    if isinstance(value, str) and (value in _NOT_TEXT or not _PLAIN.fullmatch(value)):
         # in Hydra's quotation marks a backslash means itself, except before one of them
         return "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"
     return str(value)
@@ -277,19 +298,19 @@ def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None
         store.store(group="task", name=name, node=task.Config)
 
 
-def _parse(words: Sequence[str]) -> list[Override]:
+def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
-        overrides = OverridesParser.create().parse_overrides(list(words))
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        word = _unparsable(words)
+        word = _unparsable(overrides)
         raise UsageError(f"{word!r} is not an override; write KEY=VALUE{_quoted(word)}") from error
-    for override in overrides:
+    for override in parsed:
         word = str(override.input_line)
         if override.is_add() or override.is_delete() or override.is_force_add():
             raise UsageError(f"{word!r}: keys can be set, not added or deleted; write KEY=VALUE")
         if override.is_sweep_override():
             raise UsageError(f"{word!r}: one value per run; lists are written [a,b]{_quoted(word)}")
-    return overrides
+    return parsed
 
 
 def _quoted(word: str) -> str:
@@ -316,18 +337,18 @@ def _as_typed(override: Override, defaults: DictConfig) -> str:
     return word
 
 
-def _unparsable(words: Sequence[str]) -> str:
+def _unparsable(overrides: Sequence[str]) -> str:
     """Return the first word that Hydra's grammar refuses."""
-    for word in words:
+    for word in overrides:
         try:
             OverridesParser.create().parse_override(word)
         except HydraException:
             return word
-    return " ".join(words)
+    return " ".join(overrides)
 
 
 def _check_choices(
-    overrides: list[Override], task: str, algo: str | None, defaults: DictConfig
+    parsed: list[Override], task: str, algo: str | None, defaults: DictConfig
 ) -> None:
     """Refuse named changes that are unknown, or that set what task and algorithm do not have.
 
@@ -336,7 +357,7 @@ def _check_choices(
     """
     pair = f"task={task}" + (f" algo={algo}" if algo else "")
     for group in CHOICES:
-        name = _chosen(group, overrides)
+        name = _chosen(group, parsed)
         if name is None:
             continue
         known = {file.stem for file in (FOLDER / group).glob("*.yaml")}
@@ -371,10 +392,10 @@ def _taking(task: str, choice: str, changes: set[str]) -> str:
     return str(defaults.algo.name)
 
 
-def _check_keys(overrides: list[Override], defaults: DictConfig) -> None:
+def _check_keys(parsed: list[Override], defaults: DictConfig) -> None:
     legal = {"task", "algo", *CHOICES} | _keys(defaults)
     nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
-    for override in overrides:
+    for override in parsed:
         key = override.key_or_group
         if key in nodes - {"task", "algo"}:
             raise UsageError(

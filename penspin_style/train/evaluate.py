@@ -1,4 +1,4 @@
-"""Judge a policy: one episode in each of many environments, from fixed seeds.
+"""Evaluate a policy: one episode in each of many environments, from fixed seeds.
 
 `run.py` evaluates while it trains, the command line evaluates run folders and ONNX files; both
 through this one function, so the numbers mean the same.
@@ -25,11 +25,11 @@ def acting(policy: Any) -> Act:
     return lambda td: policy.act(*(td[key] for key in policy.in_keys))
 
 
-def blinded(act: Act, pictures: Sequence[str]) -> Act:
-    """Return an `act` that is given black, or empty, pictures instead of these."""
+def blinded(act: Act, images: Sequence[str]) -> Act:
+    """Return an `act` that is given black, or empty, images instead of these."""
 
     def blind(td: Any) -> Tensor:
-        return act(td.clone(recurse=False).update({n: torch.zeros_like(td[n]) for n in pictures}))
+        return act(td.clone(recurse=False).update({n: torch.zeros_like(td[n]) for n in images}))
 
     return blind
 
@@ -63,14 +63,14 @@ class Episodes:
 
     steps: Tensor
     """Length in control steps, float."""
-    fell: Tensor
+    terminated: Tensor
     """Whether the task terminated it, bool."""
     faulty: Tensor
     kind: Tensor
     """Long, into `kind_names`."""
     kind_names: tuple[str, ...]
     values: dict[str, Tensor]
-    """What the task judges: bool or float."""
+    """`Task.episode_metrics`: bool or float."""
 
     def masks(self) -> dict[str, Tensor]:
         """Return which episodes are of each kind that occurs, the faulty ones aside."""
@@ -160,14 +160,14 @@ class Evaluation:
 def evaluate(
     env: Env, act: Act, *, seed: int, on_step: Callable[[], None] | None = None
 ) -> Evaluation:
-    """Run the first episode of every environment to its end; judge it, also by the task's figures.
+    """Run the first episode of every environment to its end; return its figures and the task's.
 
     env: built with this seed and without staggering; its `num_envs` is the number of episodes.
-    on_step: called after the reset and after every step, to film, or to give up by raising.
+    on_step: called after the reset and after every step, to draw, or to give up by raising.
     """
     n, device = env.num_envs, env.device
     alive = torch.ones(n, dtype=torch.bool, device=device)
-    once, at_end, fell, faulty = (torch.zeros_like(alive) for _ in range(4))
+    once, at_end, terminated, faulty = (torch.zeros_like(alive) for _ in range(4))
     total, length, first = (torch.zeros(n, device=device) for _ in range(3))
     terms: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
@@ -182,7 +182,7 @@ def evaluate(
         success, done = after["success"].view(-1), after["done"].view(-1)
         once |= success & alive
         at_end = torch.where(alive, success, at_end)
-        fell |= after["terminated"].view(-1) & alive
+        terminated |= after["terminated"].view(-1) & alive
         faulty |= after["fault"].view(-1) & alive
         total += after["reward"].view(-1) * alive
         length += alive
@@ -195,7 +195,7 @@ def evaluate(
         if on_step:
             on_step()
     rate = (once & ~faulty).float().mean().item()
-    record = _record(env.task, sums, length, fell, faulty, kind)
+    record = _record(env.task, sums, length, terminated, faulty, kind)
     return Evaluation(
         success_rate=rate,
         interval=wilson(rate, n),
@@ -216,7 +216,7 @@ def _record(
     task: Task[Any],
     sums: dict[str, Tensor],
     steps: Tensor,
-    fell: Tensor,
+    terminated: Tensor,
     faulty: Tensor,
     kind: Tensor,
 ) -> Episodes:
@@ -225,11 +225,11 @@ def _record(
     Raises:
         ValueError: the task says what is not finite, or names a kind that it does not have.
     """
-    values = task.judge(sums, steps, fell)
+    values = task.episode_metrics(sums, steps, terminated)
     who = type(task).__name__
     for name, value in values.items():
         if not torch.isfinite(value[~faulty]).all():
-            raise ValueError(f"{who}.judge gives a {name!r} that is not finite")
+            raise ValueError(f"{who}.episode_metrics gives a {name!r} that is not finite")
     names = task.kind_names
     if names and not 0 <= int(kind.min()) <= int(kind.max()) < len(names):
         raise ValueError(
@@ -238,7 +238,7 @@ def _record(
         )
     return Episodes(
         steps=steps.cpu(),
-        fell=fell.cpu(),
+        terminated=terminated.cpu(),
         faulty=faulty.cpu(),
         kind=kind.cpu(),
         kind_names=names,

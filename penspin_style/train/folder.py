@@ -116,14 +116,14 @@ def _files(resolved: str) -> dict[str, str]:
     }
 
 
-def _git(*words: str) -> str:
+def _git(*arguments: str) -> str:
     """Return what git says about the code, or why it says nothing; never fail a run for it."""
     root = pathlib.Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository further up is somebody else's
         return f"{root} is not a git checkout\n"
     try:
         done = subprocess.run(
-            ["git", *words],
+            ["git", *arguments],
             cwd=root,
             capture_output=True,
             text=True,

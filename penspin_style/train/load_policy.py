@@ -30,12 +30,12 @@ from penspin_style.features import PolicyCard, command_differences
 from penspin_style.nets.policy import CONFIG, load_policy_and_config
 from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
-from penspin_style.train.compose import UsageError, compose_train, saved_words
+from penspin_style.train.compose import UsageError, compose_train, saved_overrides
 from penspin_style.train.evaluate import Act, acting
 from penspin_style.train.run import interface, resolve_device, versions
 
 
-class Source:
+class LoadedPolicy:
     """A policy from anywhere, and the environment that it was trained for."""
 
     def __init__(self, cfg: TrainConfig, task: Any, card: PolicyCard, act: Act) -> None:
@@ -82,10 +82,13 @@ class Source:
             )
 
 
-def open_source(path: pathlib.Path, words: list[str], *, trusted: Sequence[str] = ()) -> Source:
+def open_policy(
+    path: pathlib.Path, overrides: list[str], *, trusted: Sequence[str] = ()
+) -> LoadedPolicy:
     """Open a run folder, a policy folder or an ONNX file.
 
-    words: overrides. trusted: tasks that the user has named otherwise, see `compose_train`.
+    overrides: they come after the policy's own.
+    trusted: tasks that the user has named otherwise, see `compose_train`.
 
     Raises:
         UsageError: it is none of these, or does not agree with its own configuration.
@@ -95,22 +98,24 @@ def open_source(path: pathlib.Path, words: list[str], *, trusted: Sequence[str] 
             f"{path} does not exist; give a run folder, a policy folder or an .onnx file"
         )
     if path.suffix == ".onnx":
-        return _open_bundle(path, words, trusted)
+        return _open_bundle(path, overrides, trusted)
     folder = path / "policy" if (path / "policy").is_dir() else path
     if (folder / "card.json").exists():
-        return _open_policy(folder, words, trusted)
+        return _open_folder(folder, overrides, trusted)
     if (path / "checkpoints").is_dir() and (path / CONFIG).exists():
-        return _open_checkpoint(path, words, trusted)
+        return _open_checkpoint(path, overrides, trusted)
     raise UsageError(f"{path} is neither a run folder, a policy folder nor an .onnx file")
 
 
-def _open_policy(folder: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
+def _open_folder(
+    folder: pathlib.Path, overrides: list[str], trusted: Sequence[str]
+) -> LoadedPolicy:
     policy, card, config = load_policy_and_config(folder)
     where, text = config_of(folder, config)
-    saved = saved_words(where, text) if text else _card_words(card)
-    cfg, task = _composed(card, words, saved, trusted)
+    saved = saved_overrides(where, text) if text else _card_overrides(card)
+    cfg, task = _composed(card, overrides, saved, trusted)
     policy.to(resolve_device(cfg.device))
-    return Source(cfg, task, card, acting(policy))
+    return LoadedPolicy(cfg, task, card, acting(policy))
 
 
 def config_of(folder: pathlib.Path, config: str) -> tuple[pathlib.Path, str]:
@@ -132,62 +137,64 @@ def config_of(folder: pathlib.Path, config: str) -> tuple[pathlib.Path, str]:
         raise UsageError(f"{run} is not readable: {error}") from error
 
 
-def _open_checkpoint(path: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
-    cfg, task, _ = compose_train(words, saved_words(path / CONFIG), trusted)
+def _open_checkpoint(
+    path: pathlib.Path, overrides: list[str], trusted: Sequence[str]
+) -> LoadedPolicy:
+    cfg, task, _ = compose_train(overrides, saved_overrides(path / CONFIG), trusted)
     try:
         policy, card = _from_checkpoint(path, cfg, task)
     except RuntimeError as error:  # torch lists every weight
-        if not words:
+        if not overrides:
             raise
         raise UsageError(
-            f"{' '.join(words)}: the checkpoints of {path} are of other sizes; leave it out"
+            f"{' '.join(overrides)}: the checkpoints of {path} are of other sizes; leave it out"
         ) from error
     policy.to(resolve_device(cfg.device))
-    return Source(cfg, task, card, acting(policy))
+    return LoadedPolicy(cfg, task, card, acting(policy))
 
 
-def _open_bundle(path: pathlib.Path, words: list[str], trusted: Sequence[str]) -> Source:
+def _open_bundle(path: pathlib.Path, overrides: list[str], trusted: Sequence[str]) -> LoadedPolicy:
     from penspin_style.deploy.bundle import Bundle
 
     bundle = Bundle.load(path)
     card = bundle.card
-    cfg, task = _composed(card, words, _words_beside(path.parent, card), trusted)
+    cfg, task = _composed(card, overrides, _overrides_beside(path.parent, card), trusted)
     names = [i.name for i in card.inputs]
 
     def act(td: Any) -> torch.Tensor:
         action = bundle({name: td[name].cpu().numpy() for name in names})
         return torch.from_numpy(np.asarray(action)).to(td.device)
 
-    return Source(cfg, task, card, act)
+    return LoadedPolicy(cfg, task, card, act)
 
 
-def _words_beside(folder: pathlib.Path, card: PolicyCard) -> list[str]:
+def _overrides_beside(folder: pathlib.Path, card: PolicyCard) -> list[str]:
     """Return the overrides that an ONNX file of this card was trained with, as far as known."""
     policy = folder / "policy"
     if (policy / CONFIG).exists():
         _, files = storage.read_verified(policy, limit=storage.MAX_WEIGHTS)
-        saved = saved_words(policy / CONFIG, files[CONFIG].decode())
+        saved = saved_overrides(policy / CONFIG, files[CONFIG].decode())
     elif (folder / CONFIG).exists():
-        saved = saved_words(folder / CONFIG)
+        saved = saved_overrides(folder / CONFIG)
     else:
-        return _card_words(card)
-    return saved if f"task={card.task}" in saved else _card_words(card)
+        return _card_overrides(card)
+    return saved if f"task={card.task}" in saved else _card_overrides(card)
 
 
-def _card_words(card: PolicyCard) -> list[str]:
+def _card_overrides(card: PolicyCard) -> list[str]:
     """Return what a card says of its environment."""
     return [f"task={card.task}", f"task.control_dt={card.control_dt!r}"]
 
 
 def _composed(
-    card: PolicyCard, words: list[str], saved: list[str], trusted: Sequence[str]
+    card: PolicyCard, overrides: list[str], saved: list[str], trusted: Sequence[str]
 ) -> tuple[TrainConfig, Any]:
     """Return configuration and task class of a policy.
 
     Raises:
         UsageError: they are of another task than the card.
     """
-    cfg, task, _ = compose_train(words, saved, trusted)
+    cfg, task, _ = compose_train(overrides, saved, trusted)
     if (name := task_name(task)) != card.task:
         raise UsageError(f"the configuration is of the task {name}, the card of {card.task}")
     return cfg, task

@@ -68,7 +68,7 @@ def shoot(
                 if frames and int(env.step_count[0]) <= len(frames):
                     return  # the environment has restarted: what follows is not drawn
                 frame = renderer.render().copy()
-                images = {k: v[0].cpu().numpy() for k, v in env.pictures().items()}
+                images = {k: v[0].cpu().numpy() for k, v in env.images().items()}
                 if images:
                     views.append(side_by_side(images, size // 5))
                     _overlay(frame, views[-1])
@@ -124,7 +124,9 @@ def _overlay(frame: np.ndarray, views: np.ndarray) -> None:
 def caption(env: Env, env_id: int = 0) -> str:
     """Return how far an episode is by the task's own figure: `2.4 s  turns 0.53`; else nothing."""
     task, steps = env.task, env.step_count.float()
-    figure = task.judge(env.statistics.tally.sums, steps, torch.zeros_like(steps, dtype=torch.bool))
+    figure = task.episode_metrics(
+        env.statistics.task_metrics.sums, steps, torch.zeros_like(steps, dtype=torch.bool)
+    )
     if task.score not in figure:
         return ""
     seconds = steps[env_id].item() * env.cfg.control_dt

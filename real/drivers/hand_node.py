@@ -244,7 +244,7 @@ class HandNode:
             _LOG.critical("the hand does not go limp: %s", error)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT, SIGTERM or SIGHUP; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m real.drivers.hand_node", description=main.__doc__
@@ -253,7 +253,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", default="", help="ROS namespace, for more than one hand")
     parser.add_argument("--twin", metavar="NAME", help="a twin with a hand; default: no physics")
     parser.add_argument("--rate", type=float, default=RATE, help="states per second")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     if not 1.0 <= args.rate <= 1000.0:
         parser.error(f"--rate must be in [1, 1000], got {args.rate:g}")
     with interrupt.asking("the node ends") as over:

@@ -25,7 +25,7 @@ from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.history import Observer
 from penspin_style.features import Feature, Input, PolicyCard
 from penspin_style.train.compose import typed_tasks
-from penspin_style.train.load_policy import Source
+from penspin_style.train.load_policy import LoadedPolicy
 from real.control.loop import START
 from real.control.match import check_policy
 from real.control.success import SuccessRule
@@ -54,7 +54,13 @@ class Stage:
     """Many worlds in which a teacher acts for a robot."""
 
     def __init__(
-        self, source: Source, robot: str, overrides: Sequence[str], num: int, *, speed: float = 1.0
+        self,
+        source: LoadedPolicy,
+        robot: str,
+        overrides: Sequence[str],
+        num: int,
+        *,
+        speed: float = 1.0,
     ) -> None:
         """Build the worlds.
 
@@ -103,7 +109,7 @@ class Stage:
             mine = {name: float(value[i]) for name, value in measures.items()}
             if mine["faulty"]:
                 continue
-            cut = round(CUT / batch.control_dt) if mine["fell"] else 0
+            cut = round(CUT / batch.control_dt) if mine["terminated"] else 0
             steps = max(ends[i] - cut, reached[i])
             if steps < 1:
                 continue
@@ -141,7 +147,7 @@ class Stage:
         return [{name: row[span].tolist() for name, span in spans.items()} for row in qpos]
 
 
-def with_delays(source: Source) -> PolicyCard:
+def with_delays(source: LoadedPolicy) -> PolicyCard:
     """Return a policy's card that says how late its values were, also if the file is too old to."""
     groups = source.cfg.task.observation
 

@@ -265,14 +265,14 @@ def make(args: argparse.Namespace) -> int:
     import torch
 
     from penspin_style.train.compose import typed_tasks
-    from penspin_style.train.load_policy import open_source
+    from penspin_style.train.load_policy import open_policy
     from real.replay import collect
 
     torch.set_num_threads(1)  # a second one would spin on the cores that physics needs
     out = pathlib.Path(args.out)
     if episodes(out):
         raise ValueError(f"{out} holds episodes already; choose another folder")
-    source = open_source(pathlib.Path(args.teacher), [], trusted=typed_tasks(args.overrides))
+    source = open_policy(pathlib.Path(args.teacher), [], trusted=typed_tasks(args.overrides))
     stage = collect.Stage(source, args.robot, args.overrides, args.num_envs, speed=args.speed)
 
     def progress(kept: int, tried: int) -> None:

@@ -27,9 +27,9 @@ HAND = "allegro_ros"
 OUT = "real_data_collection"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Replay as asked; return the exit code: 0 done, 2 invalid command line, 3 the hand."""
-    args = _parser().parse_args(words)
+    args = _parser().parse_args(argv)
     try:
         from penspin_style.data.episodes.episode import EpisodeError, RecorderError
         from real.drivers.ros import RosError

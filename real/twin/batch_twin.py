@@ -99,9 +99,9 @@ class BatchTwin:
         self.target = np.clip(self._true(terms), self.decoder.low, self.decoder.high)
         self._last_action = torch.from_numpy(self.decoder.encode(self.target, self.target))
         zeros = torch.zeros(self.num)
-        self._sums = {name: zeros.clone() for name in self.task.measure(self.sim)}
+        self._sums = {name: zeros.clone() for name in self.task.step_metrics(self.sim)}
         self.steps = zeros.clone()
-        self._fell = zeros.bool()
+        self._terminated = zeros.bool()
         self._succeeded = zeros.bool()
         self._faulty = zeros.bool()
         self._alive = ~zeros.bool()
@@ -116,9 +116,9 @@ class BatchTwin:
         return self._origin + self._ticks * self.timestep
 
     @property
-    def fell(self) -> np.ndarray:
+    def terminated(self) -> np.ndarray:
         """(num,) bool: whether the task has ended the episode."""
-        return self._fell.numpy().copy()
+        return self._terminated.numpy().copy()
 
     @property
     def done(self) -> np.ndarray:
@@ -129,13 +129,13 @@ class BatchTwin:
     def measures(self) -> dict[str, np.ndarray]:
         """Return what the episodes amount to until now, (num,) each, as the task names it.
 
-        `success` (at any step), `steps`, `fell`, `faulty`, and what `Task.judge` says.
+        `success` (at any step), `steps`, `terminated`, `faulty`, and the task's `episode_metrics`.
         """
-        summed = self.task.judge(self._sums, self.steps, self._fell)
+        summed = self.task.episode_metrics(self._sums, self.steps, self._terminated)
         said = {
             "success": self._succeeded & ~self._faulty,
             "steps": self.steps,
-            "fell": self._fell,
+            "terminated": self._terminated,
             "faulty": self._faulty,
         }
         return {name: value.numpy().copy() for name, value in {**said, **summed}.items()}
@@ -225,11 +225,11 @@ class BatchTwin:
             alive = alive & ~self._faulty
             self.sim.faults.zero_()
         _, terminated, success = self.world.finish(self._last_action)
-        for name, value in self.task.measure(self.sim).items():
+        for name, value in self.task.step_metrics(self.sim).items():
             self._sums[name] += torch.where(alive, value.float(), 0.0)
         self._succeeded |= success & alive
-        self._fell |= terminated & alive
-        self._alive = alive & ~self._fell & (self.steps < self.cfg.episode_length)
+        self._terminated |= terminated & alive
+        self._alive = alive & ~self._terminated & (self.steps < self.cfg.episode_length)
 
     # What the robot knows of itself.
 
@@ -272,7 +272,7 @@ class BatchTwin:
         self._sampled = self._ticks
 
     def _terms(self) -> dict[str, Tensor]:
-        terms = self.world.observe(pictures=bool(self.cameras.names))
+        terms = self.world.observe(images=bool(self.cameras.names))
         return {name: terms[name] for name in self._read}
 
     @staticmethod
@@ -388,7 +388,7 @@ def _feature_names(kind: type[Task[Any]], cfg: TaskConfig, config: TwinConfig) -
     Raises:
         ValueError: the task has no such term or image.
     """
-    legal = {**kind.units, **cfg.pictures}
+    legal = {**kind.units, **cfg.images}
     for name in (*config.features, *(row.feature for row in config.measured)):
         if name not in legal:
             raise ValueError(f"features: {config.task} observes no {name!r}{nearest(name, legal)}")

@@ -48,7 +48,7 @@ def evaluate_on_twins(
     found = {name: torch.from_numpy(value) for name, value in batch.measures().items()}
     return Episodes(
         steps=found.pop("steps"),
-        fell=found.pop("fell"),
+        terminated=found.pop("terminated"),
         faulty=found.pop("faulty"),
         kind=kind,
         kind_names=batch.task.kind_names,

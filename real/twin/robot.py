@@ -160,11 +160,11 @@ class SimRobot:
                 self._lock.release()
 
     @property
-    def fell(self) -> bool:
+    def terminated(self) -> bool:
         """Whether the task has ended the episode."""
         with self._lock:
             self._check_ready()
-            return bool(self.batch.fell[0])
+            return bool(self.batch.terminated[0])
 
     @property
     def done(self) -> bool:

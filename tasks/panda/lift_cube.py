@@ -33,7 +33,7 @@ from tasks.robots.panda import model as panda
 from tasks.robots.panda.description import FINGER, FINGER_OPEN, TCP, WORKSPACE
 
 HALF = 0.02  # m
-HIDDEN = (-0.9, 0.0, HALF)  # m
+ABSENT = (-0.9, 0.0, HALF)  # m
 HOME = torch.tensor(description.HOME)
 
 PRIVILEGED = (
@@ -147,7 +147,7 @@ class LiftCube(Task[C]):
             "target": torch.zeros(n, 3, device=device),
             "opening": torch.ones(n, device=device),
             "placed": torch.zeros(n, dtype=torch.bool, device=device),
-            "hidden": torch.zeros(n, dtype=torch.bool, device=device),
+            "is_absent": torch.zeros(n, dtype=torch.bool, device=device),
         }
         self.unplaced = True
 
@@ -164,15 +164,15 @@ class LiftCube(Task[C]):
         sim.data.ctrl.copy_(torch.where(mask[:, None], self.home, sim.data.ctrl))
         self.memory["opening"].masked_fill_(mask, 1.0)
         self.memory["placed"].masked_fill_(mask, False)
-        self.memory["hidden"].masked_fill_(mask, False)
+        self.memory["is_absent"].masked_fill_(mask, False)
         self.unplaced = True
 
-    def hide(self, sim: Sim, mask: Tensor) -> None:
+    def remove_object(self, sim: Sim, mask: Tensor) -> None:
         """Put the cube behind the robot's back, where no camera looks."""
-        place = torch.tensor(HIDDEN, dtype=sim.data.qpos.dtype, device=sim.device)
+        place = torch.tensor(ABSENT, dtype=sim.data.qpos.dtype, device=sim.device)
         cube = sim.data.qpos[:, self.box_qpos : self.box_qpos + 3]
         cube.copy_(torch.where(mask[:, None], place, cube))
-        self.memory["hidden"].logical_or_(mask)
+        self.memory["is_absent"].logical_or_(mask)
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Move the targets; let the arm follow its one by inverse kinematics."""
@@ -216,7 +216,7 @@ class LiftCube(Task[C]):
         margin = 0.15
         outside = (self.box[:, :2] - self.centre).abs() > self.reach + margin
         gone = outside.any(dim=1) | (self.box[:, 2] < -margin)
-        return gone & ~self.memory["hidden"]
+        return gone & ~self.memory["is_absent"]
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the cube is held `lift_height` above where it lay."""

@@ -1,8 +1,8 @@
-"""Lift a cube from pictures: `panda_lift_cube` as a robot sees it.
+"""Lift a cube from images: `panda_lift_cube` as a robot sees it.
 
 The student has a camera in front of the robot and one on its wrist, colour and depth, and seven
 numbers of its own body (tool centre point and velocity, finger); where the cube is, only the
-pictures say. The teacher is that of `panda_lift_cube` and reads what it read there. Resolution is a
+images say. The teacher is that of `panda_lift_cube` and reads what it read there. Resolution is a
 parameter (`task.cameras.front.height`): 32, as ALOHA's; RLinf's 128 builds and trains too, how well
 is not measured.
 
@@ -22,7 +22,7 @@ from penspin_style.sim.randomize import Randomize
 from tasks.panda.lift_cube import PRIVILEGED, LiftConfig, LiftCube
 from tasks.robots.scenery import look_at
 
-PICTURES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
+IMAGES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
 PROPRIOCEPTION = ("tcp_pos", "tcp_vel", "gripper")
 
 
@@ -33,7 +33,7 @@ class Config(LiftConfig):
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
             "teacher": {name: ObsTerm() for name in PRIVILEGED},
-            "student": {name: ObsTerm() for name in (*PROPRIOCEPTION, *PICTURES)},
+            "student": {name: ObsTerm() for name in (*PROPRIOCEPTION, *IMAGES)},
         }
     )
     cameras: dict[str, Camera] = field(

@@ -115,9 +115,11 @@ class PenGrasp(PenTask[Config]):
         long_enough = self.memory["age"] >= round(HOLD / self.cfg.control_dt)
         return long_enough & ~self.broken(sim).any(dim=1)
 
-    def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
+    def episode_metrics(
+        self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
+    ) -> dict[str, Tensor]:
         """Return which episodes held the pen to their end."""
-        return {"held": ~fell & (steps >= self.cfg.episode_length)}
+        return {"held": ~terminated & (steps >= self.cfg.episode_length)}
 
     def broken(self, sim: Sim) -> Tensor:
         """Return which rule of `REASONS` each environment breaks, (num_envs, 4) bool."""

@@ -395,17 +395,19 @@ class PenTask(Task[C]):
         """Return whether the pen has turned by half a turn since the episode began."""
         return self.memory["turned"] + self._turn() >= 0.5
 
-    def measure(self, sim: Sim) -> dict[str, Tensor]:
+    def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the turns made, and how far the nearest fingertip is from the pen's middle, m."""
         reach = (self.tips[:, self.tip_ids] - self.pen[:, None]).norm(dim=2).amin(dim=1)
         return {"turns": self._turn(), "reach": reach}
 
-    def judge(self, sums: dict[str, Tensor], steps: Tensor, fell: Tensor) -> dict[str, Tensor]:
-        """Return what episodes are judged by; an episode that survives counts its whole time."""
+    def episode_metrics(
+        self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the figures of episodes; an episode that survives counts its whole time."""
         turns = sums["turns"]
         return {
             "turns": turns,
-            "survival": ~fell & (steps >= self.cfg.episode_length),
+            "survival": ~terminated & (steps >= self.cfg.episode_length),
             "time_to_fall": steps * self.cfg.control_dt,
             "share_180": turns >= 0.5,
             "share_360": turns >= 1.0,

@@ -2,7 +2,7 @@
 
 **Success**: as in `pen_spin`, half a turn about +z.
 
-The world, the teacher's groups and the judgement are `pen_spin`'s; joints are measured worse. The
+The world, the teacher's groups and the metrics are `pen_spin`'s; joints are measured worse. The
 group `student` is on one time base: the last 30 frames of measured joints and targets, and whatever
 else the student is given, all `lag` control steps late, as the teacher's three frames are. The
 newest frames of that history are what a policy without memory would see.

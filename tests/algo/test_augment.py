@@ -1,4 +1,4 @@
-"""Augmentations on pictures whose pixels tell where they come from, and rates counted by hand."""
+"""Augmentations on images whose pixels tell where they come from, and rates counted by hand."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ def only(*keys):
     return AugmentConfig(**{**OFF, **{key: getattr(default, key) for key in keys}})
 
 
-def pictures(n, size=32, seed=1):
+def images(n, size=32, seed=1):
     """Colour, and a ball before nothing, of two cameras."""
     rng = seeded(seed)
     rgb = {name: torch.rand(n, 3, size, size, generator=rng) for name in ("left", "right")}
@@ -49,7 +49,7 @@ def pictures(n, size=32, seed=1):
 
 
 def numbered(n, size):
-    """Pictures (n, size, size) whose pixel y, x is size y + x."""
+    """Images (n, size, size) whose pixel y, x is size y + x."""
     return torch.arange(float(size**2)).view(1, size, size).repeat(n, 1, 1)
 
 
@@ -65,7 +65,7 @@ def close(rate, p, count, sds=5):
 # Shift.
 
 
-def test_a_shift_is_a_crop_of_the_picture_with_repeated_edges_and_all_offsets_occur():
+def test_a_shift_is_a_crop_of_the_image_with_repeated_edges_and_all_offsets_occur():
     n, size, most = 3000, 8, 2
     (out,) = augment.random_shift([numbered(n, size)], most, seeded())
     dy, dx = out[:, 4, 4] // size - 4, out[:, 4, 4] % size - 4
@@ -78,7 +78,7 @@ def test_a_shift_is_a_crop_of_the_picture_with_repeated_edges_and_all_offsets_oc
     assert all(65 < count < 175 for count in counts.tolist())  # 120 expected, sd 10.7
 
 
-def test_all_pictures_of_a_sample_shift_alike_and_samples_differently():
+def test_all_images_of_a_sample_shift_alike_and_samples_differently():
     n = 200
     small, large = numbered(n, 8), numbered(n, 12)
     color = torch.stack([small, 100 + small, 200 + small], 1)
@@ -90,7 +90,7 @@ def test_all_pictures_of_a_sample_shift_alike_and_samples_differently():
     assert len(two[:, 4, 4].unique()) == 49
 
 
-def test_a_shift_further_than_the_picture_shows_its_border_only():
+def test_a_shift_further_than_the_image_shows_its_border_only():
     (out,) = augment.random_shift([numbered(300, 5)], 20, seeded())
     assert {0.0, 4.0, 20.0, 24.0} <= set(
         out[(out == out[:, :1, :1]).all(2).all(1)][:, 0, 0].tolist()
@@ -98,7 +98,7 @@ def test_a_shift_further_than_the_picture_shows_its_border_only():
 
 
 def test_the_layout_in_memory_does_not_matter():
-    rgb, depth = pictures(4)
+    rgb, depth = images(4)
     last = {name: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for name, x in rgb.items()}
     expected = Augment(AugmentConfig(), seeded())(rgb, depth)
     seen = Augment(AugmentConfig(), seeded())(last, depth)
@@ -149,7 +149,7 @@ def test_noise_stays_within_black_and_white():
 # Depth: edges.
 
 
-def test_flat_walls_lose_nothing_whatever_stands_in_the_next_picture():
+def test_flat_walls_lose_nothing_whatever_stands_in_the_next_image():
     walls = torch.linspace(0.1, 3, 50)[:, None, None].repeat(1, 16, 24)
     assert torch.equal(augment.lose_edges(walls, seeded()), walls)
 
@@ -163,7 +163,7 @@ def test_a_step_loses_pixels_there_only_at_the_rate_of_its_gradient(axis):
     lost = (augment.lose_edges(depth.contiguous(), seeded()) == 0).transpose(2, axis)
     rate = lost.float().mean((0, 1))
     p = math.atan(10 * 0.05)  # 0.1 m over two pixels, on either side of the step
-    count = n * size / 4  # verdicts are shared by up to four pixels
+    count = n * size / 4  # decisions are shared by up to four pixels
     assert close(rate[15].item(), p / 2, count)  # itself, or its neighbour that is never lost
     assert close(rate[16].item(), p, count)
     assert close(rate[17].item(), p / 2, count)
@@ -285,7 +285,7 @@ def test_lines_number_one_to_the_most_and_all_places_get_some():
     assert covered.min() > 0 and covered[1:-1, 1:-1].min() > 0.3 * covered.mean()
 
 
-def test_a_finer_picture_has_thicker_and_longer_lines_that_cover_as_much():
+def test_a_finer_image_has_thicker_and_longer_lines_that_cover_as_much():
     one = augment.draw_lines(torch.zeros(500, 64, 64), 1, seeded())
     counts = (one > 0).flatten(1).sum(1)
     assert counts.unique().tolist() == [8, 10, 12, 14, 16, 18, 20]  # 4 to 10 long, 2 wide
@@ -307,7 +307,7 @@ def test_beside_lines_depth_stays_and_where_they_cross_the_nearest_shows():
     assert torch.allclose((farther[drawn] - 2) * 0.26 + 0.08, out[drawn], atol=1e-6)
 
 
-def test_blackout_takes_whole_pictures_at_its_rate():
+def test_blackout_takes_whole_images_at_its_rate():
     n = 20_000
     depth = torch.full((n, 5, 5), 0.5)
     out = augment.black_out(depth, 0.02, seeded())
@@ -328,7 +328,7 @@ def test_cameras_black_out_independently():
 
 
 def test_a_seed_reproduces_and_another_differs():
-    batch = pictures(8)
+    batch = images(8)
     one, two, other = (Augment(AugmentConfig(), seeded(seed))(*batch) for seed in (3, 3, 4))
     for kind in (0, 1):
         assert same(one[kind], two[kind])
@@ -336,15 +336,15 @@ def test_a_seed_reproduces_and_another_differs():
 
 
 def test_a_second_call_draws_anew():
-    batch, change = pictures(8), Augment(AugmentConfig(), seeded())
+    batch, change = images(8), Augment(AugmentConfig(), seeded())
     first, second = change(*batch), change(*batch)
     assert not torch.equal(first[0]["left"], second[0]["left"])
     assert not torch.equal(first[1]["left"], second[1]["left"])
 
 
 @pytest.mark.parametrize("n", [8, 300])
-def test_with_all_off_pictures_come_back_themselves_and_nothing_is_drawn(n):
-    rgb, depth = pictures(n)
+def test_with_all_off_images_come_back_themselves_and_nothing_is_drawn(n):
+    rgb, depth = images(n)
     rng = seeded()
     before = rng.get_state()
     for seen, given in zip(Augment(only(), rng)(rgb, depth), (rgb, depth), strict=True):
@@ -355,26 +355,26 @@ def test_with_all_off_pictures_come_back_themselves_and_nothing_is_drawn(n):
 
 @pytest.mark.parametrize("n", [8, 300])
 @pytest.mark.parametrize("key", list(OFF))
-def test_one_augmentation_changes_its_own_pictures_only(key, n):
-    batch = pictures(n)
+def test_one_augmentation_changes_its_own_images_only(key, n):
+    batch = images(n)
     seen = Augment(only(key), seeded())(*batch)
     for kind, given in enumerate(batch):
         touched = key == "shift" or key in (COLOR, DEPTH)[kind]
-        for name, picture in given.items():
-            assert (seen[kind][name] is not picture) == touched
-            assert torch.equal(seen[kind][name], picture) == (not touched)
+        for name, image in given.items():
+            assert (seen[kind][name] is not image) == touched
+            assert torch.equal(seen[kind][name], image) == (not touched)
 
 
 @pytest.mark.parametrize("n", [8, 300])
 def test_inputs_are_never_written(n):
-    rgb, depth = pictures(n)
+    rgb, depth = images(n)
     kept = [{name: x.clone() for name, x in views.items()} for views in (rgb, depth)]
     Augment(AugmentConfig(), seeded())(rgb, depth)
     assert same(rgb, kept[0]) and same(depth, kept[1])
 
 
 def test_no_function_writes_its_input():
-    rgb, depth = pictures(8)
+    rgb, depth = images(8)
     image, metres = rgb["left"], depth["left"]
     kept = image.clone(), metres.clone()
     augment.random_shift([image, metres], 2, seeded())
@@ -390,7 +390,7 @@ def test_no_function_writes_its_input():
 
 
 def test_only_lines_turn_nothing_into_something():
-    _, depth = pictures(100)
+    _, depth = images(100)
     cfg = dataclasses.replace(AugmentConfig(), shift=0, depth_lines=0)
     _, out = Augment(cfg, seeded())({}, depth)
     for name, given in depth.items():
@@ -467,7 +467,7 @@ def test_the_config_is_one_that_hydra_composes():
         (torch.rand(2, 3, 8, 8), torch.rand(3, 8, 8), r"one batch size, got \[2, 3\]"),
     ],
 )
-def test_a_picture_of_another_kind_is_refused(rgb, depth, complaint):
+def test_an_image_of_another_kind_is_refused(rgb, depth, complaint):
     with pytest.raises(ValueError, match=complaint):
         Augment(AugmentConfig(), seeded())({"c": rgb}, {"c": depth})
 
@@ -485,7 +485,7 @@ class Recorded(TorchDispatchMode):
 
 
 def test_nothing_makes_the_host_wait_for_a_device():
-    batch, change = pictures(8), Augment(AugmentConfig(), seeded())
+    batch, change = images(8), Augment(AugmentConfig(), seeded())
     change(*batch)  # the banks are made once
     with Recorded() as seen:
         change(*batch)

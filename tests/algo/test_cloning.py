@@ -150,8 +150,8 @@ def test_the_algorithm_is_chosen_by_its_configuration(teacher):
     distill = make_algorithm(cfg, env, device=CPU, seed=0)
     assert isinstance(distill, Distill)
     assert (distill.per_iteration, distill.iterations, distill.horizon) == (21, 5, 7)
-    cfg.algo.group = "pupil"
-    with pytest.raises(ValueError, match=r"algo\.group=pupil: the task .* teacher, student"):
+    cfg.algo.group = "camera"
+    with pytest.raises(ValueError, match=r"algo\.group=camera: the task .* teacher, student"):
         make_algorithm(cfg, env, device=CPU, seed=0)
 
 

@@ -27,12 +27,12 @@ def test_the_label_is_the_teachers_action_on_what_only_it_sees(teacher):
     assert not (distill.act(other)["label"] == td["label"]).any()
 
 
-def test_where_the_object_is_hidden_the_label_is_to_do_nothing(teacher):
+def test_where_the_object_is_absent_the_label_is_to_do_nothing(teacher):
     distill = make(teacher)
-    hidden = torch.tensor([True, False, False, True, False, True])
-    td = distill.act(root().set("hidden", hidden[:, None]))
-    assert (td["label"][hidden] == 0.0).all() and (td["action"][hidden] == 0.0).all()
-    close(td["label"][~hidden], taught(td["teacher"])[~hidden])
+    absent = torch.tensor([True, False, False, True, False, True])
+    td = distill.act(root().set("is_absent", absent[:, None]))
+    assert (td["label"][absent] == 0.0).all() and (td["action"][absent] == 0.0).all()
+    close(td["label"][~absent], taught(td["teacher"])[~absent])
 
 
 def test_the_teacher_drives_the_first_iteration_and_the_student_all_others(teacher):
@@ -76,7 +76,7 @@ def test_who_drives_is_drawn_for_every_environment_and_step(teacher):
     assert 0.28 < (seen[0] != seen[1]).float().mean() < 0.47  # 2 * 3/4 * 1/4 expected, sd 0.015
 
 
-def test_the_error_that_is_reported_is_the_students_whoever_drives(teacher):
+def test_the_reported_error_is_the_students_also_where_the_teacher_drives(teacher):
     distill = make(teacher)
     batch = collected(distill)
     with torch.no_grad():
@@ -131,11 +131,11 @@ def test_a_step_follows_the_gradient_of_that_loss(teacher):
     assert (weights(distill) - weights(make(teacher))).abs().max() > 3e-4
 
 
-@pytest.mark.parametrize("memory", [0, 100])
-def test_faulty_rows_influence_nothing_bit_for_bit(teacher, memory):
+@pytest.mark.parametrize("replay_capacity", [0, 100])
+def test_faulty_rows_influence_nothing_bit_for_bit(teacher, replay_capacity):
     results = []
     for garbage in (1e15, -1e30):
-        distill = make(teacher, epochs=2, memory=memory)
+        distill = make(teacher, epochs=2, replay_capacity=replay_capacity)
         batch = collected(distill, 0, T, *FAULTS)
         for step, env in FAULTS:
             for key in ("label", "student"):
@@ -184,7 +184,7 @@ def numbered(distill, first, steps=T):
     return batch
 
 
-def test_without_a_memory_every_sample_is_used_once_in_each_epoch_and_never_again(teacher):
+def test_without_replay_every_sample_is_used_once_in_each_epoch_and_never_again(teacher):
     distill = make(teacher, epochs=3, minibatch_size=12)
     seen = watch(distill)
     for first in (0, 1000):
@@ -201,8 +201,8 @@ def kept(distill):
     return sorted(distill._memory.content["student"][:, 0].round().long().tolist())
 
 
-def test_a_memory_is_a_ring_that_forgets_the_oldest(teacher):
-    distill = make(teacher, memory=70, epochs=1)
+def test_the_replay_is_a_ring_that_forgets_the_oldest(teacher):
+    distill = make(teacher, replay_capacity=70, epochs=1)
     for k, there in enumerate(
         [range(0, 30), range(0, 60), range(20, 90), range(50, 120), range(80, 150)]
     ):
@@ -215,15 +215,15 @@ def test_a_memory_is_a_ring_that_forgets_the_oldest(teacher):
     assert len(rows) == 70
 
 
-def test_a_batch_larger_than_the_memory_leaves_its_end_there(teacher):
-    distill = make(teacher, memory=8)
+def test_a_batch_larger_than_the_capacity_leaves_its_end_there(teacher):
+    distill = make(teacher, replay_capacity=8)
     for first in (0, 100):
         distill.process(numbered(distill, first))
         assert kept(distill) == list(range(first + 22, first + 30))
 
 
-def test_a_memory_keeps_each_rows_own_label_and_weight(teacher):
-    distill = make(teacher, memory=50)
+def test_the_replay_keeps_each_rows_own_label_and_weight(teacher):
+    distill = make(teacher, replay_capacity=50)
     labels, faulty = {}, {}
     for k in range(3):
         batch = collected(distill, k, T, *FAULTS)
@@ -242,8 +242,8 @@ def test_a_memory_keeps_each_rows_own_label_and_weight(teacher):
     assert sum(content["weight"] == 0) in (5, 6)
 
 
-def test_with_a_memory_as_many_updates_are_drawn_from_all_that_is_there(teacher):
-    distill = make(teacher, memory=1000, epochs=2, minibatch_size=10)
+def test_with_replay_as_many_updates_are_drawn_from_all_that_is_there(teacher):
+    distill = make(teacher, replay_capacity=1000, epochs=2, minibatch_size=10)
     seen = watch(distill)
     for k in range(10):
         seen.clear()
@@ -260,7 +260,7 @@ def test_with_a_memory_as_many_updates_are_drawn_from_all_that_is_there(teacher)
 
 
 def test_a_student_that_sees_enough_learns_the_formula(teacher):
-    distill = make(teacher, hidden=[32], learning_rate=5e-3, epochs=8, memory=600)
+    distill = make(teacher, hidden=[32], learning_rate=5e-3, epochs=8, replay_capacity=600)
     errors = []
     for k in range(25):
         batch = []
@@ -303,10 +303,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(teacher):
     assert not torch.equal(weights(one), weights(three))
 
 
-@pytest.mark.parametrize("memory", [0, 50])
+@pytest.mark.parametrize("replay_capacity", [0, 50])
 @pytest.mark.parametrize("used", [False, True])
-def test_a_restored_learner_continues_bit_for_bit(teacher, tmp_path, memory, used):
-    settings = {"memory": memory, "beta_iterations": 5, "final_learning_rate": 1e-5}
+def test_a_restored_learner_continues_bit_for_bit(teacher, tmp_path, replay_capacity, used):
+    settings = {
+        "replay_capacity": replay_capacity,
+        "beta_iterations": 5,
+        "final_learning_rate": 1e-5,
+    }
     distill, other = (make(teacher, seed=seed, **settings) for seed in (1, 2))
     learn(distill, 3)
     learn(other, int(used), first=50)
@@ -318,7 +322,7 @@ def test_a_restored_learner_continues_bit_for_bit(teacher, tmp_path, memory, use
     assert first == second
     assert torch.equal(weights(distill), weights(other))
     assert torch.equal(distill.policy.normalizer.var, other.policy.normalizer.var)
-    if memory:
+    if replay_capacity:
         a, b = distill._memory.content, other._memory.content
         assert len(a) == 50 and all(torch.equal(a[key], b[key]) for key in a.keys())  # noqa: SIM118
 

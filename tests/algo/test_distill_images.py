@@ -1,4 +1,4 @@
-"""Distillation from pictures, of a cart that the teacher knows and the student only sees."""
+"""Distillation from images, of a cart that the teacher knows and the student only sees."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.env.test_collecting import waits
 from tests.support.watched import expected, layout, make
 
 CPU = torch.device("cpu")
-PICTURES = ("above_rgb", "above_depth")
+IMAGES = ("above_rgb", "above_depth")
 OFF = {
     **{"shift": 0, "brightness": [1.0, 1.0], "noise": 0.0},
     **{"depth_edge": 0.0, "depth_jitter": 0.0, "depth_disparity": 0.0},
@@ -71,10 +71,10 @@ def driving(distill):
 
 
 def scene(n=4, seed=1, **config):
-    """Environments, and a root whose pictures have colour and distance in every pixel."""
+    """Environments, and a root whose images have colour and distance in every pixel."""
     env = make(n, seed=seed, **config)
     td, rng = env.current(), seeded(seed)
-    for name in env.groups.pictures:
+    for name in env.groups.images:
         shape = td[name].shape
         if name.endswith("rgb"):
             td[name] = torch.randint(60, 180, shape, generator=rng).to(torch.uint8)
@@ -84,7 +84,7 @@ def scene(n=4, seed=1, **config):
 
 
 def plain_features(policy, td):
-    """What the heads read of pictures as they are."""
+    """What the heads read of images as they are."""
     with torch.no_grad():
         raw = policy.decode({name: td[name] for name in policy.in_keys})
         return policy.encode(raw.rgb, raw.depth)
@@ -109,7 +109,7 @@ def test_without_augmentation_the_student_acts_as_its_exported_function_does(tea
         own = distill.policy.act(*(td[name] for name in distill.policy.in_keys))
     torch.testing.assert_close(td["action"], own, atol=1e-6, rtol=0.0)
     features = plain_features(distill.policy, td)
-    assert seen(td).keys() == features.keys() == set(PICTURES)
+    assert seen(td).keys() == features.keys() == set(IMAGES)
     for name, value in features.items():
         torch.testing.assert_close(td[f"seen/{name}"], value, atol=1e-6, rtol=0.0)
 
@@ -130,7 +130,7 @@ def test_what_the_student_did_and_what_it_learns_are_of_the_same_view(teacher, t
     plain = plain_features(distill.policy, td)
     batch = one_step(distill, td)
     distill.process(batch)
-    for name in PICTURES:
+    for name in IMAGES:
         assert torch.equal(distill._batch[f"seen/{name}"], batch[f"seen/{name}"][0])
     assert not torch.allclose(batch["seen/above_depth"][0], plain["above_depth"], atol=1e-3)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_features_are_kept_of_frozen_encoders_and_bytes_of_those_that_learn(teac
     ("changes", "changed"),
     [
         ({}, set()),
-        ({"shift": 2}, set(PICTURES)),
+        ({"shift": 2}, set(IMAGES)),
         ({"brightness": [0.4, 0.6]}, {"above_rgb"}),
         ({"noise": 0.1}, {"above_rgb"}),
         ({"depth_edge": 50.0}, {"above_depth"}),
@@ -185,14 +185,14 @@ def test_every_augmentation_reaches_what_the_network_reads(teacher, changes, cha
     with torch.no_grad():
         own = distill.policy.act(*(td[name] for name in distill.policy.in_keys))
     td = distill.act(td)
-    moved = {n for n in PICTURES if not torch.allclose(td[f"seen/{n}"], plain[n], atol=1e-5)}
+    moved = {n for n in IMAGES if not torch.allclose(td[f"seen/{n}"], plain[n], atol=1e-5)}
     assert moved == changed
     assert (not torch.allclose(td["action"], own, atol=1e-6)) is bool(changed)
 
 
-def test_a_shift_moves_what_the_network_sees_by_the_same_pixels_in_all_pictures(teacher):
-    """Upstream shifted pictures of which the features had been computed before."""
-    env, td = scene(12, observation=layout("velocity", *PICTURES, "view_rgb"))
+def test_a_shift_moves_what_the_network_sees_by_the_same_pixels_in_all_images(teacher):
+    """Upstream shifted images of which the features had been computed before."""
+    env, td = scene(12, observation=layout("velocity", *IMAGES, "view_rgb"))
     distill = student(teacher, env, augment=augmented(shift=1))
     raw = distill.policy.decode({name: td[name] for name in distill.policy.in_keys})
     crops = []
@@ -232,7 +232,7 @@ def test_every_step_draws_its_view_anew(teacher):
     assert not torch.equal(first, second)
 
 
-def test_the_pictures_of_a_stack_are_augmented_alike(teacher):
+def test_the_images_of_a_stack_are_augmented_alike(teacher):
     observation = layout(
         "velocity", above_rgb=ObsTerm(history=2), above_depth=ObsTerm(history=3), view_rgb=ObsTerm()
     )
@@ -310,26 +310,26 @@ def test_the_encoders_begin_with_the_published_weights(teacher, tmp_path):
 # In the environment.
 
 
-def test_labels_in_the_environment_are_the_formula_and_zero_where_the_cart_is_hidden(teacher):
-    env = make(12, holdout=0.4, final_pictures=False, episode_length=4)
+def test_labels_in_the_environment_are_the_formula_and_zero_where_the_cart_is_absent(teacher):
+    env = make(12, absent_object=0.4, final_images=False, episode_length=4)
     distill = student(teacher, env)
     batch, _ = rollout(env, distill, env.current(), None)
     x, v, _ = (batch["teacher"] / (1 + 1e-5) ** 0.5).unbind(-1)
-    hidden = batch["hidden"][..., 0]
-    assert 0 < hidden[0].sum() < 12 and not torch.equal(hidden[0], hidden[-1])
-    label = torch.where(hidden, 0.0, torch.tanh(-2 * x - v / 2))
+    absent = batch["is_absent"][..., 0]
+    assert 0 < absent[0].sum() < 12 and not torch.equal(absent[0], absent[-1])
+    label = torch.where(absent, 0.0, torch.tanh(-2 * x - v / 2))
     torch.testing.assert_close(batch["label"][..., 0], label, atol=1e-6, rtol=0.0)
-    assert (batch["above_depth"][hidden] == 0.0).all()
+    assert (batch["above_depth"][absent] == 0.0).all()
     apart, _ = rollout(env, driving(distill), env.current(), None)
     assert not torch.equal(apart["label"], apart["action"])
 
 
 def test_the_student_learns_to_act_on_what_it_sees(teacher):
-    env = make(24, final_pictures=False, stagger=True, episode_length=20)
+    env = make(24, final_images=False, stagger=True, episode_length=20)
     distill = student(
         *(teacher, env),
         **{"hidden": [32, 32], "latent": 16, "horizon": 8, "minibatch_size": 64},
-        **{"learning_rate": 3e-3, "memory": 4000, "augment": augmented(noise=0.02)},
+        **{"learning_rate": 3e-3, "replay_capacity": 4000, "augment": augmented(noise=0.02)},
     )
     cycle(env, distill, 30)
     fresh = make(200, seed=77)
@@ -341,18 +341,18 @@ def test_the_student_learns_to_act_on_what_it_sees(teacher):
         with torch.no_grad():
             return (policy.act(*given.values()) - label).square().mean().item()
 
-    blank = {name: torch.zeros_like(td[name]) for name in PICTURES}
+    blank = {name: torch.zeros_like(td[name]) for name in IMAGES}
     assert error() < 0.05
     assert error(**blank) > 0.3  # it has nothing else to tell where the cart is
 
 
 def test_a_restored_run_continues_bit_for_bit(teacher, tmp_path):
     config = {
-        **{"holdout": 0.3, "episode_length": 4, "randomize": True, "final_pictures": False},
+        **{"absent_object": 0.3, "episode_length": 4, "randomize": True, "final_images": False},
         "latency": {"student": Latency(weights=[1.0, 1.0])},
     }
     for train_encoder in (False, True):
-        settings = {"train_encoder": train_encoder, "memory": 30, "beta_iterations": 4}
+        settings = {"train_encoder": train_encoder, "replay_capacity": 30, "beta_iterations": 4}
         settings["augment"] = AugmentConfig()
         envs = [make(seed=seed, **config) for seed in (1, 2)]
         one, two = (student(teacher, e, seed=i, **settings) for i, e in enumerate(envs))
@@ -369,7 +369,7 @@ def test_a_restored_run_continues_bit_for_bit(teacher, tmp_path):
 
 
 def test_a_rollout_of_a_student_never_waits_for_the_accelerator(teacher):
-    config = {"holdout": 0.3, "episode_length": 5, "final_pictures": False}
+    config = {"absent_object": 0.3, "episode_length": 5, "final_images": False}
     env = make(6, latency={"student": Latency()}, **config)
     distill = student(teacher, env, augment=AugmentConfig(), horizon=12)
     assert waits(env, distill) == []
@@ -382,7 +382,7 @@ def test_the_students_folder_acts_as_the_student_does(teacher, tmp_path):
     facts = {"task": "watched", "run": "r", "score": {}, "versions": {}}
     card = env.card(network=distill.policy.describe(), in_keys=distill.policy.in_keys, **facts)
     assert [i.name for i in card.inputs] == ["student", "above_rgb", "above_depth"]
-    assert set(card.preprocessing) == set(PICTURES)
+    assert set(card.preprocessing) == set(IMAGES)
     save_policy(distill.policy, card, tmp_path / "policy")
     back, _ = load_policy(tmp_path / "policy")
     values = [env.current()[name] for name in back.in_keys]
@@ -393,8 +393,8 @@ def test_the_students_folder_acts_as_the_student_does(teacher, tmp_path):
 # Cloning.
 
 
-def test_recorded_pictures_are_cloned_with_their_own_labels(teacher, tmp_path):
-    env = make(8, observation=layout("position", *PICTURES))
+def test_recorded_images_are_cloned_with_their_own_labels(teacher, tmp_path):
+    env = make(8, observation=layout("position", *IMAGES))
     distill, writer = student(teacher, env), RolloutWriter(tmp_path / "r", env.inputs, {})
     root = env.current()
     for _ in range(4):
@@ -408,7 +408,7 @@ def test_recorded_pictures_are_cloned_with_their_own_labels(teacher, tmp_path):
         clone.process(None)
         batch = clone._batch
         x = batch["student"][:, 0]
-        assert set(batch.keys()) == {"student", LABEL, "weight", *(f"seen/{n}" for n in PICTURES)}
+        assert set(batch.keys()) == {"student", LABEL, "weight", *(f"seen/{n}" for n in IMAGES)}
         shown = torch.stack([expected(at) for at in x.tolist()])
         few = clone.policy.encode({}, {"above": shown})["above_depth"]
         torch.testing.assert_close(batch["seen/above_depth"], few, atol=1e-4, rtol=0.0)

@@ -154,7 +154,7 @@ def test_every_weight_learns_in_every_mode(teacher, mode):
 
 
 def test_the_student_learns_the_formula_in_spite_of_dropout_and_noise(teacher):
-    distill = make(teacher, "proprio-ends", learning_rate=5e-3, epochs=8, memory=600)
+    distill = make(teacher, "proprio-ends", learning_rate=5e-3, epochs=8, replay_capacity=600)
     errors = [row["train/imitation_error"] for row in learn(distill, 25, "proprio-ends")]
     assert errors[0] > 0.5
     assert sum(errors[-3:]) / 3 < 0.1
@@ -224,9 +224,9 @@ def test_the_normaliser_has_seen_every_frame(teacher):
     close(mean, frames.mean(dim=0).expand(5, 8), atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [0, 50])
-def test_a_restored_learner_continues_bit_for_bit(teacher, memory):
-    settings = {"memory": memory, "beta_iterations": 5, "loss": "l1"}
+@pytest.mark.parametrize("replay_capacity", [0, 50])
+def test_a_restored_learner_continues_bit_for_bit(teacher, replay_capacity):
+    settings = {"replay_capacity": replay_capacity, "beta_iterations": 5, "loss": "l1"}
     one, two = (make(teacher, "all", seed=seed, **settings) for seed in (1, 2))
     learn(one, 3, "all")
     two.load_state_dict(copy.deepcopy(one.state_dict()))
@@ -256,7 +256,9 @@ def test_recorded_roll_outs_are_cloned(teacher, tmp_path):
 
 def test_the_network_is_chosen_by_its_configuration(teacher):
     temporal = TemporalConfig(**SMALL)
-    algo = DistillConfig(teacher=str(teacher), network="temporal", temporal=temporal, holdout=0.0)
+    algo = DistillConfig(
+        teacher=str(teacher), network="temporal", temporal=temporal, absent_object=0.0
+    )
     cfg = TrainConfig(algo=algo, num_envs=3, total_samples=100)
     inputs = (TEACHER, group("all"))
     env = Interface(inputs, ACTIONS, 0.05, lambda name: (name,))
@@ -266,7 +268,7 @@ def test_the_network_is_chosen_by_its_configuration(teacher):
     assert described.items() >= {"kind": "temporal", "heads": 2, **SMALL}.items()
 
 
-PICTURE = Input("front_rgb", (Feature("front_rgb", (32, 32, 3), "1", "uint8"),))
+IMAGE = Input("front_rgb", (Feature("front_rgb", (32, 32, 3), "1", "uint8"),))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,7 @@ def test_a_group_that_the_network_cannot_read_is_refused_by_its_keys(
     with pytest.raises(ValueError, match=where + message):
         Distill(
             cfg,
-            (TEACHER, student, PICTURE),
+            (TEACHER, student, IMAGE),
             reads,
             NACTION,
             iterations=1,
@@ -306,12 +308,12 @@ def test_a_group_that_the_network_cannot_read_is_refused_by_its_keys(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "picture"}, "algo.network must be pictures or temporal, got picture"),
+        ({"network": "mage"}, "algo.network must be images or temporal, got mage"),
         ({"driver": "nobody"}, "algo.driver must be student or teacher, got nobody"),
         ({"loss": "huber"}, "algo.loss must be l2 or l1, got huber"),
     ],
 )
-def test_a_distillation_that_cannot_be_meant_is_refused(changes, message):
+def test_an_invalid_distillation_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**changes)
 
@@ -338,6 +340,6 @@ def test_a_distillation_that_cannot_be_meant_is_refused(changes, message):
         ({"trunk": [0]}, r"algo\.temporal\.trunk must be a list of sizes >= 1"),
     ],
 )
-def test_a_temporal_network_that_cannot_be_meant_is_refused(changes, message):
+def test_an_invalid_temporal_network_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TemporalConfig(**changes)

@@ -675,17 +675,17 @@ def test_ppo_solves_the_cart_within_25_iterations():
         critic_hidden=[32],
     )
 
-    def judge():
+    def mean_return():
         fresh = Env(Cart(Config()), 100, seed=77)
         return evaluate(fresh, lambda td: ppo.policy.act(td["teacher"]), seed=77)
 
-    before = judge()
+    before = mean_return()
     buffer, root = None, env.current()
     for _ in range(25):
         buffer, root = rollout(env, ppo, root, buffer)
         ppo.process(buffer)
         metrics = ppo.update()
-    after = judge()
+    after = mean_return()
     assert before.success_at_end < 0.3
     assert after.success_at_end >= 0.97
     assert after.return_ > before.return_ + 10.0

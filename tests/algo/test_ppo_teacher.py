@@ -12,7 +12,7 @@ from penspin_style.algo.ppo import PPO, PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm
 from penspin_style.nets.gaussian_policy import GaussianPolicy
-from penspin_style.nets.teacher import OraclePolicy
+from penspin_style.nets.teacher import TeacherPolicy
 from penspin_style.train.evaluate import acting, evaluate
 from tests.support.toy import Cart, Config
 
@@ -117,7 +117,7 @@ def test_without_encoders_and_value_head_it_is_the_plain_policy():
 def test_encoders_go_with_a_critic_of_its_own():
     env = make_env(groups=("privileged", "critic"))
     ppo = make(env, shared_critic=False)
-    assert isinstance(ppo.policy, OraclePolicy) and ppo.policy.value is None
+    assert isinstance(ppo.policy, TeacherPolicy) and ppo.policy.value is None
     assert ppo.critic.in_key == "critic"
     before = flat_weights(ppo)
     ppo.process(collect(env, ppo))
@@ -150,7 +150,7 @@ def test_what_is_not_read_is_not_stored():
         ({"max_learning_rate": 0.0}, "algo.max_learning_rate must be finite and > 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(**changes)
 
@@ -182,7 +182,7 @@ def everything_evaluated(ppo, batch):
     """Values of every row by the network itself."""
     with torch.no_grad():
         now, later = (
-            ppo._returns(ppo.policy.judge(*(td[key] for key in ppo.policy.in_keys))[1])
+            ppo._returns(ppo.policy.evaluate(*(td[key] for key in ppo.policy.in_keys))[1])
             for td in (batch, batch["next"])
         )
     return now, later
@@ -222,8 +222,8 @@ def test_few_rows_are_evaluated():
     env = make_env(32, episode_length=100)
     ppo = make(env)
     batch = collect(env, ppo)
-    seen, judge = [], ppo.policy.judge
-    ppo.policy.judge = lambda *x: (seen.append(len(x[0])), judge(*x))[1]
+    seen, both = [], ppo.policy.evaluate
+    ppo.policy.evaluate = lambda *x: (seen.append(len(x[0])), both(*x))[1]
     ppo.process(batch)
     flags = batch["next"]
     cut = (flags["done"] & ~flags["terminated"])[:-1].sum() + (~flags["terminated"][-1]).sum()
@@ -247,7 +247,7 @@ def test_the_value_loss_is_that_of_the_head():
     ppo.process(collect(env, ppo))
     mb = ppo._batch.reshape(-1)
     _, metrics = ppo._losses(mb)
-    value = ppo.policy.judge(*(mb[key] for key in ppo.policy.in_keys))[1]
+    value = ppo.policy.evaluate(*(mb[key] for key in ppo.policy.in_keys))[1]
     expected = 0.5 * (value - mb["value_target"]).square().mean()
     assert metrics[1].item() == pytest.approx(expected.item(), rel=1e-5)
     close(value, mb["state_value"], atol=1e-5)  # nothing has been learned yet
@@ -274,7 +274,7 @@ def test_with_normalised_values_the_head_learns_in_standard_deviations():
     # what acts next predicts returns again
     td = env.current()
     ppo.act(td)
-    head = ppo.policy.judge(*(td[key] for key in ppo.policy.in_keys))[1]
+    head = ppo.policy.evaluate(*(td[key] for key in ppo.policy.in_keys))[1]
     close(td["state_value"], statistics.undo(head).detach(), atol=1e-5)
 
 
@@ -381,17 +381,17 @@ def test_ppo_solves_the_cart_with_what_an_encoder_tells_it(group):
         hidden=[32],
     )
 
-    def judge():
+    def mean_return():
         fresh = make_env(100, groups=(group,), seed=77, stagger=False)
         return evaluate(fresh, acting(ppo.policy), seed=77)
 
-    before = judge()
+    before = mean_return()
     buffer, root = None, env.current()
     for _ in range(25):
         buffer, root = rollout(env, ppo, root, buffer)
         ppo.process(buffer)
         metrics = ppo.update()
-    after = judge()
+    after = mean_return()
     assert before.success_at_end < 0.3
     assert after.success_at_end >= 0.9
     assert metrics["train/critic/explained_variance"] > 0.3

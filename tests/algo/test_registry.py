@@ -121,16 +121,16 @@ def test_a_policy_of_another_shape_is_refused_by_what_differs(tmp_path):
 
 def test_distillation_begins_from_a_student_of_its_shape(tmp_path):
     teacher = publish(tmp_path / "teacher")
-    words = {"teacher": str(teacher), "encoder": "", "hidden": [8]}
-    cfg = TrainConfig(algo=DistillConfig(**words))
+    overrides = {"teacher": str(teacher), "encoder": "", "hidden": [8]}
+    cfg = TrainConfig(algo=DistillConfig(**overrides))
     first = make_algorithm(cfg, ENV, device=CPU, seed=3).policy
     card = PolicyCard("toy", (BOTH[1],), ACTIONS, (), 0.05, network=first.describe())
     save_policy(first, card, tmp_path / "student")
-    cfg = TrainConfig(algo=DistillConfig(**words, init_from=str(tmp_path / "student")))
+    cfg = TrainConfig(algo=DistillConfig(**overrides, init_from=str(tmp_path / "student")))
     again = make_algorithm(cfg, ENV, device=CPU, seed=4).policy
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
     )
-    cfg = TrainConfig(algo=DistillConfig(**words, init_from=str(teacher)))
+    cfg = TrainConfig(algo=DistillConfig(**overrides, init_from=str(teacher)))
     with pytest.raises(ValueError, match=r"is of another shape: its network has kind=gaussian"):
         make_algorithm(cfg, ENV, device=CPU, seed=0)

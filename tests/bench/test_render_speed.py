@@ -35,7 +35,7 @@ def test_the_bare_engine_draws_the_same_images():
     draw()
     depth = context.depth_data.numpy().reshape(5, 24, 24)
     for env in range(5):
-        want = rays.Picture(sim, env, "top", 24, 24)
+        want = rays.Image(sim, env, "top", 24, 24)
         assert (abs(depth[env] - want.depth) < 1e-4).mean() > 0.99
 
 

@@ -26,8 +26,8 @@ def penspin_data(capsys, monkeypatch):
     """Run `penspin data`; return the exit code and what it said."""
     monkeypatch.chdir(pathlib.Path(__file__).parents[2])
 
-    def run(*words):
-        code = command_line.main(["data", *map(str, words)])
+    def run(*arguments):
+        code = command_line.main(["data", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
@@ -105,7 +105,7 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("arguments", "complaint"),
     [
         (["verify", "absent"], "absent does not exist"),
         (["info", "tests/data/.."], "holds no .h5 files"),
@@ -125,17 +125,19 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
         ),
     ],
 )
-def test_an_invalid_command_line_exits_with_2(folder, tmp_path, penspin_data, words, complaint):
+def test_an_invalid_command_line_exits_with_2(folder, tmp_path, penspin_data, arguments, complaint):
     recorded(tmp_path / "real.h5")
-    words = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in words]
-    code, _, err = penspin_data(*words)
+    arguments = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in arguments]
+    code, _, err = penspin_data(*arguments)
     assert code == 2 and complaint in err and err.startswith("penspin: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]])
-def test_missing_arguments_are_named(words, penspin_data):
+@pytest.mark.parametrize(
+    "arguments", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]]
+)
+def test_missing_arguments_are_named(arguments, penspin_data):
     with pytest.raises(SystemExit) as ended:
-        penspin_data(*words)
+        penspin_data(*arguments)
     assert ended.value.code == 2
 
 
@@ -287,8 +289,8 @@ def test_no_name_in_a_file_reaches_the_terminal_as_a_command(folder, tmp_path, p
     with h5py.File(folder / "pack.h5", "w") as file:
         file.create_group("replay_demon_0")
         file[EVIL] = 1
-    for words in (["verify", folder], ["repair", folder, tmp_path / "new"]):
-        code, out, err = penspin_data(*words)
+    for arguments in (["verify", folder], ["repair", folder, tmp_path / "new"]):
+        code, out, err = penspin_data(*arguments)
         assert code in (0, 3) and r"episode\x1b]0;owned\x07\x1b[2J.h5: is not an HDF5 file" in err
         assert (out + err).replace("\n", "").isprintable()
     assert (folder / bad.name).exists()

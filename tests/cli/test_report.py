@@ -20,16 +20,16 @@ from tests.support.terminal import call, check_refusal
 def evaluation(n=200, *, kinds=("short", "long"), faulty=()):
     """An evaluation of made-up episodes of 100 steps at most; each second one falls."""
     draw = torch.Generator().manual_seed(1)
-    fell = torch.arange(n) % 4 < 2
-    steps = torch.where(fell, torch.randint(1, 100, (n,), generator=draw), 100).float()
+    terminated = torch.arange(n) % 4 < 2
+    steps = torch.where(terminated, torch.randint(1, 100, (n,), generator=draw), 100).float()
     turns = steps / 50 + 0.2 * torch.randn(n, generator=draw)
     record = Episodes(
         steps=steps,
-        fell=fell,
+        terminated=terminated,
         faulty=torch.zeros(n, dtype=torch.bool).index_fill(0, torch.tensor(faulty).long(), True),
         kind=torch.arange(n) % 2,
         kind_names=kinds,
-        values={"turns": turns, "survival": ~fell, "time_to_fall": 0.05 * steps},
+        values={"turns": turns, "survival": ~terminated, "time_to_fall": 0.05 * steps},
     )
     return Evaluation(
         *(0.5, (0.4, 0.6), 0.5, 1.0, 60.0, None, {"near": 1.0}),
@@ -60,11 +60,11 @@ def test_the_table_has_a_line_for_each_measure_and_each_of_its_kinds():
 
 
 def test_survival_is_the_share_that_has_not_fallen():
-    steps, fell = torch.tensor([3.0, 10.0, 5.0, 3.0]), torch.tensor([True, False, True, True])
-    times, shares = survival(steps, fell)
+    steps, terminated = torch.tensor([3.0, 10.0, 5.0, 3.0]), torch.tensor([True, False, True, True])
+    times, shares = survival(steps, terminated)
     assert times.tolist() == [0, 3, 5]
     assert shares.tolist() == [1.0, 0.5, 0.25]
-    times, shares = survival(steps[1:2], fell[1:2])
+    times, shares = survival(steps[1:2], terminated[1:2])
     assert (times.tolist(), shares.tolist()) == ([0], [1.0])
 
 

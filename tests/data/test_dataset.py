@@ -17,7 +17,7 @@ from penspin_style.env.terms import Groups
 from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
 from real.finetune import HAND
 from tasks.robots.allegro.description import JOINTS, fingertips
-from tests.support.episodes import NAMES, SCALE, columns, picture_card, record, vector_card
+from tests.support.episodes import NAMES, SCALE, columns, image_card, record, vector_card
 
 # What was read.
 
@@ -58,8 +58,8 @@ def test_no_input_holds_anything_later_than_its_label(tmp_path):
 
 
 @pytest.mark.parametrize("history", [1, 2])
-def test_pictures_keep_their_shape(tmp_path, history):
-    card = picture_card(history)
+def test_images_keep_their_shape(tmp_path, history):
+    card = image_card(history)
     episode = record(tmp_path, card)
     found = windows(episode, card)
     rgb = episode["observation/front_rgb"]

@@ -62,7 +62,7 @@ def test_a_pen_students_inputs_are_the_environments_bit_for_bit(lag):
     assert check(env, 40) == 2 * 40 * 3 * (30 * 32 + 12 + 3 * 6 + 30 * 32)
 
 
-def test_a_panda_students_inputs_and_pictures_are_the_environments_bit_for_bit():
+def test_a_panda_students_inputs_and_images_are_the_environments_bit_for_bit():
     kind = load_task("panda_lift_cube_vision")
     cfg = kind.Config(latency={})
     group = cfg.observation["student"]
@@ -70,8 +70,8 @@ def test_a_panda_students_inputs_and_pictures_are_the_environments_bit_for_bit()
     group["wrist_depth"] = ObsTerm(delay=(2, 2))
     group["tcp_pos"] = ObsTerm(history=2)
     env = Env(kind(cfg), 2, seed=4, nthread=1)
-    picture = 32 * 32
-    assert check(env, 5) == 2 * 5 * 2 * (2 * 3 + 3 + 1 + (3 * 3 + 1 + 3 + 1) * picture)
+    image = 32 * 32
+    assert check(env, 5) == 2 * 5 * 2 * (2 * 3 + 3 + 1 + (3 * 3 + 1 + 3 + 1) * image)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,7 +97,7 @@ def test_inputs_are_those_of_trainings_groups_for_any_history_delay_and_reset(se
         {name: torch.from_numpy(value) for name, value in now.items()},
         dict.fromkeys(shapes, "1"),
         torch.Generator().manual_seed(0),
-        pictures=("rgb", "depth"),
+        images=("rgb", "depth"),
     )
     card = card_of(*groups.inputs)
     alone = [Observer(card) for _ in range(n)]

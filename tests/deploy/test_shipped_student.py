@@ -1,4 +1,4 @@
-"""The shipped pixel student: camera pictures in, actions out, on a computer without torch."""
+"""The shipped pixel student: camera images in, actions out, on a computer without torch."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ from penspin_style.nets.policy import load_policy
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "outputs" / "pretrained" / "panda_lift_cube_vision"
-PICTURES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
+IMAGES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
 
 
 def draw(card, n, seed):
@@ -24,7 +24,7 @@ def draw(card, n, seed):
         dtype, shape = given.tensor
         if dtype == "uint8":
             out[given.name] = rng.integers(0, 256, (n, *shape), np.uint8)
-        elif given.is_picture:
+        elif given.is_image:
             out[given.name] = rng.uniform(0.0, 2.0, (n, *shape)).astype(np.float32)
         else:
             out[given.name] = rng.uniform(-0.3, 0.6, (n, *shape)).astype(np.float32)
@@ -47,7 +47,7 @@ def test_it_reads_seven_numbers_and_what_two_cameras_give(bundle):
     }
     features = [f.name for i in bundle.card.inputs for f in i.features]
     assert not [name for name in features if "box" in name]
-    assert set(bundle.card.preprocessing) == set(PICTURES)
+    assert set(bundle.card.preprocessing) == set(IMAGES)
     assert "average down to 32 x 32" in bundle.card.preprocessing["wrist_rgb"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures among the observations, on a cart whose place can be read off them."""
+"""Images among the observations, on a cart whose place can be read off them."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ def everyone(num_envs):
 # What is rendered.
 
 
-def test_a_picture_shows_what_the_pinhole_says():
+def test_an_image_shows_what_the_pinhole_says():
     env = make()
     seen = go(env, *FAR)[0]["next"]
-    pictures = torch.stack([expected(x) for x in FAR])
-    torch.testing.assert_close(seen["above_depth"], pictures, atol=1e-4, rtol=0.0)
-    assert len({tuple(p.flatten().tolist()) for p in pictures}) == 4
+    images = torch.stack([expected(x) for x in FAR])
+    torch.testing.assert_close(seen["above_depth"], images, atol=1e-4, rtol=0.0)
+    assert len({tuple(p.flatten().tolist()) for p in images}) == 4
     red = seen["above_rgb"].float()
-    sign = pictures > 0
+    sign = images > 0
     assert (red[..., 0][sign] > 200).all() and (red[..., 1:][sign] < 120).all()
     assert red[~sign].max() == 0.0
 
@@ -40,16 +40,16 @@ def test_a_picture_shows_what_the_pinhole_says():
 def test_only_what_a_group_lists_is_rendered():
     cameras = {"above": Camera(16, 16), "view": Camera(8, 12)}
     cfg = TaskConfig(cameras=cameras, observation=layout("view_depth", "above_rgb", "velocity"))
-    assert set(cfg.pictures) == {"above_rgb", "above_depth", "view_rgb", "view_depth"}
+    assert set(cfg.images) == {"above_rgb", "above_depth", "view_rgb", "view_depth"}
     assert cfg.views() == (
         View("above", 16, 16, rgb=True, depth=False),
         View("view", 8, 12, rgb=False, depth=True),
     )
     env = make(observation=layout("velocity", "above_depth"))
     assert env.cameras.views == (View("above", 16, 16, rgb=False, depth=True),)
-    assert set(env.current().keys()) & set(env.cfg.pictures) == {"above_depth"}
+    assert set(env.current().keys()) & set(env.cfg.images) == {"above_depth"}
     blind = make(observation=layout("velocity"))
-    assert blind.cameras.renderer is None and blind.pictures() == {}
+    assert blind.cameras.renderer is None and blind.images() == {}
 
 
 def counted(env):
@@ -59,8 +59,8 @@ def counted(env):
     return calls
 
 
-def test_every_step_renders_once_and_the_true_last_picture_costs_a_second_time_at_ends():
-    exact, quick = make(episode_length=3), make(episode_length=3, final_pictures=False)
+def test_every_step_renders_once_and_the_true_last_image_costs_a_second_time_at_ends():
+    exact, quick = make(episode_length=3), make(episode_length=3, final_images=False)
     once, twice = counted(quick), counted(exact)
     for _ in range(7):
         go(exact, *FAR), go(quick, *FAR)
@@ -68,23 +68,23 @@ def test_every_step_renders_once_and_the_true_last_picture_costs_a_second_time_a
     assert twice == [1, 2, 3, 3, 4, 5, 6, 6, 7]
 
 
-def test_pictures_are_those_of_the_current_observation():
+def test_images_are_those_of_the_current_observation():
     env = make()
     _, root = go(env, *FAR)
-    pictures = env.pictures()
-    assert set(pictures) == {"above_rgb", "above_depth"}
-    for name, value in pictures.items():
+    images = env.images()
+    assert set(images) == {"above_rgb", "above_depth"}
+    for name, value in images.items():
         assert torch.equal(value, root[name])
 
 
-def test_pictures_of_different_steps_share_no_memory():
+def test_images_of_different_steps_share_no_memory():
     for final in (True, False):
-        env = make(final_pictures=final)
+        env = make(final_images=final)
         kept = [go(env, *(0.1 * k - x for x in FAR))[0]["next"] for k in range(4)]
         for k, td in enumerate(kept):
             for i, x in enumerate(FAR):
-                picture = expected(0.1 * k - x)
-                torch.testing.assert_close(td["above_depth"][i], picture, atol=1e-4, rtol=0.0)
+                image = expected(0.1 * k - x)
+                torch.testing.assert_close(td["above_depth"][i], image, atol=1e-4, rtol=0.0)
         for name in ("above_rgb", "above_depth"):
             assert len({td[name].data_ptr() for td in kept}) == 4
 
@@ -92,9 +92,9 @@ def test_pictures_of_different_steps_share_no_memory():
 # The end of an episode.
 
 
-def ends(final_pictures, **config):
+def ends(final_images, **config):
     """A step that ends two of four episodes: the transition, the next root, the new places."""
-    env = make(final_pictures=final_pictures, episode_length=3, **config)
+    env = make(final_images=final_images, episode_length=3, **config)
     go(env, *FAR), go(env, *FAR)
     env.step_count[:] = torch.tensor([2, 0, 2, 0])
     transition, root = go(env, *FAR)
@@ -102,7 +102,7 @@ def ends(final_pictures, **config):
     return transition["next"], root, env.sim.data.qpos[:, 0].tolist()
 
 
-def test_next_shows_the_true_last_pictures_and_the_root_those_of_the_new_episode():
+def test_next_shows_the_true_last_images_and_the_root_those_of_the_new_episode():
     after, root, places = ends(True)
     for i, (last, new) in enumerate(zip(FAR, places, strict=True)):
         torch.testing.assert_close(after["above_depth"][i], expected(last), atol=1e-4, rtol=0.0)
@@ -112,7 +112,7 @@ def test_next_shows_the_true_last_pictures_and_the_root_those_of_the_new_episode
     assert torch.equal(after["above_rgb"][1], root["above_rgb"][1])
 
 
-def test_without_final_pictures_next_shows_the_new_episode_and_its_numbers_the_last():
+def test_without_final_images_next_shows_the_new_episode_and_its_numbers_the_last():
     after, root, places = ends(False)
     for i, new in enumerate(places):
         for td in (after, root):
@@ -131,12 +131,12 @@ def test_without_final_pictures_next_shows_the_new_episode_and_its_numbers_the_l
     ],
     ids=["plain", "stacked", "late", "late for an episode"],
 )
-def test_final_pictures_change_nothing_but_the_pictures_of_last_steps(terms):
+def test_final_images_change_nothing_but_the_images_of_last_steps(terms):
     latency = terms.get("latency", {})
     terms = {name: term for name, term in terms.items() if name != "latency"}
     observation = layout("velocity", "above_depth", **terms)
     config = {"observation": observation, "latency": latency, "episode_length": 4}
-    exact, quick = (make(final_pictures=final, **config) for final in (True, False))
+    exact, quick = (make(final_images=final, **config) for final in (True, False))
     actions = 2 * torch.rand(13, 4, 1, generator=seeded(3)) - 1
     ended = 0
     for action in actions:
@@ -150,22 +150,22 @@ def test_final_pictures_change_nothing_but_the_pictures_of_last_steps(terms):
     assert ended == 12
 
 
-def test_after_a_restart_no_picture_of_the_last_episode_shows():
+def test_after_a_restart_no_image_of_the_last_episode_shows():
     late = {"latency": {"student": Latency(weights=[0.0, 0.0, 0.0, 1.0])}}
     observation = layout("velocity", above_depth=ObsTerm(delay=(2, 2), history=3))
     for final in (True, False):
         _, root, places = ends(final, observation=observation, **late)
         for i in (0, 2):
-            for picture in root["above_depth"][i]:
-                torch.testing.assert_close(picture, expected(places[i]), atol=1e-4, rtol=0.0)
+            for image in root["above_depth"][i]:
+                torch.testing.assert_close(image, expected(places[i]), atol=1e-4, rtol=0.0)
         assert not (root["above_depth"][1, 0] == root["above_depth"][0, 0]).all()
 
 
 @pytest.mark.parametrize("final", [True, False])
-def test_numbers_and_pictures_arrive_equally_late_at_every_step(final):
+def test_numbers_and_images_arrive_equally_late_at_every_step(final):
     env = make(
         num_envs=6,
-        final_pictures=final,
+        final_images=final,
         observation=layout("position", "above_depth"),
         latency={"student": Latency(weights=[1.0, 1.0, 1.0, 1.0])},
         episode_length=1000,
@@ -185,7 +185,7 @@ def test_numbers_and_pictures_arrive_equally_late_at_every_step(final):
 def test_a_latency_that_is_drawn_at_resets_is_another_in_the_next_episode(final):
     env = make(
         num_envs=40,
-        final_pictures=final,
+        final_images=final,
         observation=layout("position"),
         latency={"student": Latency(weights=[1.0, 1.0, 1.0], every_step=False)},
         episode_length=6,
@@ -205,8 +205,8 @@ def test_a_latency_that_is_drawn_at_resets_is_another_in_the_next_episode(final)
 
 
 @pytest.mark.parametrize("final", [True, False])
-def test_a_faulty_step_shows_no_picture_of_what_went_wrong(final):
-    env = make(final_pictures=final)
+def test_a_faulty_step_shows_no_image_of_what_went_wrong(final):
+    env = make(final_images=final)
     _, root = go(env, *FAR)
     place(env, *FAR)
     env.sim.data.qpos[2, 0] = NAN
@@ -224,26 +224,26 @@ def test_a_faulty_step_shows_no_picture_of_what_went_wrong(final):
 # The hold-out.
 
 
-def test_hidden_episodes_are_as_frequent_as_asked_and_their_object_is_out_of_sight():
-    env = make(num_envs=500, holdout=0.3, observation=layout("velocity"))
-    hidden = env.current()["hidden"][:, 0]
-    assert 105 <= hidden.sum() <= 195  # 150 expected, sd 10
+def test_objects_are_absent_as_often_as_asked_and_then_out_of_sight():
+    env = make(num_envs=500, absent_object=0.3, observation=layout("velocity"))
+    absent = env.current()["is_absent"][:, 0]
+    assert 105 <= absent.sum() <= 195  # 150 expected, sd 10
     away = env.sim.data.qpos[:, 0] == AWAY
-    assert torch.equal(away, hidden) and torch.equal(env.task.memory["hidden"], hidden)
-    few = make(num_envs=8, holdout=0.5)
+    assert torch.equal(away, absent) and torch.equal(env.task.memory["is_absent"], absent)
+    few = make(num_envs=8, absent_object=0.5)
     shown = few.current()
-    for i, is_hidden in enumerate(shown["hidden"][:, 0].tolist()):
-        assert (shown["above_depth"][i] == 0).all().item() is is_hidden
-    assert 0 < shown["hidden"].sum() < 8
+    for i, is_absent in enumerate(shown["is_absent"][:, 0].tolist()):
+        assert (shown["above_depth"][i] == 0).all().item() is is_absent
+    assert 0 < shown["is_absent"].sum() < 8
 
 
-def test_who_is_hidden_is_drawn_at_every_reset_and_stays_so_for_the_episode():
-    env = make(num_envs=64, holdout=0.5, episode_length=3, observation=layout("velocity"))
-    roots, nexts = [env.current()["hidden"]], []
+def test_what_is_absent_is_drawn_at_every_reset_and_stays_so_for_the_episode():
+    env = make(num_envs=64, absent_object=0.5, episode_length=3, observation=layout("velocity"))
+    roots, nexts = [env.current()["is_absent"]], []
     for _ in range(12):
         transition, root = env.step_and_maybe_reset(env.current().set("action", torch.zeros(64, 1)))
-        nexts.append(transition["next", "hidden"])
-        roots.append(root["hidden"])
+        nexts.append(transition["next", "is_absent"])
+        roots.append(root["is_absent"])
     for step, (before, after) in enumerate(zip(roots, nexts, strict=False)):
         assert torch.equal(before, after)  # the last step is of the old episode
         changed = (roots[step + 1] != before).sum()
@@ -253,20 +253,20 @@ def test_who_is_hidden_is_drawn_at_every_reset_and_stays_so_for_the_episode():
             assert changed == 0
 
 
-def test_a_partial_reset_hides_or_shows_nothing_elsewhere():
-    env = make(num_envs=40, holdout=0.5, observation=layout("velocity"))
-    before, mask = env.current()["hidden"][:, 0], torch.arange(40) < 20
+def test_a_partial_reset_changes_nothing_elsewhere():
+    env = make(num_envs=40, absent_object=0.5, observation=layout("velocity"))
+    before, mask = env.current()["is_absent"][:, 0], torch.arange(40) < 20
     place(env, *[0.5] * 40)
     env.reset(env.current().set("_reset", mask[:, None]))
-    after, x = env.current()["hidden"][:, 0], env.sim.data.qpos[:, 0]
+    after, x = env.current()["is_absent"][:, 0], env.sim.data.qpos[:, 0]
     assert torch.equal(before[~mask], after[~mask]) and before[~mask].any()
     assert (x[~mask] == 0.5).all()
     assert (before[mask] != after[mask]).any() and torch.equal(x[mask] == AWAY, after[mask])
 
 
 def test_episodes_with_nothing_in_sight_do_not_enter_the_statistics():
-    env = make(num_envs=64, holdout=0.5, episode_length=3, observation=layout("velocity"))
-    shown = ~env.current()["hidden"][:, 0]
+    env = make(num_envs=64, absent_object=0.5, episode_length=3, observation=layout("velocity"))
+    shown = ~env.current()["is_absent"][:, 0]
     assert 0 < shown.sum() < 64
     for _ in range(3):  # those in sight succeed, the others are out of reach
         go(env, *torch.where(shown, 0.0, AWAY).tolist())
@@ -277,29 +277,31 @@ def test_episodes_with_nothing_in_sight_do_not_enter_the_statistics():
     assert metrics["reward/near"] == pytest.approx(3.0, abs=1e-6)
 
 
-def test_without_a_holdout_nothing_is_hidden_and_nothing_says_so():
+def test_without_absent_objects_nothing_is_away_and_nothing_says_so():
     env = make()
-    assert "hidden" not in {*env.current().keys(), *env.observation_spec.keys()}
+    assert "is_absent" not in {*env.current().keys(), *env.observation_spec.keys()}
     assert (env.sim.data.qpos[:, 0].abs() <= 1.0).all()
 
 
-def test_a_task_that_can_hide_nothing_refuses_a_holdout_with_the_remedy():
-    with pytest.raises(ValueError, match=r"Cart has no object to hide: set algo\.holdout=0"):
-        Env(toy.Cart(toy.Config()), 2, holdout=0.5)
+def test_a_task_that_has_no_object_to_remove_refuses_with_the_remedy():
+    with pytest.raises(
+        ValueError, match=r"Cart has no object to remove: set algo\.absent_object=0"
+    ):
+        Env(toy.Cart(toy.Config()), 2, absent_object=0.5)
 
 
 # Specs and state.
 
 
-@pytest.mark.parametrize("holdout", [0.0, 0.5])
-def test_torchrl_accepts_the_specs_of_pictures(holdout):
+@pytest.mark.parametrize("absent_object", [0.0, 0.5])
+def test_torchrl_accepts_the_specs_of_images(absent_object):
     observation = layout(
         "velocity", "above_rgb", above_depth=ObsTerm(history=2), view_rgb=ObsTerm(delay=(0, 2))
     )
     env = make(
         num_envs=3,
         observation=observation,
-        holdout=holdout,
+        absent_object=absent_object,
         episode_length=5,
         latency={"student": Latency()},
     )
@@ -311,11 +313,11 @@ def test_torchrl_accepts_the_specs_of_pictures(holdout):
         (3, 2, 16, 16),
     )
     assert spec["view_rgb"].shape == (3, 8, 12, 3)
-    assert ("hidden" in set(spec.keys())) is (holdout > 0)
+    assert ("is_absent" in set(spec.keys())) is (absent_object > 0)
 
 
 @pytest.mark.parametrize("final", [True, False])
-def test_a_restored_environment_with_pictures_continues_bit_for_bit(final):
+def test_a_restored_environment_with_images_continues_bit_for_bit(final):
     config = {
         "observation": layout(
             "position", "above_rgb", above_depth=ObsTerm(delay=(0, 2), history=2)
@@ -323,9 +325,9 @@ def test_a_restored_environment_with_pictures_continues_bit_for_bit(final):
         "latency": {"student": Latency(weights=[1.0, 1.0, 1.0])},
         "episode_length": 5,
         "randomize": True,
-        "holdout": 0.5,
+        "absent_object": 0.5,
         "stagger": True,
-        "final_pictures": final,
+        "final_images": final,
     }
     env, other = make(seed=1, **config), make(seed=2, **config)
 
@@ -337,21 +339,23 @@ def test_a_restored_environment_with_pictures_continues_bit_for_bit(final):
 
     drive(env, 7, 1), drive(other, 3, 2)
     state = env.state_dict()
-    assert {"last/above_rgb", "last/above_depth", "hidden", "terms/late/student"} <= set(state)
+    assert {"last/above_rgb", "last/above_depth", "is_absent", "terms/late/student"} <= set(state)
     assert state["last/above_rgb"].dtype == torch.uint8
     first = drive(env, 16, 3)
-    other.load_state_dict(state)
+    former = {k.replace("is_absent", "hidden"): v for k, v in state.items()}
+    assert {"hidden", "memory/hidden"} <= set(former)
+    other.load_state_dict(former if final else state)  # an older checkpoint's names
     second = drive(other, 16, 3)
     for key in first.keys(True, True):
         assert torch.equal(first[key], second[key]), key
-    hidden = first["hidden"][..., 0]
-    assert hidden.any() and not hidden.all() and (hidden[0] != hidden[-1]).any()
+    absent = first["is_absent"][..., 0]
+    assert absent.any() and not absent.all() and (absent[0] != absent[-1]).any()
     colours = first["above_rgb"][..., 0].amax(dim=(2, 3))
     assert len(colours.unique()) > 4  # the sign's red, drawn at every reset
     assert (first["next", "above_depth"] == DEPTH).any()
 
 
-def test_the_card_says_how_to_make_each_picture_from_what_a_camera_gives():
+def test_the_card_says_how_to_make_each_image_from_what_a_camera_gives():
     env = make(observation=layout("velocity", "above_rgb", "view_depth"))
     facts = {"task": "t", "run": "r", "network": {}, "score": {}, "versions": {}}
     assert env.card(in_keys=("teacher",), **facts).preprocessing == {}
@@ -372,7 +376,7 @@ def test_the_card_says_how_to_make_each_picture_from_what_a_camera_gives():
         ({"cameras": {"c": Camera(0, 8)}}, r"cameras\.c must have at least one pixel, got 0 x 8"),
         (
             {"cameras": {"c": Camera()}, "observation": {"g": {"c_rgb": ObsTerm(noise=0.1)}}},
-            r"observation\.g\.c_rgb\.noise: pictures get theirs from algo\.augment",
+            r"observation\.g\.c_rgb\.noise: images get theirs from algo\.augment",
         ),
         ({"latency": {"h": Latency()}}, r"latency\.h: there is no such group in .*\['teacher'\]"),
         ({"latency": {"teacher": Latency(weights=[])}}, r"latency\.teacher\.weights must be odds"),
@@ -380,7 +384,7 @@ def test_the_card_says_how_to_make_each_picture_from_what_a_camera_gives():
         ({"latency": {"teacher": Latency(weights=[1.0, -0.1])}}, r"weights must be .*-0\.1\]"),
     ],
 )
-def test_a_config_refuses_what_cannot_be_meant(settings, message):
+def test_a_config_refuses_invalid_values(settings, message):
     observation = {"teacher": {name: ObsTerm() for name in NUMBERS}}
     with pytest.raises(ValueError, match=message):
         TaskConfig(**{"observation": observation, **settings})
@@ -392,7 +396,7 @@ def test_an_unknown_camera_names_those_of_the_model():
         make(observation=observation, cameras={"below": Camera()})
 
 
-def test_a_picture_of_a_camera_that_is_not_configured_is_an_unknown_term():
+def test_an_image_of_a_camera_that_is_not_configured_is_an_unknown_term():
     with pytest.raises(ValueError, match=r"observation\.student asks for \['above_rgb'\]"):
         make(observation=layout("velocity", "above_rgb"), cameras={})
 

@@ -1,4 +1,4 @@
-"""Pictures in observation groups, each of which names its environment and step."""
+"""Images in observation groups, each of which names its environment and step."""
 
 import pytest
 import torch
@@ -17,18 +17,18 @@ def everyone(num_envs):
 
 
 def stamp(num_envs, step):
-    """A colour picture that names its environment and step: 100 e + 10 t + 0..5."""
+    """A colour image that names its environment and step: 100 e + 10 t + 0..5."""
     pixel = torch.arange(6).view(2, 1, 3)
     return (100 * torch.arange(num_envs).view(-1, 1, 1, 1) + 10 * step + pixel).to(torch.uint8)
 
 
 def metres(num_envs, step):
-    """A depth picture that does."""
+    """A depth image that does."""
     return stamp(num_envs, step)[..., 0] / 4.0
 
 
 def groups(members, num_envs=2, **settings):
-    """Groups on the numbers `x` and the pictures `a_rgb` and `a_depth`."""
+    """Groups on the numbers `x` and the images `a_rgb` and `a_depth`."""
     terms = {
         "x": torch.zeros(num_envs, 1),
         "a_rgb": stamp(num_envs, 0),
@@ -37,10 +37,10 @@ def groups(members, num_envs=2, **settings):
     listed = {name for group in members.values() for name in group}
     terms = {name: value for name, value in terms.items() if name in listed}
     units = {"x": "m", "a_rgb": "1", "a_depth": "m"}
-    return Groups(members, terms, units, seeded(), pictures=("a_rgb", "a_depth"), **settings)
+    return Groups(members, terms, units, seeded(), images=("a_rgb", "a_depth"), **settings)
 
 
-def test_pictures_are_inputs_of_their_own_and_keep_shape_and_type():
+def test_images_are_inputs_of_their_own_and_keep_shape_and_type():
     g = groups({"g": {"a_rgb": ObsTerm(), "x": ObsTerm(), "a_depth": ObsTerm(history=3)}})
     assert g.inputs == (
         Input("g", (Feature("x", (1,), "m"),)),
@@ -58,7 +58,7 @@ def test_pictures_are_inputs_of_their_own_and_keep_shape_and_type():
     assert torch.equal(seen["a_depth"], terms["a_depth"][:, None].expand(2, 3, 2, 1))
 
 
-def test_a_group_of_pictures_alone_has_no_vector():
+def test_a_group_of_images_alone_has_no_vector():
     g = groups({"teacher": {"x": ObsTerm()}, "student": {"a_rgb": ObsTerm()}})
     assert [i.name for i in g.inputs] == ["teacher", "a_rgb"]
     assert (g.reads("student"), g.reads("teacher"), g.reads("nobody")) == (
@@ -69,26 +69,26 @@ def test_a_group_of_pictures_alone_has_no_vector():
 
 
 @pytest.mark.parametrize("late", [0, 2])
-def test_a_picture_with_a_history_is_a_stack_with_the_oldest_first(late):
+def test_an_image_with_a_history_is_a_stack_with_the_oldest_first(late):
     term = ObsTerm(delay=(late, late), history=3)
     g = groups({"g": {"a_rgb": term, "a_depth": term}})
     g.observe({"a_rgb": stamp(2, 0), "a_depth": metres(2, 0)}, everyone(2))
     for step in range(1, 9):
         seen = g.observe({"a_rgb": stamp(2, step), "a_depth": metres(2, step)})
-    for name, picture in (("a_rgb", stamp), ("a_depth", metres)):
-        stack = torch.stack([picture(2, 8 - late - k) for k in (2, 1, 0)], dim=1)
+    for name, image in (("a_rgb", stamp), ("a_depth", metres)):
+        stack = torch.stack([image(2, 8 - late - k) for k in (2, 1, 0)], dim=1)
         assert torch.equal(seen[name], stack)
         assert seen[name].dtype == stack.dtype
 
 
-def test_a_late_picture_without_a_history_has_no_axis_for_one():
+def test_a_late_image_without_a_history_has_no_axis_for_one():
     g = groups({"g": {"a_rgb": ObsTerm(delay=(1, 1))}})
     g.observe({"a_rgb": stamp(2, 0)}, everyone(2))
     assert torch.equal(g.observe({"a_rgb": stamp(2, 1)})["a_rgb"], stamp(2, 0))
     assert torch.equal(g.observe({"a_rgb": stamp(2, 2)})["a_rgb"], stamp(2, 1))
 
 
-def test_a_reset_fills_the_past_of_a_picture_in_the_masked_environments_only():
+def test_a_reset_fills_the_past_of_an_image_in_the_masked_environments_only():
     g = groups({"g": {"a_rgb": ObsTerm(delay=(1, 1), history=2)}}, num_envs=2)
     g.observe({"a_rgb": stamp(2, 0)}, everyone(2))
     for step in (1, 2, 3):
@@ -100,7 +100,7 @@ def test_a_reset_fills_the_past_of_a_picture_in_the_masked_environments_only():
     assert torch.equal(seen[1], torch.stack((stamp(2, 2)[1], stamp(2, 3)[1])))
 
 
-def test_numbers_and_pictures_can_be_observed_apart():
+def test_numbers_and_images_can_be_observed_apart():
     g = groups({"g": {"x": ObsTerm(history=2), "a_rgb": ObsTerm(history=2)}})
     everything = {"x": torch.zeros(2, 1), "a_rgb": stamp(2, 0)}
     g.observe(everything, everyone(2))
@@ -111,7 +111,7 @@ def test_numbers_and_pictures_can_be_observed_apart():
     assert g.observe({"x": torch.full((2, 1), 2.0)})["g"].tolist() == [[1.0, 2.0]] * 2
 
 
-def test_numbers_and_pictures_of_a_group_are_equally_late():
+def test_numbers_and_images_of_a_group_are_equally_late():
     latency = {"g": Latency(weights=[1.0, 1.0, 1.0])}
     g = groups({"g": {"x": ObsTerm(), "a_rgb": ObsTerm()}}, num_envs=2, latency=latency)
     g.observe({"x": torch.zeros(2, 1), "a_rgb": stamp(2, 0)}, everyone(2))
@@ -120,9 +120,9 @@ def test_numbers_and_pictures_of_a_group_are_equally_late():
         g.draw_latency()
         x = torch.full((2, 1), float(step))
         numbers = g.observe({"x": x})["g"]
-        picture = g.observe({"a_rgb": stamp(2, step)})["a_rgb"]
+        image = g.observe({"a_rgb": stamp(2, step)})["a_rgb"]
         for env in range(2):
-            assert torch.equal(picture[env], stamp(2, int(numbers[env]))[env])
+            assert torch.equal(image[env], stamp(2, int(numbers[env]))[env])
             lateness.add(step - int(numbers[env]))
     assert lateness == {0, 1, 2}
 
@@ -132,17 +132,17 @@ def test_numbers_and_pictures_of_a_group_are_equally_late():
     [
         (
             {"g": {"x": ObsTerm(), "a_rgb": ObsTerm()}, "h": {"a_rgb": ObsTerm()}},
-            r"lists \['a_rgb'\] in two groups; a picture is in one",
+            r"lists \['a_rgb'\] in two groups; an image is in one",
         ),
-        ({"a_rgb": {"a_rgb": ObsTerm()}}, r"a group and a picture of one name: \['a_rgb'\]"),
+        ({"a_rgb": {"a_rgb": ObsTerm()}}, r"a group and an image of one name: \['a_rgb'\]"),
     ],
 )
-def test_a_picture_has_one_owner_and_a_name_of_its_own(members, message):
+def test_an_image_has_one_owner_and_a_name_of_its_own(members, message):
     with pytest.raises(ValueError, match=message):
         groups(members)
 
 
-def test_the_past_of_pictures_is_restored_bit_for_bit():
+def test_the_past_of_images_is_restored_bit_for_bit():
     members = {"g": {"a_rgb": ObsTerm(delay=(0, 2), history=2), "x": ObsTerm()}}
     latency = {"g": Latency(weights=[1.0, 1.0])}
     first, second = (groups(members, num_envs=4, latency=latency) for _ in range(2))

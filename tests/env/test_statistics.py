@@ -46,10 +46,10 @@ def test_the_statistics_are_means_of_what_the_task_says_of_ended_episodes():
     place(env, *starts)
     for _ in range(6):
         step(env, *actions)
-    way, steps, fell = zip(
+    way, steps, terminated = zip(
         *(episode(*c, 6) for c in zip(starts, actions, strict=True)), strict=True
     )
-    assert fell == (False, True, False) and steps[1] < 4  # its second episode is not over
+    assert terminated == (False, True, False) and steps[1] < 4  # its second episode is not over
     assert way[0] > 0.1 > way[1] > 0.03
     assert own(env) == pytest.approx(
         {
@@ -86,16 +86,16 @@ def test_a_fall_in_the_last_step_is_a_fall():
     assert own(env)["survival"] == 0.0
 
 
-def test_faulty_hidden_and_staggered_episodes_stay_out():
+def test_faulty_absent_and_staggered_episodes_stay_out():
     env = make(3, episode_length=2)
     place(env, 0.0, 0.5, 0.0)
-    env.hidden[1] = True
+    env.is_absent[1] = True
     step(env, 1.0, 1.0, 1.0)
     step(env, NAN, 1.0, 1.0)
     assert env.measures["moved"][0] == 0.0
     way = episode(0.0, 1.0, 2)[0]
     assert own(env)["travel"] == pytest.approx(way, abs=1e-6)
-    env.hidden.zero_()
+    env.is_absent.zero_()
     place(env, 0.0, 0.0, 0.0)
     for _ in range(2):
         step(env, 0.0, 0.0, 0.0)
@@ -112,8 +112,8 @@ def test_faulty_hidden_and_staggered_episodes_stay_out():
 class Broken(MeasuredCart):
     """A cart whose measure fails where its action is not finite."""
 
-    def measure(self, sim):
-        moved = super().measure(sim)["moved"]
+    def step_metrics(self, sim):
+        moved = super().step_metrics(sim)["moved"]
         return {"moved": torch.where(sim.data.ctrl[:, 0] == 0, NAN, moved)}
 
 
@@ -165,16 +165,16 @@ def test_the_accelerators_branches_do_what_the_cpus_do():
 
 
 class Counting(Cart):
-    """A cart that judges nothing, and counts how often it is asked."""
+    """A cart without metrics, and counts how often it is asked."""
 
     asked = 0
 
-    def measure(self, sim):
+    def step_metrics(self, sim):
         self.asked += 1
         return {"moved": sim.data.qpos[:, 0]}
 
 
-def test_nothing_is_computed_for_a_task_that_judges_nothing():
+def test_nothing_is_computed_for_a_task_without_metrics():
     env = make(2, kind=Counting, episode_length=2)
     step(env, 0.0, 0.0)
     step(env, 0.0, 0.0)
@@ -182,7 +182,7 @@ def test_nothing_is_computed_for_a_task_that_judges_nothing():
     assert env.measures == {} and "env/moved" not in env.metrics()
 
 
-JUDGED = {
+INVALID = {
     "return": (lambda n: torch.zeros(n), "'return', which is taken; choose another"),
     "success_once": (lambda n: torch.zeros(n), "'success_once', which is taken"),
     "policy": (lambda n: torch.zeros(n), "'policy', which is taken"),
@@ -192,12 +192,12 @@ JUDGED = {
 }
 
 
-@pytest.mark.parametrize("name", JUDGED)
-def test_a_figure_that_cannot_be_meant_is_refused_at_once(name):
-    make_value, complaint = JUDGED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_figure_is_refused_at_once(name):
+    make_value, complaint = INVALID[name]
 
     class Odd(Cart):
-        def judge(self, sums, steps, fell):
+        def episode_metrics(self, sums, steps, terminated):
             return {name: make_value(len(steps))}
 
     with pytest.raises(ValueError, match=complaint):

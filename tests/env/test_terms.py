@@ -398,7 +398,7 @@ def test_a_term_without_a_unit_is_refused():
         (ObsTerm(history=0), r"observation\.g\.x\.history must be at least 1, got 0"),
     ],
 )
-def test_a_config_refuses_terms_that_cannot_be_meant(term, message):
+def test_a_config_refuses_invalid_terms(term, message):
     with pytest.raises(ValueError, match=message):
         TaskConfig(observation={"g": {"x": term}})
 

@@ -41,8 +41,8 @@ def depth(camera, size=32, history=1):
     return Input(name, (Feature(name, (size, size), "m", history=history),))
 
 
-PICTURES = (rgb("left"), depth("left"), rgb("right"), depth("right"))
-INPUTS = (vector(), *PICTURES)
+IMAGES = (rgb("left"), depth("left"), rgb("right"), depth("right"))
+INPUTS = (vector(), *IMAGES)
 
 
 def make(inputs=INPUTS, naction=NACTION, seed=0, **changes):
@@ -79,7 +79,7 @@ def observations(policy, n=N, seed=3):
         dtype, shape = given.tensor
         if dtype == "uint8":
             drawn.append(torch.randint(0, 256, (n, *shape), generator=rng).to(torch.uint8))
-        elif given.is_picture:
+        elif given.is_image:
             metres = 1.5 * torch.rand(n, *shape, generator=rng)
             drawn.append(torch.where(torch.rand(metres.shape, generator=rng) < 0.2, 0.0, metres))
         else:
@@ -173,7 +173,7 @@ def test_acting_is_the_arithmetic_of_the_weights(pool, layer_norm, activation):
 
 
 @pytest.mark.parametrize(
-    "inputs", [(vector(),), PICTURES, (rgb("left"),), (depth("right"), vector())]
+    "inputs", [(vector(),), IMAGES, (rgb("left"),), (depth("right"), vector())]
 )
 def test_any_of_the_streams_may_be_missing(inputs):
     policy = trained(make(inputs=inputs))
@@ -195,7 +195,7 @@ def test_acting_goes_through_the_three_parts():
     assert seen.rgb["right"].dtype == torch.float32
     assert torch.equal(seen.depth["left"], values[2])
     features = policy.encode(seen.rgb, seen.depth)
-    assert {k: tuple(v.shape) for k, v in features.items()} == {i.name: (N, 64) for i in PICTURES}
+    assert {k: tuple(v.shape) for k, v in features.items()} == {i.name: (N, 64) for i in IMAGES}
     assert torch.equal(policy.head(seen.numbers, features), policy.act(*values))
     assert set(policy.encode({"left": seen.rgb["left"]}, {})) == {"left_rgb"}
 
@@ -264,7 +264,7 @@ def test_depth_counts_up_to_its_limit_and_is_told_in_parts_of_it():
 # Stacks.
 
 
-def test_a_stack_of_pictures_is_encoded_one_by_one_oldest_first():
+def test_a_stack_of_images_is_encoded_one_by_one_oldest_first():
     inputs = (vector(), rgb("left", history=2), depth("left", history=3))
     policy = trained(make(inputs=inputs))
     values = observations(policy)
@@ -292,7 +292,7 @@ def count(policy):
 
 
 def test_the_parameters_are_as_many_as_were_published():
-    inputs = (vector(33), *PICTURES)
+    inputs = (vector(33), *IMAGES)
     settings = {"latent": 64, "hidden": [256, 256, 256]}
     heads = 4 * (64 * 64 + 64)
     trunk = (4 * 64 + 33 + 1) * 256 + 2 * (256 + 1) * 256
@@ -321,7 +321,7 @@ def test_encoders_learn_only_if_asked_to(train_encoder):
     assert {name for name, has in grads.items() if not has} == (
         set() if train_encoder else {name for name in grads if name.startswith("encoders")}
     )
-    names = {i.name for i in PICTURES}
+    names = {i.name for i in IMAGES}
     assert set(policy.frozen) == ({"left_depth", "right_depth"} if train_encoder else names)
 
 
@@ -439,7 +439,7 @@ def test_a_card_that_does_not_fit_the_weights_is_refused(tmp_path, changes):
             r"'a_depth', uint8 \(8, 8\), is neither",
         ),
         (
-            PICTURES,
+            IMAGES,
             {"max_depth": {"lift": 1.0, "left": 1.0}},
             r"max_depth names \['lift'\], the cameras are \['left', 'right'\]",
         ),
@@ -451,7 +451,7 @@ def test_what_a_student_cannot_be_built_of_is_refused(inputs, changes, message):
         make(inputs, **changes)
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     policy = make(inputs=(rgb("left"),))
     with pytest.raises((ValueError, RuntimeError)):
         policy.act(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))

@@ -1,4 +1,4 @@
-"""The oracle's encoders, its two heads, its folder and its export."""
+"""The teacher's encoders, its two heads, its folder and its export."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from penspin_style.deploy.export import export
 from penspin_style.features import ActionChannel, Feature, Input, PolicyCard
 from penspin_style.nets.points import PointEncoder
 from penspin_style.nets.policy import load_policy, save_policy
-from penspin_style.nets.teacher import OraclePolicy, encode_points, is_cloud
+from penspin_style.nets.teacher import TeacherPolicy, encode_points, is_cloud
 
 TEACHER = Input("teacher", (Feature("proprio", (32,), "rad", history=3),))
 POINTS = Input("points", (Feature("surface", (100, 3), "m"),))
@@ -36,7 +36,7 @@ def make(inputs=ALL, *, naction=16, seed=0, **changes):
         "init_std": 0.5,
         **changes,
     }
-    return OraclePolicy(inputs, naction, rng=seeded(seed), **settings)
+    return TeacherPolicy(inputs, naction, rng=seeded(seed), **settings)
 
 
 def observed(n=7, inputs=ALL):
@@ -59,23 +59,23 @@ def test_the_published_widths_have_the_published_number_of_parameters():
 
 def test_one_evaluation_gives_distribution_and_value():
     policy, seen = make(), observed()
-    dist, value = policy.judge(*seen)
+    dist, value = policy.evaluate(*seen)
     assert (dist.loc.shape, dist.scale.shape, value.shape) == ((7, 16), (7, 16), (7, 1))
     close(dist.scale, torch.full((7, 16), 0.5))
     close(dist.loc, policy.act(*seen))
     assert torch.equal(policy(*seen).loc, dist.loc)
     batch = [x.view(1, 7, -1).expand(2, 7, -1) for x in seen]
-    assert policy.judge(*batch)[1].shape == (2, 7, 1)
-    close(policy.judge(*batch)[1][1], value)
+    assert policy.evaluate(*batch)[1].shape == (2, 7, 1)
+    close(policy.evaluate(*batch)[1][1], value)
     close(policy.act(*batch)[1], dist.loc)
     with torch.no_grad():
-        close(policy.judge(*batch)[0].loc[0], dist.loc)
-        assert policy.judge(*(x[:0] for x in seen))[0].loc.shape == (0, 16)
+        close(policy.evaluate(*batch)[0].loc[0], dist.loc)
+        assert policy.evaluate(*(x[:0] for x in seen))[0].loc.shape == (0, 16)
 
 
 def test_without_a_value_head_there_is_no_value():
     policy = make(value=False)
-    assert policy.judge(*observed())[1] is None
+    assert policy.evaluate(*observed())[1] is None
     assert sum(p.numel() for p in policy.parameters()) == 288_617 - 129
 
 
@@ -96,7 +96,7 @@ def test_the_network_is_that_of_the_paper():
     code = torch.cat((nn.functional.elu(each).amax(dim=1), told), dim=1).tanh()
     *_, last = layers(policy.trunk, torch.cat(((own - 0.1) / 2.0, code), dim=1))
     features = nn.functional.elu(last)
-    dist, value = policy.judge(own, cloud, observed()[2])
+    dist, value = policy.evaluate(own, cloud, observed()[2])
     close(dist.loc, policy.mean(features).tanh())
     close(value, policy.value(features), atol=1e-4)
 
@@ -164,7 +164,7 @@ def test_the_quick_encoder_gives_the_plain_ones_values_and_gradients(activation,
 
 def test_every_parameter_has_a_gradient():
     policy = make()
-    dist, value = policy.judge(*observed(64))
+    dist, value = policy.evaluate(*observed(64))
     (dist.log_prob(randn(64, 16)).sum() + value.sum()).backward()
     assert [n for n, p in policy.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -190,15 +190,15 @@ def test_a_policy_survives_its_folder_bit_for_bit(tmp_path, inputs):
         normalizer.update(randn(50, len(normalizer.mean)))
     save_policy(policy, card(policy, inputs), tmp_path / "policy")
     back, its_card = load_policy(tmp_path / "policy")
-    assert isinstance(back, OraclePolicy) and not back.training
+    assert isinstance(back, TeacherPolicy) and not back.training
     assert its_card.network == back.describe() == policy.describe()
     assert list(back.describe()["encoders"]) == [i.name for i in inputs[1:]]
     seen = observed(inputs=inputs)
     assert torch.equal(back.act(*seen), policy.act(*seen))
-    assert torch.equal(back.judge(*seen)[1], policy.judge(*seen)[1])
+    assert torch.equal(back.evaluate(*seen)[1], policy.evaluate(*seen)[1])
 
 
-def test_an_oracle_can_be_exported(tmp_path):
+def test_a_teacher_can_be_exported(tmp_path):
     policy = make(hidden=[32, 16])
     for normalizer in policy.normalizers.values():
         normalizer.update(0.3 + 0.05 * randn(50, len(normalizer.mean)))

@@ -443,7 +443,7 @@ def test_a_card_that_does_not_fit_the_weights_is_refused(tmp_path):
 
 # What is refused.
 
-PICTURE = Input("front_rgb", (Feature("front_rgb", (32, 32, 3), "1", "uint8"),))
+IMAGE = Input("front_rgb", (Feature("front_rgb", (32, 32, 3), "1", "uint8"),))
 
 
 def changed(term, **changes):
@@ -453,8 +453,8 @@ def changed(term, **changes):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((*given(["proprio"]), PICTURE), "reads one vector, got student, front_rgb; leave pic"),
-        ((PICTURE,), "reads one vector, got front_rgb"),
+        ((*given(["proprio"]), IMAGE), "reads one vector, got student, front_rgb; leave pic"),
+        ((IMAGE,), "reads one vector, got front_rgb"),
         (
             given(["fingertips", "pen_points"]),
             "needs the term 'proprio', found fingertips, pen_points",

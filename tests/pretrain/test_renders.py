@@ -1,4 +1,4 @@
-"""Pre-training on recorded renders, on pictures from which the numbers can be read off by hand."""
+"""Pre-training on recorded renders, on images from which the numbers can be read off by hand."""
 
 import math
 
@@ -23,7 +23,7 @@ TINY = RendersConfig(epochs=6, batch_size=24, learning_rate=3e-3, seed=1)
 
 
 def shard(seed, inputs, rows=ROWS):
-    """Pictures whose left and right half are as bright as the two numbers say."""
+    """Images whose left and right half are as bright as the two numbers say."""
     rng = torch.Generator().manual_seed(seed)
     level = torch.rand(rows, 2, generator=rng)
     out = {"teacher": 10.0 * level - 3.0, LABEL: torch.zeros(rows, 1)}
@@ -31,15 +31,15 @@ def shard(seed, inputs, rows=ROWS):
         dtype, shape = given.tensor
         if dtype == "uint8":
             side = shape[0]
-            picture = (255 * level).round()[:, None, :, None].expand(rows, side, 2, 3)
-            out[given.name] = picture.repeat_interleave(side // 2, dim=2).to(torch.uint8)
+            image = (255 * level).round()[:, None, :, None].expand(rows, side, 2, 3)
+            out[given.name] = image.repeat_interleave(side // 2, dim=2).to(torch.uint8)
         elif given.name != "teacher":
             out[given.name] = torch.zeros(rows, *shape)
     return out
 
 
 def record(folder, *, shards=HELD_OUT, inputs=BOTH, rows=ROWS, other=()):
-    """other: shards whose pictures and numbers are those of another seed."""
+    """other: shards whose images and numbers are those of another seed."""
     writer = RolloutWriter(folder, inputs, {"task": "toy"})
     for k in range(shards):
         writer.add(shard(k + 1000 * (k in other), inputs, rows))
@@ -60,7 +60,7 @@ def weights(folder):
 # What is learned.
 
 
-def test_what_a_picture_shows_is_learned_and_published_with_how_much_of_it(recording, tmp_path):
+def test_what_an_image_shows_is_learned_and_published_with_how_much_of_it(recording, tmp_path):
     seen = []
     card = pretrain_on_renders(recording, tmp_path / "encoder", TINY, seen.append)
     assert [row["epoch"] for row in seen] == [1, 2, 3, 4, 5, 6]
@@ -86,7 +86,7 @@ def test_explained_is_one_minus_the_error_over_the_variance(recording, tmp_path)
     assert card["explained_variance"] == pytest.approx(expected, abs=0.05)
 
 
-def test_what_judges_teaches_nothing(recording, tmp_path):
+def test_held_out_shards_teach_nothing(recording, tmp_path):
     cfg = RendersConfig(epochs=1, batch_size=24, seed=2)
     last = record(tmp_path / "last", other=[HELD_OUT - 1])
     first = record(tmp_path / "first", other=[0])
@@ -109,7 +109,7 @@ def test_the_seed_alone_decides(recording, tmp_path):
     assert not torch.equal(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
 
-def test_all_colour_pictures_teach_and_depth_does_not(tmp_path):
+def test_all_colour_images_teach_and_depth_does_not(tmp_path):
     depth = Input("eye_depth", (Feature("eye_depth", (SIDE, SIDE), "m"),))
     inputs = (TEACHER, eye("wrist_rgb"), depth, eye("eye_rgb"))
     folder = record(tmp_path / "rows", inputs=inputs)
@@ -123,10 +123,13 @@ def test_all_colour_pictures_teach_and_depth_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shards": HELD_OUT - 1}, r"has 19 shards, 20 or more are needed to judge; record more"),
-        ({"rows": 1}, r"keeps one row to judge, which does not vary; record more"),
-        ({"inputs": (TEACHER,)}, r"must hold colour pictures of one size, it holds teacher"),
-        ({"inputs": (TEACHER, eye(), eye("b_rgb", 8))}, r"pictures of one size, it holds .*b_rgb"),
+        (
+            {"shards": HELD_OUT - 1},
+            r"has 19 shards, 20 or more are needed to validate; record more",
+        ),
+        ({"rows": 1}, r"keeps one row to validate on, which does not vary; record more"),
+        ({"inputs": (TEACHER,)}, r"must hold colour images of one size, it holds teacher"),
+        ({"inputs": (TEACHER, eye(), eye("b_rgb", 8))}, r"images of one size, it holds .*b_rgb"),
     ],
 )
 def test_a_recording_that_cannot_teach_is_refused(tmp_path, changes, message):

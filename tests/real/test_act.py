@@ -124,7 +124,7 @@ def test_two_iterations_reduce_the_loss(rows):
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_what_is_learned_holds_on_what_only_judges(rows):
+def test_what_is_learned_holds_on_the_validation_trajectories(rows):
     trainer = Trainer(own_card().inputs, None, rows, config(num_epochs=80, eval_freq=20))
     seen = []
     result = trainer.fit(seen.append)
@@ -213,7 +213,7 @@ def test_it_reads_the_newest_values_of_what_the_student_reads():
         act_inputs(card, "proprio-obj_ends")
 
 
-def test_pictures_are_seen_through_the_students_frozen_encoder(tmp_path):
+def test_images_are_seen_through_the_students_frozen_encoder(tmp_path):
     policy, card = seeing()
     own = own_card(card)
     rows = trajectories(tmp_path, own, steps=8)
@@ -239,17 +239,20 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
     save_policy(policy, card, tmp_path / "run" / "policy")
     for seed in range(3):
         record(tmp_path / "data", card, taught(card, 20, seed), success=seed < 2)
-    words = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={tmp_path / 'run'}"]
-    words += [f"--{k}={v}" for k, v in SMALL.items()]
-    words += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
-    assert main([*words, "--device=cpu", "--quiet"]) == 0
+    arguments = [
+        f"--real-dataset-folder={tmp_path / 'data'}",
+        f"--checkpoint-path={tmp_path / 'run'}",
+    ]
+    arguments += [f"--{k}={v}" for k, v in SMALL.items()]
+    arguments += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
+    assert main([*arguments, "--device=cpu", "--quiet"]) == 0
     folder = tmp_path / "toy" / "act"
     policy = load_act(folder)
     assert policy.horizon == 5
     assert len(policy.card.score["episodes"]) == 1 == len(policy.card.score["validation_episodes"])
     with (folder / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["2.0", "4.0"]
-    assert main([*words, "--device=cpu", "--quiet"]) == 2  # never written over
+    assert main([*arguments, "--device=cpu", "--quiet"]) == 2  # never written over
     again = load_act(folder / "policy")
     inputs = {"numbers": np.random.default_rng(0).random(9, np.float32)}
     batch = {"numbers": inputs["numbers"][None].repeat(2, axis=0)}
@@ -287,7 +290,7 @@ def test_the_network_of_a_seeing_act_is_built_again_from_its_card(tmp_path):
         ("--lr=inf", "--lr=inf: must be positive and finite"),
     ],
 )
-def test_words_that_cannot_be_meant_are_refused_in_one_line(capsys, word, message):
+def test_invalid_arguments_are_refused_in_one_line(capsys, word, message):
     assert main(["--real-dataset-folder=d", "--checkpoint-path=c", word]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1

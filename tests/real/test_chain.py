@@ -13,9 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 PATH = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
-def chain(*words, timeout=600):
+def chain(*arguments, timeout=600):
     return subprocess.run(
-        ["bash", ROOT / "scripts/real_chain.sh", *map(str, words)],
+        ["bash", ROOT / "scripts/real_chain.sh", *map(str, arguments)],
         env={**os.environ, "PENSPIN_SKIP_INSTALL": "1", "PATH": PATH, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -45,6 +45,6 @@ def test_the_chain_runs_unattended_from_a_teacher_to_closed_loop(tmp_path):
     assert again.returncode == 2 and "exists already" in again.stderr
 
 
-def test_words_that_it_does_not_know_start_nothing():
+def test_arguments_that_it_does_not_know_start_nothing():
     done = chain("--smal", timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("usage: scripts/real_chain.sh")

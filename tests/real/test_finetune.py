@@ -22,9 +22,9 @@ from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
 from penspin_style.train.evaluate import acting
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from real.finetune import FinetuneConfig, Finetuner, check_mode, main, parser, split
-from tests.support.episodes import columns, picture_card, record, taught, vector_card
+from tests.support.episodes import columns, image_card, record, taught, vector_card
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -49,14 +49,14 @@ def student():
 
 
 def seeing(**network):
-    card = picture_card()
+    card = image_card()
     card = dataclasses.replace(
         card,
         inputs=tuple(
             dataclasses.replace(
                 i,
                 features=tuple(
-                    dataclasses.replace(f, shape=(32, 32, *f.shape[2:])) if i.is_picture else f
+                    dataclasses.replace(f, shape=(32, 32, *f.shape[2:])) if i.is_image else f
                     for f in i.features
                 ),
             )
@@ -69,14 +69,14 @@ def seeing(**network):
     return policy.eval(), dataclasses.replace(card, network=policy.describe())
 
 
-def demonstrated(folder, card, count=6, steps=20):
+def demonstrations(folder, card, count=6, steps=20):
     return [windows(record(folder, card, taught(card, steps, seed=i)), card) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Six trajectories of a student of joints."""
-    return demonstrated(tmp_path_factory.mktemp("rows"), vector_card())
+    return demonstrations(tmp_path_factory.mktemp("rows"), vector_card())
 
 
 def tuned(policy, card, rows, **cfg):
@@ -100,8 +100,8 @@ def test_weights_move_and_what_is_learned_holds_on_other_trajectories(rows, tmp_
     learned = {name for name, _ in policy.named_parameters()}
     assert all(not torch.equal(before[name], after[name]) for name in learned)
     assert result.best < 0.5 * result.before
-    # by hand, on a trajectory that was neither learned from nor judged by
-    (fresh,) = demonstrated(tmp_path, card, 1, 40)
+    # by hand, on a trajectory that was neither learned from nor validated on
+    (fresh,) = demonstrations(tmp_path, card, 1, 40)
     fresh = windows(record(tmp_path / "other", card, taught(card, 40, seed=99)), card)
     errors = [
         np.abs(p.act(torch.from_numpy(fresh.inputs["student"])).detach().numpy() - fresh.labels)
@@ -163,14 +163,14 @@ def test_trajectories_are_split_whole(rows):
 
 
 @pytest.mark.parametrize(
-    ("count", "ratio", "judging"), [(45, 0.1, 4), (15, 0.1, 2), (3, 0.1, 1), (5, 0.0, 0)]
+    ("count", "ratio", "validating"), [(45, 0.1, 4), (15, 0.1, 2), (3, 0.1, 1), (5, 0.0, 0)]
 )
-def test_at_least_one_trajectory_judges_unless_none_shall(count, ratio, judging):
+def test_at_least_one_trajectory_validates_unless_none_shall(count, ratio, validating):
     train, val = split(count, ratio, 0)
-    assert (len(train), len(val)) == (count - judging, judging)
+    assert (len(train), len(val)) == (count - validating, validating)
     assert not set(train) & set(val)
     assert split(count, ratio, 0) == (train, val)
-    if judging:
+    if validating:
         assert split(45, 0.2, 0) != split(45, 0.2, 1)
 
 
@@ -222,16 +222,16 @@ def test_the_seed_alone_decides(rows):
 # Students that see.
 
 
-def test_frozen_encoders_stay_and_see_every_picture_once(tmp_path, monkeypatch):
+def test_frozen_encoders_stay_and_see_every_image_once(tmp_path, monkeypatch):
     policy, card = seeing()
-    rows = demonstrated(tmp_path, card, 3, 10)
+    rows = demonstrations(tmp_path, card, 3, 10)
     calls = []
     whole = StudentPolicy.encode
     monkeypatch.setattr(
         StudentPolicy, "encode", lambda self, *a: calls.append(len(a[0])) or whole(self, *a)
     )
     _, result = tuned(policy, card, rows, num_epochs=20, eval_freq=10)
-    assert len(calls) == 2  # to learn from, and to judge by
+    assert len(calls) == 2  # to learn from, and to validate on
     after = result.policy.state_dict()
     for name, value in policy.state_dict().items():
         assert torch.equal(value, after[name]) == name.startswith(("encoders.", "normalizer.")), (
@@ -242,7 +242,7 @@ def test_frozen_encoders_stay_and_see_every_picture_once(tmp_path, monkeypatch):
 
 def test_augmented_views_are_added_to_the_plain_one(tmp_path):
     policy, card = seeing()
-    rows = demonstrated(tmp_path, card, 3, 10)
+    rows = demonstrations(tmp_path, card, 3, 10)
     tuner, _ = tuned(policy, card, rows, num_epochs=1, views=3)
     assert len(tuner.train) == 60 and len(tuner.val) == 10
     plain, changed = tuner.train[:20], tuner.train[20:40]
@@ -255,7 +255,7 @@ def test_augmented_views_are_added_to_the_plain_one(tmp_path):
 
 def test_encoders_that_learned_in_pre_training_learn_here(tmp_path):
     policy, card = seeing(train_encoder=True)
-    rows = demonstrated(tmp_path, card, 3, 6)
+    rows = demonstrations(tmp_path, card, 3, 6)
     _, result = tuned(policy, card, rows, num_epochs=2, eval_freq=1, patience=0, eval_start_epoch=2)
     before, after = policy.encoders.state_dict(), result.policy.encoders.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -263,7 +263,7 @@ def test_encoders_that_learned_in_pre_training_learn_here(tmp_path):
 
 def test_from_scratch_keeps_frozen_encoders_alone(tmp_path):
     policy, card = seeing()
-    rows = demonstrated(tmp_path, card, 3, 6)
+    rows = demonstrations(tmp_path, card, 3, 6)
     tuner = Finetuner(policy, card, rows, FinetuneConfig(from_scratch=True, seed=7))
     mine = tuner.policy.state_dict()
     for name, value in policy.state_dict().items():
@@ -287,7 +287,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def words(folder, out, *more):
+def arguments(folder, out, *more):
     own = [f"--real-dataset-folder={folder / 'data'}", f"--checkpoint-path={folder / 'run'}"]
     return [*own, f"--out={out}", "--device=cpu", "--quiet", *more]
 
@@ -300,7 +300,7 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
         "--name=mine",
         "--input-mode=proprio",
     ]
-    assert main(words(published, tmp_path, *given)) == 0
+    assert main(arguments(published, tmp_path, *given)) == 0
     folder = tmp_path / "toy" / "mine"
     policy, card = load_policy(folder / "policy")
     storage.verify(folder / "policy")
@@ -328,22 +328,22 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
 
 
 def test_a_run_is_never_written_over(published, tmp_path, capsys):
-    assert main(words(published, tmp_path, "--num-epochs=1", "--all")) == 0
-    assert main(words(published, tmp_path, "--num-epochs=1")) == 2
+    assert main(arguments(published, tmp_path, "--num-epochs=1", "--all")) == 0
+    assert main(arguments(published, tmp_path, "--num-epochs=1")) == 2
     said = capsys.readouterr().err
     assert "holds a run already; --name=OTHER" in said and said.count("\n") == 1
     _, card = load_policy(tmp_path / "toy" / "finetuned" / "policy")
     assert len(card.score["episodes"]) + len(card.score["validation_episodes"]) == 5
 
 
-def test_what_is_fine_tuned_is_judged_in_its_own_environment(tmp_path):
+def test_what_is_fine_tuned_is_evaluated_in_its_own_environment(tmp_path):
     shipped = ROOT / "outputs" / "pretrained" / "panda_lift_cube_vision"
     _, card = load_policy(shipped / "policy")
     for seed in range(2):
         record(tmp_path / "data", card, columns(card, 4, seed, reach=0.1))
     own = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={shipped}"]
     assert main([*own, f"--out={tmp_path}", "--num-epochs=1", "--device=cpu", "--quiet"]) == 0
-    source = open_source(tmp_path / "panda_lift_cube_vision" / "finetuned", ["sim.nthread=1"])
+    source = open_policy(tmp_path / "panda_lift_cube_vision" / "finetuned", ["sim.nthread=1"])
     assert list(source.cfg.task.latency) == ["student"]  # as it was pre-trained
     env = source.env(2, 0)
     action = source.act(env.current())
@@ -370,13 +370,11 @@ def test_what_is_fine_tuned_is_judged_in_its_own_environment(tmp_path):
         ("--epochs=3", "unrecognized arguments: --epochs=3; see finetune_ppo.sh --help"),
     ],
 )
-def test_words_that_cannot_be_meant_are_refused_in_one_line(
-    published, tmp_path, capsys, word, message
-):
+def test_invalid_arguments_are_refused_in_one_line(published, tmp_path, capsys, word, message):
     if word.startswith("--device") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     try:
-        code = main(words(published, tmp_path, word))
+        code = main(arguments(published, tmp_path, word))
     except SystemExit as ended:
         code = ended.code
     said = capsys.readouterr().err
@@ -403,7 +401,7 @@ def test_a_teacher_is_not_fine_tuned(rows):
         Finetuner(policy, card, rows, FinetuneConfig())
 
 
-def test_the_script_hands_all_its_words_on(tmp_path):
+def test_the_script_hands_on_all_arguments(tmp_path):
     stub = tmp_path / "python"
     stub.write_text(f'#!/bin/sh\nfor w in "$@"; do echo "$w"; done > {tmp_path}/told\n')
     stub.chmod(0o755)

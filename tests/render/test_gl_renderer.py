@@ -146,7 +146,7 @@ def test_opengl_draws_each_environments_own_parameters():
     for camera in ("top", "side"):
         with GLRenderer(sim, camera, height=61, width=64, shadows=False) as gl:
             for env in (0, 2, 1):
-                want = rays.Picture(sim, env, camera, 61, 64)
+                want = rays.Image(sim, env, camera, 61, 64)
                 depth, ids, rgb = gl.depth(env), gl.segmentation(env), gl.render(env)
                 same = ids == want.segmentation
                 assert same.mean() > 0.99

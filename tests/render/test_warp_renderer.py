@@ -41,7 +41,7 @@ def check(sim, images, views=VIEWS, *, shadows=False):
     """All pixels are what rays by hand say, but for those of float32 at an edge."""
     for view in views:
         for env in range(sim.num_envs):
-            want = rays.Picture(sim, env, view.camera, view.height, view.width, shadows=shadows)
+            want = rays.Image(sim, env, view.camera, view.height, view.width, shadows=shadows)
             got = {name: image[env].cpu().numpy() for name, image in images[view.camera].items()}
             same = got["segmentation"] == want.segmentation
             assert same.mean() > 0.997
@@ -163,7 +163,7 @@ def test_each_image_has_its_shape_and_type_and_is_overwritten_by_the_next_call(p
 
 
 @pytest.mark.parametrize("field", ROWS)
-def test_a_row_of_the_table_changes_each_environments_own_pictures(table, field):
+def test_a_row_of_the_table_changes_each_environments_own_images(table, field):
     sim, renderer = table
     before = {c: i["rgb"].clone() for c, i in renderer.render().items()}
     Randomizer(sim, [ROWS[field]], 0.1).startup(torch.Generator().manual_seed(3))

@@ -131,9 +131,9 @@ def test_a_camera_can_be_turned_and_moved():
     p, q = params(plain, "cam_quat")[0, at], params(other, "cam_quat")[0, at]
     # the angle between two unit quaternions is twice that of their product
     assert 2 * torch.arccos((p * q).sum()).item() == pytest.approx(turn, abs=1e-4)
-    assert not torch.equal(plain.pictures()["front_rgb"], other.pictures()["front_rgb"])
-    seen = (plain.pictures()[f"front_{k}"].float() for k in ("rgb", "depth"))
-    moved = (other.pictures()[f"front_{k}"].float() for k in ("rgb", "depth"))
+    assert not torch.equal(plain.images()["front_rgb"], other.images()["front_rgb"])
+    seen = (plain.images()[f"front_{k}"].float() for k in ("rgb", "depth"))
+    moved = (other.images()[f"front_{k}"].float() for k in ("rgb", "depth"))
     for before, after in zip(seen, moved, strict=True):
         assert (before - after).abs().mean() > 0
 
@@ -152,6 +152,6 @@ def test_a_camera_can_be_turned_and_moved():
         ({"field": "geom_fiction"}, "geom_fiction"),
     ],
 )
-def test_a_shift_that_cannot_be_meant_is_refused(fields, complaint):
+def test_an_invalid_perturbation_is_refused(fields, complaint):
     with pytest.raises((ValueError, KeyError, AttributeError), match=complaint):
         make(Perturbation(**{"field": "geom_friction", "names": "pen", **fields}))

@@ -170,7 +170,7 @@ def test_a_nan_among_inputs_faults_its_own_simulation_alone(sim, substep):
     assert torch.equal(sim.get_state(), expected)
 
 
-def test_inputs_that_cannot_be_meant_are_refused_before_anything_moves(sim):
+def test_invalid_inputs_are_refused_before_anything_moves(sim):
     sim.reset()
     before = sim.get_state()
     for name in ("xpos", "qpos", "sparkle"):  # derived, the engine's own, unknown

@@ -193,7 +193,7 @@ def show(figures: Mapping[str, Any]) -> None:
         print(f"{call:8} followed after the stop {row['followed']['max']}")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Attack and report; return the exit code."""
     parser = argparse.ArgumentParser(description="Make calls of a twin's driver hang.")
     parser.add_argument("--count", type=int, default=50, help="of each call")
@@ -201,7 +201,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="that a call hangs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.count < 1:
         parser.error(f"--count must be at least 1, got {options.count}")
     if not 0.6 <= options.seconds <= 60.0:

@@ -66,9 +66,9 @@ class Server:
 
     def start(self) -> None:
         """Start it; return when it can be connected to."""
-        words = ["serve", str(self.policy), "--port", str(self.port), "--json"]
+        arguments = ["serve", str(self.policy), "--port", str(self.port), "--json"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "penspin_style", *words],
+            [sys.executable, "-m", "penspin_style", *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -381,7 +381,7 @@ def show(figures: Mapping[str, Any]) -> None:
     )
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Attack and report; return the exit code."""
     parser = argparse.ArgumentParser(description="Attack the server of a controlled twin.")
     parser.add_argument("--count", type=int, default=50, help="of each attack")
@@ -390,7 +390,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--robot", default="panda", help="the twin whose joints are controlled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.count < 1:
         parser.error(f"--count must be at least 1, got {options.count}")
     try:

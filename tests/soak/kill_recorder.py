@@ -49,8 +49,8 @@ def columns(number: int) -> dict[str, np.ndarray]:
     found = {"time": 0.02 * np.arange(steps)}
     for channel in header().channels:
         shape = (steps, *channel.shape)
-        picture = channel.dtype == "uint8"
-        drawn = rng.integers(0, 256, shape) if picture else rng.uniform(-1.0, 1.0, shape)
+        image = channel.dtype == "uint8"
+        drawn = rng.integers(0, 256, shape) if image else rng.uniform(-1.0, 1.0, shape)
         found[channel.name] = drawn.astype(channel.dtype)
     return found
 

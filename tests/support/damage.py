@@ -23,7 +23,7 @@ DAMAGES = (flip, cut, lose)
 
 
 def check_refused(load, folder, name, damage):
-    """Damage one file of a folder: whoever loads the folder names the file."""
+    """Damage one file of a folder: loading the folder names the file."""
     damage(folder / name)
     with pytest.raises(ValueError, match=re.escape(name)):
         load(folder)

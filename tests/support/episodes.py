@@ -34,14 +34,14 @@ def vector_card(history=4, delay=1, mode="delta", network=None):
     )
 
 
-def picture_card(history=1):
-    """A student of numbers, a colour and a depth picture."""
+def image_card(history=1):
+    """A student of numbers, a colour and a depth image."""
     card = vector_card(1, 0)
     rgb = Feature("front_rgb", (8, 8, 3), dtype="uint8", history=history)
     depth = Feature("front_depth", (8, 8), "m", history=history)
     tip = Input("student", (Feature("fingertips", (3,), "m"),))
-    pictures = (Input("front_rgb", (rgb,)), Input("front_depth", (depth,)))
-    return dataclasses.replace(card, inputs=(tip, *pictures))
+    images = (Input("front_rgb", (rgb,)), Input("front_depth", (depth,)))
+    return dataclasses.replace(card, inputs=(tip, *images))
 
 
 def columns(card, steps=12, seed=0, reach=0.9):

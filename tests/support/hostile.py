@@ -337,7 +337,7 @@ def chunk_without_its_filters(path):
 
 
 def bare(file, key, shape):
-    """Put an empty, deflated dataset of pictures in the place of one."""
+    """Put an empty, deflated dataset of images in the place of one."""
     attributes = dict(file[key].attrs)
     del file[key]
     data = file.create_dataset(

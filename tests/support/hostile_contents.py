@@ -166,7 +166,7 @@ def value_altered(path):
 
 
 @hostile(": observation/eye_rgb: does not match its checksum")
-def picture_altered(path):
+def image_altered(path):
     with edited(path) as file:
         file["observation/eye_rgb"][3, 1] = 0
 

@@ -23,13 +23,13 @@ class MeasuredCart(toy.Cart):
         super().apply_action(sim, action)
         self.memory["before"].copy_(sim.data.qpos[:, 0])
 
-    def measure(self, sim):
+    def step_metrics(self, sim):
         return {"moved": sim.data.qpos[:, 0] - self.memory["before"]}
 
-    def judge(self, sums, steps, fell):
+    def episode_metrics(self, sums, steps, terminated):
         return {
             "travel": sums["moved"],
-            "survival": ~fell & (steps >= self.cfg.episode_length),
+            "survival": ~terminated & (steps >= self.cfg.episode_length),
             "time_to_fall": steps * self.cfg.control_dt,
             "share_far": sums["moved"] >= 0.1,
         }

@@ -90,11 +90,11 @@ class Rail(Task[Config]):
     def success(self, sim):
         return sim.data.qpos[:, 0] > 0.5
 
-    def measure(self, sim):
+    def step_metrics(self, sim):
         return {"way": sim.data.qvel[:, 0].abs().float() * self.cfg.control_dt}
 
-    def judge(self, sums, steps, fell):
-        return {"way": sums["way"], "survival": ~fell & (steps >= self.cfg.episode_length)}
+    def episode_metrics(self, sums, steps, terminated):
+        return {"way": sums["way"], "survival": ~terminated & (steps >= self.cfg.episode_length)}
 
 
 TASK = Rail

@@ -1,4 +1,4 @@
-"""A scene of three shapes, and its pictures by a ray tracer of a page: nothing of it is Warp's."""
+"""A scene of three shapes, and its images by a ray tracer of a page: nothing of it is Warp's."""
 
 import mujoco
 import numpy as np
@@ -64,7 +64,7 @@ def matrix(quat):
     )
 
 
-class Picture:
+class Image:
     """One environment of the table through one camera: `rgb`, `depth`, `segmentation`."""
 
     def __init__(self, sim, env, camera, height, width, *, shadows=False):

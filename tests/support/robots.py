@@ -32,8 +32,8 @@ def header(**changes):
     return Header(**{**given, "channels": CHANNELS, "card": CARD, "facts": {"seed": 3}, **changes})
 
 
-def film(steps, height, width, seed):
-    """Pictures as smooth as a camera's, each unlike the next: a codec keeps them nearly."""
+def camera_frames(steps, height, width, seed):
+    """Images as smooth as a camera's, each unlike the next: a codec keeps them nearly."""
     t = np.arange(steps).reshape(-1, 1, 1)
     y, x = np.mgrid[:height, :width] / max(height, width)
     planes = [np.sin(2 * x + 0.9 * t + seed), np.cos(3 * y - 0.7 * t), np.sin(x + y + 0.8 * t)]
@@ -45,7 +45,7 @@ def columns(steps, seed=0, channels=CHANNELS):
     found = {"time": 0.05 * np.arange(steps) + rng.uniform(0, 0.01, steps)}
     for channel in channels:
         if channel.shape[2:] == (3,):
-            found[channel.name] = film(steps, *channel.shape[:2], seed)
+            found[channel.name] = camera_frames(steps, *channel.shape[:2], seed)
         elif channel.dtype.startswith(("uint", "int")):
             high = 256 if channel.dtype == "uint8" else 2**50
             values = rng.integers(0, high, (steps, *channel.shape))

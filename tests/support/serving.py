@@ -125,11 +125,11 @@ def hung_up(sock, timeout):
 
 
 @contextlib.contextmanager
-def serving(*words, policy=ONNX):
+def serving(*arguments, policy=ONNX):
     """`penspin serve` as a process of its own; yields it with its `url`."""
     command = [sys.executable, "-m", "penspin_style", "serve", str(policy), "--port", "0", "--json"]
     process = subprocess.Popen(
-        [*command, *map(str, words)],
+        [*command, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

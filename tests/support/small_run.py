@@ -1,4 +1,4 @@
-"""A small training: its words, its processes, and what it does at a given iteration."""
+"""A small training: its overrides, its processes, and what it does at a given iteration."""
 
 import hashlib
 import os
@@ -22,12 +22,12 @@ NOISY = tuple(
 VARIANTS = {"plain": (), "noisy": NOISY}
 
 
-def make(out, *words):
-    return training.make(out, "task=panda_lift_cube", *SMALL, *words)
+def make(out, *overrides):
+    return training.make(out, "task=panda_lift_cube", *SMALL, *overrides)
 
 
-def fit(out, *words):
-    return training.fit(out, "task=panda_lift_cube", *SMALL, *words)
+def fit(out, *overrides):
+    return training.fit(out, "task=panda_lift_cube", *SMALL, *overrides)
 
 
 def weights_sha256(run):

@@ -7,12 +7,12 @@ from penspin_style.train.compose import compose_train
 from penspin_style.train.run import Run
 
 
-def make(out, *words):
-    return Run(*compose_train([*words, f"out={out}"]))
+def make(out, *overrides):
+    return Run(*compose_train([*overrides, f"out={out}"]))
 
 
-def fit(out, *words):
-    run = make(out, *words)
+def fit(out, *overrides):
+    run = make(out, *overrides)
     assert run.fit(quiet=True) == 0
     return run
 

@@ -1,7 +1,7 @@
-"""The cart of `toy` under a camera: where it is can be read off the picture.
+"""The cart of `toy` under a camera: where it is can be read off the image.
 
 The camera looks straight down from 2.1 m with 90 degrees to a side. The cart carries a red sign, 50
-cm wide and 0.1 m high, so that its depth is 2 m, and a picture is 4 m wide there. Nothing else is
+cm wide and 0.1 m high, so that its depth is 2 m, and an image is 4 m wide there. Nothing else is
 in sight but the cart under its sign.
 """
 
@@ -16,7 +16,7 @@ from penspin_style.sim.randomize import Randomize
 from tests.support import toy
 
 DEPTH, WIDTH, SIGN = 2.0, 4.0, 0.25  # m; the last is half a side
-AWAY = 3.0  # m, where no camera sees a hidden cart
+AWAY = 3.0  # m, where no camera sees an absent cart
 NUMBERS = ("position", "velocity", "last_action")
 
 
@@ -61,27 +61,27 @@ class WatchedCart(toy.Cart):
 
     def start(self, sim):
         super().start(sim)
-        self.memory["hidden"] = torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
+        self.memory["is_absent"] = torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
 
     def reset(self, sim, mask, rng):
         super().reset(sim, mask, rng)
-        self.memory["hidden"].masked_fill_(mask, False)
+        self.memory["is_absent"].masked_fill_(mask, False)
 
-    def hide(self, sim, mask):
+    def remove_object(self, sim, mask):
         sim.data.qpos.copy_(torch.where(mask[:, None], AWAY, sim.data.qpos))
-        self.memory["hidden"].logical_or_(mask)
+        self.memory["is_absent"].logical_or_(mask)
 
     def terminated(self, sim):
-        return super().terminated(sim) & ~self.memory["hidden"]
+        return super().terminated(sim) & ~self.memory["is_absent"]
 
 
 TASK = WatchedCart
 
 
-def make(num_envs=4, *, seed=1, final_pictures=True, holdout=0.0, stagger=False, **config):
+def make(num_envs=4, *, seed=1, final_images=True, absent_object=0.0, stagger=False, **config):
     """An environment of it, without randomisation unless asked for."""
     cfg = Config(**{"randomize": False, **config})
-    settings = {"final_pictures": final_pictures, "holdout": holdout, "stagger": stagger}
+    settings = {"final_images": final_images, "absent_object": absent_object, "stagger": stagger}
     return Env(WatchedCart(cfg), num_envs, seed=seed, **settings)
 
 
@@ -100,14 +100,14 @@ def go(env, *positions):
 
 
 def expected(x, size=16):
-    """Depth picture (size, size) of a cart at x, by the pinhole: a pixel is a ray's footprint."""
+    """Depth image (size, size) of a cart at x, by the pinhole: a pixel is a ray's footprint."""
     metres = WIDTH * ((torch.arange(size) + 0.5) / size - 0.5)  # of the pixels' centres
     across, along = (metres - x).abs() < SIGN, metres.abs() < SIGN
     return DEPTH * (along[:, None] & across[None, :])
 
 
 def seen_at(depth):
-    """Where the sign is in depth pictures (n, size, size), m; NaN if it is not there."""
+    """Where the sign is in depth images (n, size, size), m; NaN if it is not there."""
     size = depth.shape[-1]
     metres = WIDTH * ((torch.arange(size) + 0.5) / size - 0.5)
     hit = (depth > 0).any(dim=-2).float()

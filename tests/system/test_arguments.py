@@ -55,7 +55,7 @@ def parser():
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("argv", "line"),
     [
         (
             ["go", "--times", "0"],
@@ -65,13 +65,13 @@ def parser():
         (["--fly"], "tool.sh: unrecognized arguments: --fly; see tool.sh --help"),
     ],
 )
-def test_a_refusal_is_one_line_that_names_the_command_and_where_to_look(words, line, capsys):
+def test_a_refusal_is_one_line_that_names_the_command_and_where_to_look(argv, line, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parser().parse_args(words)
+        parser().parse_args(argv)
     assert (stopped.value.code, capsys.readouterr().err) == (2, f"{line}\n")
 
 
 def test_an_option_is_spelled_with_dashes_or_underscores_and_says_its_default():
-    for words in (["--val-ratio=0.2"], ["--val_ratio", "0.2"]):
-        assert parser().parse_args(words).val_ratio == 0.2
+    for argv in (["--val-ratio=0.2"], ["--val_ratio", "0.2"]):
+        assert parser().parse_args(argv).val_ratio == 0.2
     assert "share to validate on, default 0.1" in parser().format_help()

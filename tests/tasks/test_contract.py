@@ -89,18 +89,18 @@ def unlike(a, b):
 
 
 def groups(env, td):
-    """All that is observed in one row, pictures raveled."""
+    """All that is observed in one row, images raveled."""
     return torch.cat([td[i.name].flatten(td.ndim).float() for i in env.inputs], dim=-1)
 
 
 def vectors(env, td):
     """The numbers alone."""
-    return torch.cat([td[i.name] for i in env.inputs if not i.is_picture], dim=-1)
+    return torch.cat([td[i.name] for i in env.inputs if not i.is_image], dim=-1)
 
 
 def owners(env):
     """The term to which each number of `vectors` belongs."""
-    features = [f for i in env.inputs if not i.is_picture for f in i.features]
+    features = [f for i in env.inputs if not i.is_image for f in i.features]
     return [f.name for f in features for _ in range(f.size)]
 
 
@@ -322,8 +322,8 @@ def test_observations_are_finite_and_every_number_moves(name):
         assert torch.isfinite(groups(env, td)).all()
         still = vectors(env, td).flatten(0, 1).std(dim=0) == 0
         assert set(np.array(owners(env))[still.numpy()]) <= SELDOM
-        for picture in env.groups.pictures:  # not every pixel need change
-            assert (td[picture].float().std(dim=0) > 0).flatten(1).any(dim=1).all()
+        for image in env.groups.images:  # not every pixel need change
+            assert (td[image].float().std(dim=0) > 0).flatten(1).any(dim=1).all()
     assert torch.isfinite(seen["next", "reward"]).all()
     assert seen["next", "reward"].std() > 0
 
@@ -359,7 +359,7 @@ def test_the_root_after_a_restart_is_the_first_observation_of_the_new_episode(na
     assert (groups(env, root) != groups(env, ended["next"])).any(dim=1).all()
     observed = env.task.observe(env.sim)
     for group in env.inputs:
-        if group.is_picture:
+        if group.is_image:
             continue
         exact = [observed[f.name].reshape(4, -1).float() for f in group.features]
         terms = env.cfg.observation[group.name].values()
@@ -482,8 +482,8 @@ def test_warp_and_mujoco_agree_on_a_step(name, on_warp):
     one, other = vectors(exact, seen), vectors(exact, expected)
     atol = torch.tensor([APART.get(name, 2e-3) for name in owners(exact)])
     assert ((one - other).abs() <= atol + 1e-3 * other.abs()).all()
-    for picture in exact.groups.pictures:  # an edge may fall on the next pixel
-        one, other = seen[picture].float(), expected[picture].float()
+    for image in exact.groups.images:  # an edge may fall on the next pixel
+        one, other = seen[image].float(), expected[image].float()
         assert ((one - other).abs() > 0.01 * other.max()).float().mean() < 0.01
     np.testing.assert_allclose(seen["reward"], expected["reward"], atol=1e-3, rtol=1e-3)
     assert torch.equal(seen["terminated"], expected["terminated"])

@@ -16,8 +16,8 @@ def spawn():
     """Start a training in a process of its own; none outlives the test."""
     children = []
 
-    def start(out, *words):
-        command = [sys.executable, "-m", "penspin_style", "train", *SMALL, f"out={out}", *words]
+    def start(out, *overrides):
+        command = [sys.executable, "-m", "penspin_style", "train", *SMALL, f"out={out}", *overrides]
         children.append(
             subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=out)
         )

@@ -172,13 +172,13 @@ def test_the_last_few_and_the_best_are_kept(tmp_path):
     assert same(checkpoints.load(checkpoints.best()), state(2.0))
 
 
-def test_the_newest_is_the_best_among_equals_and_where_nothing_was_judged(tmp_path):
-    judged, unjudged = Checkpoints(tmp_path / "a", 5), Checkpoints(tmp_path / "b", 5)
+def test_the_newest_is_the_best_among_equals_and_where_nothing_was_evaluated(tmp_path):
+    scored, without = Checkpoints(tmp_path / "a", 5), Checkpoints(tmp_path / "b", 5)
     for i in range(4):
-        judged.save(i, state(), 0.0 if i < 3 else None)
-        unjudged.save(i, state(), None)
-    assert judged.best().name == "00000002"
-    assert unjudged.best().name == "00000003"
+        scored.save(i, state(), 0.0 if i < 3 else None)
+        without.save(i, state(), None)
+    assert scored.best().name == "00000002"
+    assert without.best().name == "00000003"
     assert Checkpoints(tmp_path / "c").best() is None
 
 

@@ -1,4 +1,4 @@
-"""From words to a configuration and back: which algorithm, which values, what is refused."""
+"""From overrides to a configuration and back: which algorithm, which values, what is refused."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ from penspin_style.train.compose import (
     UsageError,
     compose_train,
     differences,
-    saved_words,
+    saved_overrides,
     task_names,
 )
 from penspin_style.train.folder import check_changes
@@ -31,9 +31,9 @@ from penspin_style.train.folder import check_changes
 VISION = "task=panda_lift_cube_vision"
 
 
-def saved(folder, *words):
-    """The file that a run of these words leaves, and its text."""
-    path, text = folder / "config.yaml", compose_train(words)[2]
+def saved(folder, *overrides):
+    """The file that a run of these overrides leaves, and its text."""
+    path, text = folder / "config.yaml", compose_train(overrides)[2]
     path.write_text(text)
     return path, text
 
@@ -41,9 +41,9 @@ def saved(folder, *words):
 # Which algorithm.
 
 
-def test_a_task_chooses_its_algorithm_and_the_words_may_name_it():
-    for words in ((VISION,), (VISION, "algo=distill")):
-        cfg, task, text = compose_train(words)
+def test_a_task_chooses_its_algorithm_and_an_override_may_name_it():
+    for overrides in ((VISION,), (VISION, "algo=distill")):
+        cfg, task, text = compose_train(overrides)
         assert type(cfg.algo) is DistillConfig and type(cfg.algo.augment) is AugmentConfig
         assert task.__name__ == "PandaLiftCubeVision"
         assert OmegaConf.create(text).algo.name == "distill"
@@ -61,16 +61,16 @@ def test_the_vision_task_begins_from_its_teacher_and_says_how_far_its_cameras_se
 
 
 def test_values_below_the_algorithm_can_be_set():
-    words = ("algo.horizon=7", "algo.augment.shift=3", "algo.max_depth.front=1.5",
+    overrides = ("algo.horizon=7", "algo.augment.shift=3", "algo.max_depth.front=1.5",
              "algo.hidden=[3,4]", "algo.augment.brightness=[1,1]")  # fmt: skip
-    algo = compose_train([VISION, *words])[0].algo
+    algo = compose_train([VISION, *overrides])[0].algo
     assert (algo.horizon, algo.augment.shift, algo.hidden) == (7, 3, [3, 4])
     assert algo.max_depth == {**compose_train([VISION])[0].algo.max_depth, "front": 1.5}
     assert algo.augment.brightness == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (("algo=nonsense",), "algo=nonsense: there is no such algorithm; there are distill, ppo"),
         (("algo=distil",), "algo=distil: there is no such algorithm; did you mean distill?"),
@@ -91,13 +91,13 @@ def test_values_below_the_algorithm_can_be_set():
             "for task=pen_spin_student algo=distill",
         ),
         ((VISION, "task.cameras.front.height=0"), "task.cameras.front must have at least one"),
-        ((VISION, "task.observation.student.front_rgb.noise=1"), "pictures get theirs from algo"),
+        ((VISION, "task.observation.student.front_rgb.noise=1"), "images get theirs from algo"),
         ((VISION, "task.latency.student.weights=[0.0]"), "task.latency.student.weights must be"),
     ],
 )
-def test_words_that_cannot_be_meant_are_refused_in_one_line(words, message):
+def test_invalid_overrides_are_refused_in_one_line(overrides, message):
     with pytest.raises(UsageError) as caught:
-        compose_train(words)
+        compose_train(overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -114,7 +114,7 @@ def test_words_that_cannot_be_meant_are_refused_in_one_line(words, message):
 def test_a_pair_without_a_file_has_the_defaults_of_both(tmp_path, task, algo):
     assert not (FOLDER / "algo" / task / f"{algo}.yaml").exists()
     path, _ = saved(tmp_path, f"task={task}", f"algo={algo}")
-    cfg, _, _ = compose_train(saved_words(path))
+    cfg, _, _ = compose_train(saved_overrides(path))
     assert dataclasses.replace(cfg, task=None) == TrainConfig(algo=find_algorithm(algo).Config())
 
 
@@ -125,13 +125,13 @@ def test_every_file_of_a_pair_names_a_task_and_an_algorithm():
         }
 
 
-def is_as_recorded(text, *words):
+def is_as_recorded(text, *overrides):
     """Compare a composed configuration with `composed.yaml`; task.observation is the task's."""
     cfg = OmegaConf.create(text)
     name = cfg.task_name
     plain = TrainConfig(task=load_task(name).Config(), algo=find_algorithm(cfg.algo.name).Config())
     expected = dict(leaves(OmegaConf.to_yaml(OmegaConf.structured(plain))))
-    for line in (f"task={name}", " ".join(words)):
+    for line in (f"task={name}", " ".join(overrides)):
         expected |= RECORDED[line]
     return dict(leaves(text)) == {"task_name": name, **expected}
 
@@ -162,7 +162,9 @@ def test_a_text_stays_as_it_was_typed(tmp_path, text):
     cfg, _, resolved = compose_train([VISION, f"name={text}", f"algo.teacher={text}"])
     assert (cfg.name, cfg.algo.teacher) == (text, text)
     (tmp_path / "config.yaml").write_text(resolved)
-    (word,) = (w for w in saved_words(tmp_path / "config.yaml") if w.startswith("algo.teacher="))
+    (word,) = (
+        w for w in saved_overrides(tmp_path / "config.yaml") if w.startswith("algo.teacher=")
+    )
     assert OverridesParser.create().parse_override(word).value() == text
 
 
@@ -233,12 +235,12 @@ def test_a_task_of_ones_own_is_found_in_the_current_folder_after_all_that_is_ins
 
 
 def test_a_file_does_not_find_it(own):
-    words = ["task=ownpackage.reach"]
+    overrides = ["task=ownpackage.reach"]
     with pytest.raises(UsageError, match=r"'ownpackage\.reach', which is not registered; if you"):
-        compose_train([], words)
+        compose_train([], overrides)
     assert "ownpackage.reach" not in sys.modules
-    assert compose_train(words, words)[1].__name__ == "Mine"
-    assert compose_train([], words, trusted=["ownpackage.reach"])[1].__name__ == "Mine"
+    assert compose_train(overrides, overrides)[1].__name__ == "Mine"
+    assert compose_train([], overrides, trusted=["ownpackage.reach"])[1].__name__ == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -301,21 +303,21 @@ def test_a_named_change_comes_back_from_the_saved_configuration(tmp_path, task, 
     assert is_as_recorded(text, f"task={task}", f"{group}={name}")
     default = compose_train([f"task={task}"])[2]
     assert bool(differences(text, default)) is (name != "proprio")  # that one is the default
-    again = compose_train(saved_words(path))
+    again = compose_train(saved_overrides(path))
     assert differences(text, again[2]) == {}
     assert again[0] == compose_train([f"task={task}", f"{group}={name}"])[0]
 
 
 def test_a_word_wins_over_a_named_change_wherever_it_stands():
-    words = ["task=pen_spin", "ablation=no_tactile", "task.tactile=true"]
-    for order in (words, words[::-1]):
+    overrides = ["task=pen_spin", "ablation=no_tactile", "task.tactile=true"]
+    for order in (overrides, overrides[::-1]):
         assert compose_train(order)[0].task.tactile
-    assert not compose_train(words[:2])[0].task.tactile
+    assert not compose_train(overrides[:2])[0].task.tactile
 
 
 def test_a_teachers_ablation_and_a_students_inputs_go_together():
-    words = ["task=pen_spin_student", "ablation=no_tactile", "student=dagger_proprio_tactile"]
-    cfg, _, _ = compose_train(words)
+    overrides = ["task=pen_spin_student", "ablation=no_tactile", "student=dagger_proprio_tactile"]
+    cfg, _, _ = compose_train(overrides)
     assert list(cfg.task.observation["student"]) == ["proprio", "fingertips", "tactile"]
     assert "tactile" not in cfg.task.observation["privileged"]
     assert (cfg.algo.driver, cfg.algo.beta_iterations, cfg.algo.network) == (
@@ -332,17 +334,48 @@ def test_a_teachers_ablation_and_a_students_inputs_go_together():
 def test_a_saved_configuration_reproduces_task_and_algorithm(tmp_path, name):
     path, text = saved(tmp_path, f"task={name}")
     assert is_as_recorded(text, f"task={name}")
-    words = saved_words(path)
-    assert words[0] == f"task={name}"
-    again = compose_train(words)[2]
+    overrides = saved_overrides(path)
+    assert overrides[0] == f"task={name}"
+    again = compose_train(overrides)[2]
     before, after = OmegaConf.create(text), OmegaConf.create(again)
     for key in ("task_name", "task", "algo", "sim"):
         assert before[key] == after[key]
     assert differences(text, again) == {}
 
 
+FORMER = ("algo.memory=9", "algo.holdout=0.25", "algo.network=pictures")
+
+
+def test_former_names_of_keys_and_values_are_read_from_command_lines_and_files(tmp_path):
+    named = ("algo.replay_capacity=9", "algo.absent_object=0.25", "algo.network=images")
+    cfg, _, text = compose_train([VISION, *FORMER])
+    assert text == compose_train([VISION, *named])[2]
+    assert (cfg.algo.replay_capacity, cfg.algo.absent_object) == (9, 0.25)
+    older = text.replace("replay_capacity: 9", "memory: 9")
+    older = older.replace("network: images", "network: pictures")
+    older = older.replace("absent_object: 0.25", "holdout: 0.25")
+    assert older.count("memory: 9") == older.count("pictures") == older.count("holdout") == 1
+    (tmp_path / "config.yaml").write_text(older)
+    assert compose_train([], saved_overrides(tmp_path / "config.yaml"))[2] == text
+    assert differences(older, text) == {}
+    now = compose_train([VISION, *named, "algo.replay_capacity=5"])[2]
+    assert differences(older, now) == {"algo.replay_capacity": ("9", "5")}
+    with pytest.raises(UsageError, match="unknown key"):
+        compose_train(["task=panda_lift_cube", FORMER[0]])  # PPO has neither name
+
+
+@pytest.mark.parametrize("folder", ["panda_lift_cube_vision", "pen_spin/student"])
+def test_a_shipped_student_is_configured_as_its_file_says(folder):
+    path = weights_folder(f"pretrained:{folder}") / "config.yaml"
+    written = parse_mapping(path.read_text())["algo"]
+    algo = compose_train([], saved_overrides(path))[0].algo
+    older = (written["holdout"], written["memory"])
+    assert (algo.absent_object, algo.replay_capacity) == older
+    assert algo.network == ("temporal" if "pen" in folder else "images")
+
+
 CHANGED = (
-    *("algo.epochs=9", "algo.hidden=[5,6]", "algo.augment.noise=0.125", "algo.memory=77"),
+    *("algo.epochs=9", "algo.hidden=[5,6]", "algo.augment.noise=0.125", "algo.replay_capacity=77"),
     *("algo.train_encoder=true", "algo.max_depth.wrist=0.75", "algo.augment.brightness=[0.5,2]"),
     *("task.cameras.wrist.width=48", "task.latency.student.shared=false", "sim.nthread=1"),
     *("task.observation.student.front_rgb.history=2", "task.visual_randomization=false"),
@@ -352,20 +385,20 @@ CHANGED = (
 
 def test_what_was_changed_comes_back_too(tmp_path):
     path, text = saved(tmp_path, VISION, *CHANGED)
-    cfg, _, again = compose_train(saved_words(path))
+    cfg, _, again = compose_train(saved_overrides(path))
     assert differences(text, again) == {}
     default = compose_train([VISION])[2]
     assert len(differences(text, default)) == len(CHANGED) - 1  # nconmax is null anyway
-    assert (cfg.algo.memory, cfg.task.cameras["wrist"].width) == (77, 48)
+    assert (cfg.algo.replay_capacity, cfg.task.cameras["wrist"].width) == (77, 48)
     assert cfg.task.latency["student"].weights == [0.5, 0.25, 0.25]
 
 
 def with_teacher(folder, text, teacher):
-    """Override words of a run whose teacher lies in a folder of this name."""
+    """Overrides of a run whose teacher lies in a folder of this name."""
     cfg = OmegaConf.create(text)
     cfg.algo.teacher = teacher
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    return saved_words(folder / "config.yaml")
+    return saved_overrides(folder / "config.yaml")
 
 
 NAMES = (
@@ -377,8 +410,8 @@ NAMES = (
 def test_any_folder_name_comes_back(tmp_path):
     text = compose_train([VISION])[2]
     for name in NAMES:
-        words = with_teacher(tmp_path, text, name)
-        (word,) = (word for word in words if word.startswith("algo.teacher="))
+        overrides = with_teacher(tmp_path, text, name)
+        (word,) = (word for word in overrides if word.startswith("algo.teacher="))
         assert str(OverridesParser.create().parse_override(word).value()) == name
     for name in ("", "/tmp/a b (c)=d,e", "it's"):
         assert compose_train(with_teacher(tmp_path, text, name))[0].algo.teacher == name
@@ -389,8 +422,8 @@ def test_a_configuration_from_before_there_was_a_choice_is_of_ppo(tmp_path):
     cfg = OmegaConf.create(text)
     del cfg.algo.name
     path.write_text(OmegaConf.to_yaml(cfg))
-    assert "algo=ppo" in saved_words(path)
-    assert type(compose_train(saved_words(path))[0].algo) is PPOConfig
+    assert "algo=ppo" in saved_overrides(path)
+    assert type(compose_train(saved_overrides(path))[0].algo) is PPOConfig
 
 
 def test_a_run_from_before_runs_could_begin_from_a_policy_resumes_unchanged(tmp_path):
@@ -417,10 +450,16 @@ def test_every_algorithm_has_its_own_name_and_defaults_that_are_legal():
             ({key: 0}, rf"algo\.{key} must be >= 1, got 0")
             for key in ("horizon", "epochs", "minibatch_size", "latent", "depth_pixels")
         ),
-        *(({key: -1}, rf"algo\.{key} must be >= 0") for key in ("memory", "beta_iterations")),
-        ({"memory": 5, "rollouts": "x"}, r"algo\.memory must be 0 where algo\.rollouts is given"),
-        ({"holdout": 1.0}, r"algo\.holdout must be in \[0, 1\), got 1\.0"),
-        ({"holdout": -0.1}, r"algo\.holdout must be in"),
+        *(
+            ({key: -1}, rf"algo\.{key} must be >= 0")
+            for key in ("replay_capacity", "beta_iterations")
+        ),
+        (
+            {"replay_capacity": 5, "rollouts": "x"},
+            r"algo\.replay_capacity must be 0 where algo\.rollouts is given",
+        ),
+        ({"absent_object": 1.0}, r"algo\.absent_object must be in \[0, 1\), got 1\.0"),
+        ({"absent_object": -0.1}, r"algo\.absent_object must be in"),
         *(
             ({key: value}, rf"algo\.{key} must be finite and > 0")
             for key in ("learning_rate", "final_learning_rate", "max_grad_norm")
@@ -431,7 +470,7 @@ def test_every_algorithm_has_its_own_name_and_defaults_that_are_legal():
         ({"activation": "swish"}, r"algo\.activation must be elu, relu, silu, tanh, got swish"),
     ],
 )
-def test_a_distillation_that_cannot_be_meant_is_refused(changes, message):
+def test_an_invalid_distillation_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**changes)
 
@@ -457,6 +496,6 @@ def test_a_distillation_that_cannot_be_meant_is_refused(changes, message):
         ),
     ],
 )
-def test_an_augmentation_that_cannot_be_meant_is_refused(changes, message):
+def test_an_invalid_augmentation_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**changes)

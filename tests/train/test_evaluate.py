@@ -1,4 +1,4 @@
-"""Judging a policy: the interval by hand, and the first episode of every environment only."""
+"""Evaluating a policy: the interval by hand, and the first episode of every environment only."""
 
 import json
 import math
@@ -177,8 +177,8 @@ def test_the_tasks_figures_are_means_with_intervals_also_of_each_kind():
     env = make(positions, kind=MeasuredCart, episode_length=8)
     result = evaluate(env, push(*actions), seed=4)
     carts = [run_by_hand(x, a, 8) for x, a in zip(positions, actions, strict=True)]
-    way, steps, fell = zip(*carts, strict=True)
-    assert fell == (True, False, False, False) and steps[0] < 4
+    way, steps, terminated = zip(*carts, strict=True)
+    assert terminated == (True, False, False, False) and steps[0] < 4
     assert [w >= 0.1 for w in way] == [False, True, False, True]
     found = result.measures
     assert list(found) == ["travel", "survival", "time_to_fall", "share_far"]
@@ -200,7 +200,7 @@ def test_the_tasks_figures_are_means_with_intervals_also_of_each_kind():
         assert measure.kinds["even"].interval == wilson(even, 2)
         assert (measure.kinds["even"].mean, measure.kinds["odd"].mean) == (even, odd)
     assert result.record.steps.tolist() == list(steps)
-    assert result.record.fell.tolist() == list(fell)
+    assert result.record.terminated.tolist() == list(terminated)
     assert result.score("travel") == found["travel"].mean
     assert result.score("success_rate") == result.success_rate
 
@@ -255,12 +255,14 @@ class Strange(MeasuredCart):
 class Endless(MeasuredCart):
     """A cart that divides by zero."""
 
-    def judge(self, sums, steps, fell):
-        return {**super().judge(sums, steps, fell), "ratio": steps / sums["moved"]}
+    def episode_metrics(self, sums, steps, terminated):
+        return {**super().episode_metrics(sums, steps, terminated), "ratio": steps / sums["moved"]}
 
 
 def test_what_a_task_cannot_mean_is_named():
     with pytest.raises(ValueError, match=r"Strange\.kinds must be below 2, .* got 1 to 2"):
         evaluate(make((0.0, 0.0), kind=Strange, episode_length=2), push(0.0, 0.0), seed=0)
-    with pytest.raises(ValueError, match=r"Endless\.judge gives a 'ratio' that is not finite"):
+    with pytest.raises(
+        ValueError, match=r"Endless\.episode_metrics gives a 'ratio' that is not finite"
+    ):
         evaluate(make((0.0,), kind=Endless, episode_length=2), push(0.0), seed=0)

@@ -17,7 +17,7 @@ from penspin_style.deploy.export import export
 from penspin_style.nets.policy import load_policy
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from penspin_style.train.run import Run
 from tests.support.terminal import call, check_refusal
 from tests.support.work import at_most
@@ -25,7 +25,7 @@ from tests.system.test_plain_yaml import BOMB
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHIPPED = ROOT / "outputs" / "pretrained"
-WORDS = (
+OVERRIDES = (
     *("num_envs=2", "algo.horizon=4", "total_samples=8", "eval_every=0", "final_episodes=2"),
     *("video=false", "loggers=[csv]", "task.episode_length=3"),
 )
@@ -35,8 +35,8 @@ WORDS = (
 def run(tmp_path_factory, one_thread):
     """A run at another rate, with other actions than the task's defaults."""
     out = tmp_path_factory.mktemp("out")
-    words = [*WORDS, "task.control_dt=0.1", "task.move_scale=0.0625", f"out={out}"]
-    trained = Run(*compose_train(["task=panda_lift_cube", *words]))
+    overrides = [*OVERRIDES, "task.control_dt=0.1", "task.move_scale=0.0625", f"out={out}"]
+    trained = Run(*compose_train(["task=panda_lift_cube", *overrides]))
     assert trained.fit(quiet=True) == 0
     return trained.folder
 
@@ -87,7 +87,7 @@ def check_world(source):
 
 def test_a_copied_policy_folder_keeps_the_world_that_it_was_trained_in(run, copied):
     for path in (run, run / "policy", copied):
-        check_world(open_source(path, []))
+        check_world(open_policy(path, []))
 
 
 def test_what_stands_beside_a_policy_folder_does_not_change_its_world(run, tmp_path):
@@ -95,7 +95,7 @@ def test_what_stands_beside_a_policy_folder_does_not_change_its_world(run, tmp_p
     shutil.copytree(run, folder)
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("move_scale: 0.0625", "move_scale: 0.01"))
-    check_world(open_source(folder, []))
+    check_world(open_policy(folder, []))
 
 
 def test_an_older_run_is_read_from_the_configuration_of_the_run(run, tmp_path):
@@ -103,31 +103,31 @@ def test_an_older_run_is_read_from_the_configuration_of_the_run(run, tmp_path):
     shutil.copytree(run, folder)
     edited(folder / "policy", config_yaml=None)
     for path in (folder, folder / "policy"):
-        check_world(open_source(path, []))
+        check_world(open_policy(path, []))
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("control_dt: 0.1", "control_dt: 0.05"))
     with pytest.raises(UsageError, match=r"acts every 0\.1 s, the environment every 0\.05 s"):
-        open_source(folder, []).env(1, 0)
+        open_policy(folder, []).env(1, 0)
 
 
 def test_a_policy_without_a_configuration_has_its_cards_rate_or_is_refused(copied):
     edited(copied, config_yaml=None)
     (copied.parent / "config.yaml").write_text("task_name: of.somebody.else\n")  # not its own
-    source = open_source(copied, [])
+    source = open_policy(copied, [])
     assert source.cfg.task.control_dt == 0.1
     with pytest.raises(UsageError, match=r"tcp_x: the policy has scale 0\.0625, the env.* 0\.025"):
         source.env(1, 0)
-    found = open_source(copied, ["task.move_scale=0.0625"]).env(1, 0)
+    found = open_policy(copied, ["task.move_scale=0.0625"]).env(1, 0)
     assert (found.cfg.control_dt, found.task.actions[0].scale) == (0.1, 0.0625)
 
 
 def test_a_copied_onnx_has_its_cards_rate_or_is_refused(run, exported, tmp_path):
     path = onnx_of(exported, tmp_path / "policy.onnx")
-    assert open_source(path, ["task.move_scale=0.0625"]).env(1, 0).cfg.control_dt == 0.1
+    assert open_policy(path, ["task.move_scale=0.0625"]).env(1, 0).cfg.control_dt == 0.1
     with pytest.raises(UsageError, match=r"scale 0\.0625, the environment 0\.025"):
-        open_source(path, []).env(1, 0)
+        open_policy(path, []).env(1, 0)
     shutil.copytree(run / "policy", tmp_path / "policy")  # in its run's folder it finds the rest
-    check_world(open_source(path, []))
+    check_world(open_policy(path, []))
 
 
 @pytest.mark.parametrize("verb", ["eval", "play", "record"])
@@ -154,7 +154,7 @@ def test_a_card_and_a_configuration_of_different_tasks_are_refused(run, copied):
     config = (run / "config.yaml").read_text().replace("panda_lift_cube", "panda_pick_cube")
     edited(copied, config_yaml=config.encode())
     with pytest.raises(UsageError, match=r"unknown key|of the task panda_pick_cube"):
-        open_source(copied, [])
+        open_policy(copied, [])
 
 
 # What a file cannot do.
@@ -212,7 +212,7 @@ def test_a_module_that_the_user_names_is_imported(exported, tmp_path, payload):
     name, trace = payload
     path = onnx_of(exported, tmp_path / "policy.onnx", task=name)
     with pytest.raises(UsageError, match=r"the configuration is of the task tests\.support\.toy"):
-        open_source(path, [f"task={name}"])
+        open_policy(path, [f"task={name}"])
     assert trace.read_text() == name  # it was imported; that its task is another's is found then
 
 
@@ -241,7 +241,7 @@ def test_a_configuration_of_somebody_else_only_holds_values(run, copied, old, ne
     assert old in text
     edited(copied, config_yaml=text.replace(old, new, 1).encode())
     with at_most(3.0), pytest.raises(UsageError) as caught:
-        open_source(copied, [])
+        open_policy(copied, [])
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -249,7 +249,7 @@ def test_what_hydra_would_compose_from_elsewhere_is_not(run, copied, tmp_path):
     text = (run / "config.yaml").read_text()
     more = f"defaults: [{{task: {tmp_path}/x}}]\nhydra: {{searchpath: [file://{tmp_path}]}}\n"
     edited(copied, config_yaml=(more + text).encode())
-    check_world(open_source(copied, []))
+    check_world(open_policy(copied, []))
 
 
 @pytest.mark.parametrize("name", ["card.json", "config.yaml", "policy.safetensors"])
@@ -266,11 +266,11 @@ def test_a_policy_folder_with_a_file_without_end_is_refused(copied, name, kind, 
 def test_an_unfinished_run_of_a_student_opens_nothing_that_its_configuration_names(
     tmp_path, one_thread
 ):
-    words = [*WORDS, "task=panda_lift_cube_vision", f"out={tmp_path}", "checkpoint_every=1"]
-    words = [w for w in words if not w.startswith("task.")]
+    overrides = [*OVERRIDES, "task=panda_lift_cube_vision", f"out={tmp_path}", "checkpoint_every=1"]
+    overrides = [w for w in overrides if not w.startswith("task.")]
     teacher, encoder = SHIPPED / "panda_lift_cube", SHIPPED / "nature_cnn_cifar10"
-    words += [f"algo.teacher={teacher}", f"algo.encoder={encoder}", "task.episode_length=3"]
-    trained = Run(*compose_train(words))
+    overrides += [f"algo.teacher={teacher}", f"algo.encoder={encoder}", "task.episode_length=3"]
+    trained = Run(*compose_train(overrides))
     assert trained.fit(quiet=True) == 0
     wanted = load((trained.folder / "policy" / "policy.safetensors").read_bytes())
     shutil.rmtree(trained.folder / "policy")
@@ -278,7 +278,7 @@ def test_an_unfinished_run_of_a_student_opens_nothing_that_its_configuration_nam
     text = config.read_text().replace(str(teacher), "/dev/zero").replace(str(encoder), "/dev/zero")
     config.write_text(text)
     _, state, _ = Checkpoints(trained.folder / "checkpoints").newest()
-    source = open_source(trained.folder, [])
+    source = open_policy(trained.folder, [])
     env = source.env(1, 0)
     assert source.act(env.reset()).shape == (1, 4)
     assert state["algo"]["policy"].keys() == wanted.keys()
@@ -302,9 +302,10 @@ def test_a_policy_of_no_numbers_is_refused_by_every_verb(copied, verb, capsys):
 
 def test_a_teacher_of_no_numbers_teaches_nobody(copied, tmp_path, capsys):
     poisoned(copied, "net.2.bias")
-    words = "task=pen_spin_student" if "pen" in str(copied) else "task=panda_lift_cube_vision"
+    task = "pen_spin_student" if "pen" in str(copied) else "panda_lift_cube_vision"
     got = call(
-        f"train {words} {' '.join(WORDS[2:])} num_envs=2 out={tmp_path} algo.teacher={copied}"
+        f"train task={task} {' '.join(OVERRIDES[2:])} num_envs=2 out={tmp_path} "
+        f"algo.teacher={copied}"
     )
     check_refusal(got, *capsys.readouterr(), 3, "net.2.bias is not finite")
 
@@ -323,7 +324,7 @@ def test_a_checkpoint_of_no_numbers_is_passed_over(run, tmp_path, capsys):
     with storage.publish(newest, facts) as stage:
         for name, content in contents.items():
             (stage / name).write_bytes(content)
-    source = open_source(folder, [])
+    source = open_policy(folder, [])
     assert source.card.run.endswith("iteration0")
     assert "algo/policy/net.0.bias is not finite" in capsys.readouterr().err
     for other in sorted((folder / "checkpoints").iterdir())[:-1]:
@@ -341,5 +342,5 @@ def test_the_shipped_policies_hold_the_configuration_of_their_run(name):
     folder = SHIPPED / name
     text = (folder / "config.yaml").read_text()
     assert storage.read_verified(folder / "policy", limit=2**30)[1]["config.yaml"].decode() == text
-    source = open_source(folder, [])
+    source = open_policy(folder, [])
     assert source.cfg.task.control_dt == source.card.control_dt

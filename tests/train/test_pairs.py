@@ -10,14 +10,14 @@ SMALL = (
     *("num_envs=2", "algo.horizon=2", "total_samples=8", "task.episode_length=3", "loggers=[csv]"),
     *("eval_every=0", "final_episodes=1", "video=false", "checkpoint_every=9"),
 )
-HOLDOUT = r"has no object to hide: set algo\.holdout=0$"
+NO_OBJECT = r"has no object to remove: set algo\.absent_object=0$"
 GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
 REFUSED = {
     ("panda_lift_cube", "distill"): GROUP,
-    ("panda_pick_cube", "distill"): HOLDOUT,
-    ("panda_pick_cube_orientation", "distill"): HOLDOUT,
-    ("pen_grasp", "distill"): HOLDOUT,
-    ("pen_spin", "distill"): HOLDOUT,
+    ("panda_pick_cube", "distill"): NO_OBJECT,
+    ("panda_pick_cube_orientation", "distill"): NO_OBJECT,
+    ("pen_grasp", "distill"): NO_OBJECT,
+    ("pen_spin", "distill"): NO_OBJECT,
 }
 PAIRS = [(task, algo) for task in tasks.task_names() for algo in algorithm_names()]
 
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("task", "algo"), PAIRS)
 def test_a_pair_trains_two_iterations_or_says_why_it_cannot(tmp_path, task, algo):
-    words = (f"task={task}", f"algo={algo}", *SMALL)
+    overrides = (f"task={task}", f"algo={algo}", *SMALL)
     if (task, algo) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[task, algo]) as caught:
-            training.make(tmp_path, *words)
+            training.make(tmp_path, *overrides)
         assert "\n" not in str(caught.value)
         return
-    rows = training.rows(training.fit(tmp_path, *words))
+    rows = training.rows(training.fit(tmp_path, *overrides))
     assert [(row["iteration"], row["samples"]) for row in rows] == [("1", "4"), ("2", "8")]
     assert all(float(row["train/skipped_updates"]) == 0.0 for row in rows)

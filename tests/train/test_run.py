@@ -64,9 +64,9 @@ def test_the_comparison_could_fail(unbroken):
 
 def test_samples_add_up_over_a_resume_with_another_horizon(tmp_path):
     fit(tmp_path, *SMALL, f"total_samples={2 * ITERATION}")
-    words = ("algo.horizon=4", f"total_samples={3 * ITERATION}", "resume=true")
-    words = (*words, "resume_changes=[algo.horizon]")
-    resumed = fit(tmp_path, *SMALL, *words)
+    overrides = ("algo.horizon=4", f"total_samples={3 * ITERATION}", "resume=true")
+    overrides = (*overrides, "resume_changes=[algo.horizon]")
+    resumed = fit(tmp_path, *SMALL, *overrides)
     assert [int(row["samples"]) for row in rows(resumed)] == [128, 256, 320, 384]
     assert resumed.samples == 3 * ITERATION
 
@@ -74,8 +74,8 @@ def test_samples_add_up_over_a_resume_with_another_horizon(tmp_path):
 @pytest.mark.parametrize("unbroken", ["noisy"], indirect=True)
 def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path, spawn):
     whole, _ = unbroken
-    for words in ((f"total_samples={3 * ITERATION}",), ("resume=true",)):
-        child = spawn(tmp_path, *NOISY, *words)
+    for overrides in ((f"total_samples={3 * ITERATION}",), ("resume=true",)):
+        child = spawn(tmp_path, *NOISY, *overrides)
         _, err = child.communicate(timeout=300)
         assert child.returncode == 0, err
     folder = tmp_path / "panda_lift_cube" / "run"
@@ -83,14 +83,14 @@ def test_a_run_continues_in_another_process_bit_for_bit(unbroken, tmp_path, spaw
 
 
 @pytest.mark.parametrize(
-    ("words", "equal"),
+    ("overrides", "equal"),
     [(("sim.nthread=1",), True), (("sim.nthread=2",), True), (("seed=1",), False)],
 )
 def test_the_seed_alone_decides_the_weights_not_the_number_of_threads(
-    unbroken, tmp_path, words, equal
+    unbroken, tmp_path, overrides, equal
 ):
     whole, variant = unbroken
-    again = fit(tmp_path, *VARIANTS[variant], *words)
+    again = fit(tmp_path, *VARIANTS[variant], *overrides)
     assert (weights_sha256(again) == weights_sha256(whole)) is equal
     assert (manifest(again, 6) == manifest(whole, 6)) is equal
     assert (untimed(again) == untimed(whole)) is equal
@@ -100,13 +100,13 @@ def test_the_seed_alone_decides_the_weights_not_the_number_of_threads(
 
 
 def test_a_run_is_not_written_over_and_nothing_is_resumed_that_is_not_there(tmp_path, capsys):
-    words = ["train", *SMALL, f"out={tmp_path}", f"total_samples={ITERATION}"]
-    assert main([*words, "resume=true"]) == 2
+    overrides = ["train", *SMALL, f"out={tmp_path}", f"total_samples={ITERATION}"]
+    assert main([*overrides, "resume=true"]) == 2
     assert "resume=true, but" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     fit(tmp_path, f"total_samples={ITERATION}")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    assert main(words) == 2
+    assert main(overrides) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert "holds a run already: resume=true continues it, name=OTHER starts another" in err
@@ -141,7 +141,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_written_anew(tmp_path, c
     assert untimed(resumed) == untimed(whole)
 
 
-def test_resuming_with_other_sizes_is_refused_with_the_run_s_own_words(tmp_path, capsys):
+def test_resuming_with_other_sizes_is_refused_with_the_run_s_own_values(tmp_path, capsys):
     run = fit(tmp_path, f"total_samples={ITERATION}")
     config = (run.folder / "config.yaml").read_text()
     for word, own in (("num_envs=8", "num_envs=16"), ("algo.hidden=[9]", "algo.hidden=[128,128]")):
@@ -168,15 +168,15 @@ def test_what_a_killed_writer_left_in_the_run_s_folder_is_removed_at_the_resume(
     assert not list(run.folder.rglob(".stage-*"))
 
 
-def test_a_judged_policy_is_kept_between_two_checkpoints_and_others_carry_no_score(tmp_path):
+def test_an_evaluated_policy_is_kept_between_two_checkpoints_and_others_carry_no_score(tmp_path):
     run = make(tmp_path, "checkpoint_every=3", "keep_last=9")
     scores = iter([0.25, 0.75, 0.5])  # after iterations 2, 4, 6
-    judge = run.evaluate
+    original = run.evaluate
 
     def evaluate(episodes, seed):
         from dataclasses import replace
 
-        return replace(judge(episodes, seed), success_rate=next(scores, 0.75))
+        return replace(original(episodes, seed), success_rate=next(scores, 0.75))
 
     run.evaluate = evaluate
     assert run.fit(quiet=True) == 0

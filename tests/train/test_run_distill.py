@@ -13,7 +13,12 @@ from tests.support.training import untimed as rows
 
 SMALL = (
     *("task=panda_lift_cube_vision", "num_envs=4", "algo.horizon=3", "algo.minibatch_size=6"),
-    *("algo.memory=20", "algo.holdout=0.3", "algo.beta_iterations=3", "task.episode_length=4"),
+    *(
+        "algo.replay_capacity=20",
+        "algo.absent_object=0.3",
+        "algo.beta_iterations=3",
+        "task.episode_length=4",
+    ),
     *("eval_every=2", "eval_episodes=2", "final_episodes=2", "checkpoint_every=1"),
     *("loggers=[csv]", "video=false", "algo.hidden=[16]", "algo.latent=8", "total_samples=48"),
 )
@@ -22,12 +27,12 @@ SMALL = (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make(out, *words):
-    return training.make(out, *SMALL, *words)
+def make(out, *overrides):
+    return training.make(out, *SMALL, *overrides)
 
 
-def fit(out, *words):
-    return training.fit(out, *SMALL, *words)
+def fit(out, *overrides):
+    return training.fit(out, *SMALL, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_a_stopped_and_resumed_distillation_is_the_unbroken_one_bit_for_bit(whol
     stopped._log = stop
     assert stopped.fit(quiet=True) == 4
     resumed = fit(tmp_path, "keep_last=9", "resume=true")
-    for i in (2, 3, 4):  # weights, memory, generators, physics, rings of late pictures
+    for i in (2, 3, 4):  # weights, memory, generators, physics, rings of late images
         assert manifest(resumed, i) == manifest(whole, i)
     assert len({manifest(whole, i) for i in (2, 3, 4)}) == 3
     assert rows(resumed) == rows(whole)
@@ -66,10 +71,10 @@ def test_a_stopped_and_resumed_distillation_is_the_unbroken_one_bit_for_bit(whol
     assert state["algo"]["memory"]["count"] == 48
 
 
-def test_training_hides_cubes_and_judging_does_not(whole):
-    assert whole.env.holdout == 0.3 and not whole.env.final_pictures
-    judge = whole._make_env(2, 1)
-    assert judge.holdout == 0.0 and "hidden" not in set(judge.current().keys())
+def test_training_removes_cubes_and_evaluation_does_not(whole):
+    assert whole.env.absent_object == 0.3 and not whole.env.final_images
+    evaluation = whole._make_env(2, 1)
+    assert evaluation.absent_object == 0.0 and "is_absent" not in set(evaluation.current().keys())
 
 
 def test_the_policy_folder_holds_the_student_and_its_card(whole):

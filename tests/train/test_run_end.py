@@ -50,8 +50,8 @@ def test_a_renderer_that_fails_costs_the_video_and_nothing_else(tmp_path, capfd,
 
     monkeypatch.setattr(subprocess, "run", play)
     monkeypatch.setattr(train, "VIDEO_SECONDS", 3.0)
-    words = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=true"]
-    assert main(["train", "--json", *words]) == 0
+    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=true"]
+    assert main(["train", "--json", *overrides]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["exit_code"] == 0
     assert err.count("\n") == 1 and "penspin: no video: " in err and says in err
@@ -129,8 +129,8 @@ def task(tmp_path, monkeypatch):
 def test_a_task_that_raises_is_one_line_with_the_place(task, tmp_path, capfd, body):
     kind, text = BODIES[body]
     name, file = task("reward", body)
-    words = [f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]
-    assert main(["train", *words]) == 2
+    overrides = [f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]
+    assert main(["train", *overrides]) == 2
     out, err = capfd.readouterr()
     line = 6 if "deeper" in body else 10
     assert out == "" and err.count("\n") == 1 and "Traceback" not in err
@@ -138,12 +138,22 @@ def test_a_task_that_raises_is_one_line_with_the_place(task, tmp_path, capfd, bo
 
 
 @pytest.mark.parametrize(
-    "hook", ["spec", "start", "reset", "apply_action", "observe", "terminated", "success", "judge"]
+    "hook",
+    [
+        "spec",
+        "start",
+        "reset",
+        "apply_action",
+        "observe",
+        "terminated",
+        "success",
+        "episode_metrics",
+    ],
 )
 def test_every_method_of_a_task_is_named(task, tmp_path, capfd, hook):
     name, file = task(hook, "raise TypeError('odd')")
-    words = [f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]
-    assert main(["train", *words]) == 2
+    overrides = [f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]
+    assert main(["train", *overrides]) == 2
     assert f"odd (TypeError in Wrong.{hook}, {file}:10;" in capfd.readouterr().err
 
 
@@ -161,12 +171,12 @@ def test_the_whole_traceback_is_there_for_who_wants_it(task, tmp_path, capfd, mo
 # A task that scores by the end.
 
 
-def by_the_end(tmp_path, monkeypatch, *words):
+def by_the_end(tmp_path, monkeypatch, *overrides):
     """A run whose evaluations say 96 % at some step and 25 % at the end."""
     from dataclasses import replace
 
     cfg, task, resolved = compose_train(
-        ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false", *words]
+        ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false", *overrides]
     )
     monkeypatch.setattr(task, "score", "success_at_end")
     run = Run(cfg, task, resolved)
@@ -205,10 +215,10 @@ def test_a_training_stops_at_the_success_that_the_task_scores_by(
 def test_a_signal_in_an_evaluation_leaves_it_and_the_resume_makes_up_for_it(tmp_path):
     import signal
 
-    words = ("task=panda_lift_cube", *SMALL, "video=false", f"total_samples={3 * ITERATION}")
-    words = (*words, "eval_every=2", "eval_episodes=2")
-    whole = training.fit(tmp_path / "whole", *words)
-    run = training.make(tmp_path / "other", *words)
+    overrides = ("task=panda_lift_cube", *SMALL, "video=false", f"total_samples={3 * ITERATION}")
+    overrides = (*overrides, "eval_every=2", "eval_episodes=2")
+    whole = training.fit(tmp_path / "whole", *overrides)
+    run = training.make(tmp_path / "other", *overrides)
     steps = []
 
     def note():
@@ -221,7 +231,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_the_resume_makes_up_for_it(tmp_
     assert run.fit(quiet=True) == 4
     assert steps == [2] * 5  # of 80: it was left at once
     assert run.checkpoints.newest()[0].name == "00000002"
-    resumed = training.fit(tmp_path / "other", *words, "resume=true")
+    resumed = training.fit(tmp_path / "other", *overrides, "resume=true")
     for i in (2, 3):
         assert training.manifest(resumed, i) == training.manifest(whole, i)
     assert training.untimed(resumed) == training.untimed(whole)
@@ -230,8 +240,8 @@ def test_a_signal_in_an_evaluation_leaves_it_and_the_resume_makes_up_for_it(tmp_
 def test_a_signal_in_the_last_evaluation_leaves_the_run_to_be_finished(tmp_path, capsys):
     import signal
 
-    words = ("task=panda_lift_cube", *SMALL, "video=false")
-    run = training.make(tmp_path, *words)
+    overrides = ("task=panda_lift_cube", *SMALL, "video=false")
+    run = training.make(tmp_path, *overrides)
     train = run._train
     run._train = lambda *a: (train(*a), setattr(run, "_make_env", env))
     make = run._make_env
@@ -243,17 +253,17 @@ def test_a_signal_in_the_last_evaluation_leaves_the_run_to_be_finished(tmp_path,
     assert run.fit() == 4
     assert "signal 15: saved iteration 1; resume=true continues" in capsys.readouterr().err
     assert not (run.folder / "policy").exists()
-    done = training.fit(tmp_path, *words, "resume=true")
+    done = training.fit(tmp_path, *overrides, "resume=true")
     assert done.final is not None and (done.folder / "policy" / "card.json").exists()
 
 
 def test_a_lost_log_reader_does_not_end_a_training(tmp_path):
     """Its standard error is a pipe that nobody reads any more."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false"]
+    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false"]
     read, write = os.pipe()
     os.close(read)
-    child = subprocess.Popen([sys.executable, "-m", "penspin_style", "train", *words],
+    child = subprocess.Popen([sys.executable, "-m", "penspin_style", "train", *overrides],
                              env=env, stderr=write, cwd=ROOT)  # fmt: skip
     os.close(write)
     assert child.wait(120) == 0

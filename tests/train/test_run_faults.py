@@ -228,8 +228,8 @@ def test_more_than_one_percent_faulty_over_ten_iterations_exits_with_3(
 ):
     """One of 64 in every iteration: 6 in ten are 0.9 %, 7 are 1.1 %."""
     spoil_actions(monkeypatch, 1)
-    words = ["train", *SMALL, *QUIET, f"out={tmp_path}", f"total_samples={20 * 64 * 8}"]
-    assert main(words) == 3
+    overrides = ["train", *SMALL, *QUIET, f"out={tmp_path}", f"total_samples={20 * 64 * 8}"]
+    assert main(overrides) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert "1.1% of the environments were faulty over 10 iterations (limit 1%)" in last
     folder, _, messages = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints").newest()
@@ -243,8 +243,15 @@ def test_up_to_one_percent_faulty_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_contact_buffer_that_overflows_exits_with_3_and_the_setting_to_raise(tmp_path, capsys):
-    words = ["train", *SMALL, f"out={tmp_path}", "num_envs=2", "sim.engine=warp", "eval_every=0"]
-    assert main([*words, "sim.njmax=4"]) == 3
+    overrides = [
+        "train",
+        *SMALL,
+        f"out={tmp_path}",
+        "num_envs=2",
+        "sim.engine=warp",
+        "eval_every=0",
+    ]
+    assert main([*overrides, "sim.njmax=4"]) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert "a contact buffer overflowed" in last and "set sim.njmax=8" in last
 

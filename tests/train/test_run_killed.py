@@ -34,9 +34,9 @@ def test_sigkill_at_any_moment_loses_at_most_the_iteration_under_way(tmp_path, s
     draw = random.Random(seed)
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
     newest = in_save = damaged = lost = 0
-    words = ("eval_every=0", "total_samples=1000000000")
+    overrides = ("eval_every=0", "total_samples=1000000000")
     for kill in range(kills):
-        child = spawn(tmp_path, *words, *(["resume=true"] if kill else []))
+        child = spawn(tmp_path, *overrides, *(["resume=true"] if kill else []))
         first = newest
         wait_for(lambda c=child, f=first: _iteration(checkpoints) > f or c.poll() is not None)
         assert child.poll() is None, child.stderr.read()
@@ -73,14 +73,14 @@ def _iteration(checkpoints):
 
 @pytest.mark.parametrize("number", interrupt.SIGNALS)
 def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn, number, capsys):
-    words = ("total_samples=1000000000", "num_envs=64", "algo.horizon=40")
+    overrides = ("total_samples=1000000000", "num_envs=64", "algo.horizon=40")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")
     seconds, newest = [], 0
     for k in range(20 if FULL else 1):
-        child = spawn(tmp_path, *words, *(["resume=true"] if k else []))
+        child = spawn(tmp_path, *overrides, *(["resume=true"] if k else []))
         wait_for(lambda c=child, n=newest: _iteration(checkpoints) > n or c.poll() is not None)
         if k == 0:
-            _check_that_the_folder_is_taken(tmp_path, words, capsys)
+            _check_that_the_folder_is_taken(tmp_path, overrides, capsys)
         began = time.monotonic()
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
@@ -96,10 +96,10 @@ def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn
     assert most <= 20.0
 
 
-def _check_that_the_folder_is_taken(out, words, capsys):
+def _check_that_the_folder_is_taken(out, overrides, capsys):
     """Two more processes want it: one to continue the run, one to begin another."""
     for word, says in (("resume=true", "another process trains"), ("seed=0", "holds a run")):
-        assert main(["train", *SMALL, *words, f"out={out}", word]) == 2
+        assert main(["train", *SMALL, *overrides, f"out={out}", word]) == 2
         printed, err = capsys.readouterr()
         assert printed == "" and err.count("\n") == 1 and says in err
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from penspin_style.nets.policy import load_policy
-from penspin_style.train.compose import compose_train, saved_words
+from penspin_style.train.compose import compose_train, saved_overrides
 from tests.support import training
 from tests.support.terminal import call
 from tests.support.training import rows
@@ -39,12 +39,12 @@ POINTS = ("pen_points", 300, 1)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def fit(out, *words):
-    return training.fit(out, *words, *SMALL)
+def fit(out, *overrides):
+    return training.fit(out, *overrides, *SMALL)
 
 
-def make(out, *words):
-    return training.make(out, *words, *SMALL)
+def make(out, *overrides):
+    return training.make(out, *overrides, *SMALL)
 
 
 def read(run):
@@ -58,10 +58,10 @@ def read(run):
 
 
 def check_saved(run, *changed):
-    """The run's folder alone says what was chosen: judging and playing begin there."""
-    words = saved_words(run.folder / "config.yaml")
-    assert set(changed) <= set(words)
-    again, _, _ = compose_train(words)
+    """The run's folder alone says what was chosen: evaluating and playing begin there."""
+    overrides = saved_overrides(run.folder / "config.yaml")
+    assert set(changed) <= set(overrides)
+    again, _, _ = compose_train(overrides)
     assert (again.task, again.algo) == (run.cfg.task, run.cfg.algo)
     assert call(f"eval {run.folder} --episodes 2") == 0
 
@@ -98,8 +98,8 @@ def teachers(tmp_path_factory):
 
     def teacher(ablation):
         if ablation not in made:
-            words = [f"ablation={ablation}"] if ablation else []
-            made[ablation] = fit(tmp_path_factory.mktemp(f"{ablation}"), *TEACHER, *words)
+            overrides = [f"ablation={ablation}"] if ablation else []
+            made[ablation] = fit(tmp_path_factory.mktemp(f"{ablation}"), *TEACHER, *overrides)
         return made[ablation]
 
     return teacher
@@ -168,10 +168,10 @@ def test_a_student_reads_what_the_name_says_and_the_named_one_drives(
 ):
     published = mode != "proprio_points"
     name = f"dagger_{mode}" if driver == "student" and published else mode
-    words = [f"student={name}", f"algo.teacher={teachers(None).folder}"]
+    overrides = [f"student={name}", f"algo.teacher={teachers(None).folder}"]
     if driver == "student" and not published:
-        words += ["algo.driver=student", "algo.beta_iterations=0"]
-    run = fit(tmp_path, *STUDENT, *words)
+        overrides += ["algo.driver=student", "algo.beta_iterations=0"]
+    run = fit(tmp_path, *STUDENT, *overrides)
     betas = [float(row["train/beta"]) for row in rows(run)]
     assert betas == ([1.0, 1.0] if driver == "teacher" else [0.0, 0.0])
     assert read(run) == {"student": FELT[mode]}
@@ -180,7 +180,7 @@ def test_a_student_reads_what_the_name_says_and_the_named_one_drives(
 
 
 def test_a_student_of_an_ablated_teacher_is_told_so(teachers, tmp_path):
-    words = (*STUDENT, f"algo.teacher={teachers('no_tactile').folder}")
+    overrides = (*STUDENT, f"algo.teacher={teachers('no_tactile').folder}")
     with pytest.raises(ValueError, match=r"reads 'privileged' with .*pen_restitution; the env"):
-        make(tmp_path, *words)
-    fit(tmp_path, *words, "ablation=no_tactile", "student=proprio_tactile")
+        make(tmp_path, *overrides)
+    fit(tmp_path, *overrides, "ablation=no_tactile", "student=proprio_tactile")

@@ -41,8 +41,8 @@ def finished(trained, tmp_path):
     return SimpleNamespace(folder=folder, out=tmp_path)
 
 
-def resume(run, *words):
-    return main(["train", *SMALL, f"out={run.out}", "resume=true", *words])
+def resume(run, *overrides):
+    return main(["train", *SMALL, f"out={run.out}", "resume=true", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_a_finished_run_is_left_as_it_is_also_with_an_allowed_change(finished, c
 def test_an_allowed_change_is_shown_and_noted_and_the_notes_only_grow(finished, capsys):
     notes = finished.folder / folder.CHANGES
     assert not notes.exists()
-    words = ("algo.gamma=0.5", "resume_changes=[algo.gamma]")
-    assert resume(finished, *words, MORE) == 0
+    overrides = ("algo.gamma=0.5", "resume_changes=[algo.gamma]")
+    assert resume(finished, *overrides, MORE) == 0
     assert "changed from here on: algo.gamma=0.5, was 0.97" in capsys.readouterr().err
     first = notes.read_text()
     (line,) = map(json.loads, first.splitlines())
@@ -99,7 +99,7 @@ def test_an_allowed_change_is_shown_and_noted_and_the_notes_only_grow(finished, 
     }
     assert OmegaConf.load(finished.folder / "config.yaml").algo.gamma == 0.5
     assert [row["iteration"] for row in rows(finished)] == list("123")
-    # the same words again, and back: what is changed is told from what it was last
+    # the same overrides again, and back: what is changed is told from what it was last
     total = f"total_samples={4 * ITERATION}"
     assert resume(finished, "algo.gamma=0.5", total) == 0
     assert resume(finished, f"total_samples={5 * ITERATION}") == 2
@@ -133,10 +133,10 @@ def test_changes_are_allowed_only_to_a_resume(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_the_same_words_change_nothing(tmp_path, task):
-    words = [f"task={task}", "algo.learning_rate=1e-5"]
-    (tmp_path / "config.yaml").write_text(compose_train(words)[2])
-    assert folder.changes(tmp_path, compose_train([*words, "resume=true"])[2]) == {}
+def test_the_same_overrides_change_nothing(tmp_path, task):
+    overrides = [f"task={task}", "algo.learning_rate=1e-5"]
+    (tmp_path / "config.yaml").write_text(compose_train(overrides)[2])
+    assert folder.changes(tmp_path, compose_train([*overrides, "resume=true"])[2]) == {}
 
 
 def test_every_key_that_is_free_is_one():

@@ -40,7 +40,7 @@ def test_a_caption_stays_in_the_lower_left_corner(text):
 
 
 def test_a_video_holds_the_frames_of_all_episodes_and_the_strip_those_of_the_first(tmp_path):
-    first, second = robots.film(9, 64, 48, 1), robots.film(3, 64, 48, 2)
+    first, second = robots.camera_frames(9, 64, 48, 1), robots.camera_frames(3, 64, 48, 2)
     shots = [Shot(list(first), [], 7), Shot(list(second), [], 3)]
     video, strip = tmp_path / "x.mp4", tmp_path / "x.png"
     write(shots, video, strip, None, fps=1 / 0.05)

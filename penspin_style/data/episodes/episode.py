@@ -260,7 +260,7 @@ def _column(
         raise refuse(str(error)) from error
     if rows.chunk != channel.chunk:
         raise refuse(f"has chunks of {rows.chunk}, not {channel.chunk}")
-    wanted = ("shuffle", "deflate") if channel.is_picture else ()
+    wanted = ("shuffle", "deflate") if channel.is_image else ()
     if rows.filters != wanted:
         raise refuse(f"goes through the filters {rows.filters}, not {wanted}")
     return rows, channel, own

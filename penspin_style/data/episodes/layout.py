@@ -10,7 +10,7 @@
 /sent                   (T, naction) float64, what the robot was sent, after safety
 /measure/<name>         (T,) numbers that only a simulation knows, never an input
 
-Every dataset has the attributes unit, names (JSON) and sha256 of its values. Rows of pictures are
+Every dataset has the attributes unit, names (JSON) and sha256 of its values. Rows of images are
 chunks of their own, shuffled and deflated; other datasets are stored as they are, `BLOCK` rows in a
 chunk. Texts have a fixed length: nothing in the file is a pointer into a heap.
 """
@@ -50,7 +50,7 @@ RATIO = 250
 
 _GROUPS = ("observation", "measure")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_PICTURE = 1024  # bytes of a value from which a row is a chunk
+_IMAGE = 1024  # bytes of a value from which a row is a chunk
 
 
 class EpisodeError(ValueError):
@@ -130,15 +130,15 @@ class Channel:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         """Whether every row is a deflated chunk of its own."""
         small = self.dtype in ("uint8", "uint16") and len(self.shape) > 1
-        return small or self.row_bytes >= _PICTURE
+        return small or self.row_bytes >= _IMAGE
 
     @property
     def chunk(self) -> tuple[int, ...]:
         """Shape of a chunk."""
-        return (1 if self.is_picture else BLOCK, *self.shape)
+        return (1 if self.is_image else BLOCK, *self.shape)
 
 
 TIME_CHANNEL = Channel(TIME, (), "float64", "s")

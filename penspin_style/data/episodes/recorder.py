@@ -1,6 +1,6 @@
 """Write episodes while a robot is controlled: nothing blocks, nothing is dropped in silence.
 
-A row is copied into a bounded queue; one thread deflates pictures and writes. The file grows under
+A row is copied into a bounded queue; one thread deflates images and writes. The file grows under
 a hidden name; flush, rename and flush of the folder publish it, and only then does `finish` return.
 A kill or a power cut at any moment leaves at most a hidden file, which the next recorder removes
 once its writer is dead.
@@ -193,7 +193,7 @@ class _Writer:
         if self.error is None and self._queue.qsize() >= self.size:
             self.error = RecorderError(
                 f"the disk cannot keep up: {self.size} rows wait for it; record fewer or smaller "
-                "pictures, on a faster disk, or with a longer queue"
+                "images, on a faster disk, or with a longer queue"
             )
             self._given_up.set()
         self.check()
@@ -277,7 +277,7 @@ class _EpisodeFile:
         self._columns = [_Column(self._file, channel) for channel in header.columns]
 
     def append(self, values: list[np.ndarray], *, hurried: bool = False) -> None:
-        """Write a row; hurried: spend no time on making pictures smaller."""
+        """Write a row; hurried: spend no time on making images smaller."""
         for column, value in zip(self._columns, values, strict=True):
             column.append(self.steps, value, 0 if hurried else LEVEL)
         self.steps += 1
@@ -308,7 +308,7 @@ class _EpisodeFile:
 
 
 class _Column:
-    """One dataset that grows: pictures row by row, the rest block by block."""
+    """One dataset that grows: images row by row, the rest block by block."""
 
     def __init__(self, file: h5py.File, channel: Channel) -> None:
         self.channel = channel
@@ -319,17 +319,17 @@ class _Column:
             np.dtype(channel.dtype).newbyteorder("<"),
             maxshape=(None, *channel.shape),
             chunks=channel.chunk,
-            **(filters if channel.is_picture else {}),
+            **(filters if channel.is_image else {}),
         )
         self._block = np.zeros(channel.chunk, channel.dtype)
         self._sum = hashlib.sha256()
-        self._is_picture = channel.is_picture
+        self._is_image = channel.is_image
         self._origin = (0,) * len(channel.shape)
 
     def append(self, row: int, value: np.ndarray, level: int) -> None:
         if row % BLOCK == 0:
             self._data.resize(row + BLOCK, axis=0)
-        if self._is_picture:
+        if self._is_image:
             raw = value.tobytes()
             self._sum.update(raw)
             packed = deflate(raw, value.itemsize, level)
@@ -341,7 +341,7 @@ class _Column:
 
     def close(self, rows: int) -> str:
         """Write the rest, cut the dataset to its rows, describe it; return the values' sum."""
-        if not self._is_picture and rows % BLOCK:
+        if not self._is_image and rows % BLOCK:
             self._block[rows % BLOCK :] = 0
             self._write_block(rows - rows % BLOCK, rows % BLOCK)
         self._data.resize(rows, axis=0)

@@ -18,7 +18,7 @@
     next.success            true there if it was a success; left out if that is not known of all
 
 Names outside `observation` and `action` are no inputs of LeRobot's policies. The statistics are of
-all frames, while LeRobot samples pictures and averages the episodes' quantiles.
+all frames, while LeRobot samples images and averages the episodes' quantiles.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from penspin_style.data.formats.lerobot_layout import (
 )
 from penspin_style.data.formats.lerobot_read import LeRobotError, read, restore
 from penspin_style.data.formats.publish import stage_folder
-from penspin_style.data.formats.statistics import NumberSummary, PictureSummary, Stats
+from penspin_style.data.formats.statistics import ImageSummary, NumberSummary, Stats
 from penspin_style.data.formats.video import VideoWriter
 
 __all__ = ["LeRobotError", "Limits", "read", "restore", "write"]
@@ -96,19 +96,19 @@ def write(
     splits = _splits(len(episodes), valid)
     known = all(episode.success is not None for episode in episodes)
     layout = Layout(header.channels)
-    pictured = {channel.name for channel in layout.cameras.values()}
+    image_names = {channel.name for channel in layout.cameras.values()}
     with stage_folder(pathlib.Path(out)) as root, contextlib.ExitStack() as stack:
         dataset = _Dataset(root, layout, rate, limits or Limits(), stack)
         for episode in episodes:
-            columns = {k: episode[k] for k in episode.keys() if k not in pictured}  # noqa: SIM118
+            columns = {k: episode[k] for k in episode.keys() if k not in image_names}  # noqa: SIM118
             features = layout.numbers(columns)
             if known:
                 features["next.success"] = _last(episode.steps, bool(episode.success))
-            pictures = {
+            images = {
                 key: (block for _, block in episode.blocks(c.name))
                 for key, c in layout.cameras.items()
             }
-            dataset.add(features, pictures, task or episode.header.task, provenance.of_one(episode))
+            dataset.add(features, images, task or episode.header.task, provenance.of_one(episode))
         info = {
             "codebase_version": VERSION,
             "robot_type": robot_type or header.robot,
@@ -207,7 +207,7 @@ class _Dataset:
         self._schema: Any = None
         self._count = self._frames = 0
         self._numbers: dict[str, NumberSummary] = {}
-        self._pictures = {key: PictureSummary() for key in layout.cameras}
+        self._images = {key: ImageSummary() for key in layout.cameras}
 
         def shards(template: str, limit: float, make: Callable[[pathlib.Path], Any]) -> _Shards:
             made = _Shards(root, template, make, limit, limits.files_per_chunk)
@@ -228,11 +228,11 @@ class _Dataset:
     def add(
         self,
         features: Mapping[str, np.ndarray],
-        pictures: Mapping[str, Iterable[np.ndarray]],
+        images: Mapping[str, Iterable[np.ndarray]],
         task: str,
         own: Mapping[str, Any],
     ) -> None:
-        """Write one episode: features (T, *shape), and pictures of cameras (n, height, width, 3).
+        """Write one episode: features (T, *shape), and images of cameras (n, height, width, 3).
 
         own: further columns of its row in the table of episodes, under `penspin/`.
         """
@@ -255,9 +255,9 @@ class _Dataset:
             for key, values in features.items()
             if "image" not in key  # LeRobot would take it for a camera's
         }
-        for key, blocks in pictures.items():
-            row |= self._film(key, blocks, steps)
-            stats[key] = self._pictures[key].end()
+        for key, blocks in images.items():
+            row |= self._video(key, blocks, steps)
+            stats[key] = self._images[key].end()
         for key, of_key in stats.items():
             row |= {f"stats/{key}/{name}": value.tolist() for name, value in of_key.items()}
         self._rows.append(row)
@@ -265,11 +265,11 @@ class _Dataset:
         if len(self._rows) == _BATCH:
             self._flush()
 
-    def _film(self, key: str, blocks: Iterable[np.ndarray], steps: int) -> dict[str, Any]:
+    def _video(self, key: str, blocks: Iterable[np.ndarray], steps: int) -> dict[str, Any]:
         writer, place, first = self._videos[key].room_for(steps)
         for k, block in enumerate(blocks):
             writer.add(block, cut=k == 0)
-            self._pictures[key].add(block)
+            self._images[key].add(block)
         times = {"from_timestamp": first, "to_timestamp": first + steps}
         found = place | {name: float(frame / self.rate) for name, frame in times.items()}
         return {f"videos/{key}/{name}": value for name, value in found.items()}
@@ -309,9 +309,7 @@ class _Dataset:
         index = pd.Index(list(self.tasks), name="task", dtype=object)
         frame = pd.DataFrame({"task_index": list(self.tasks.values())}, index=index)
         frame.to_parquet(self.root / TASKS)
-        stats: dict[str, Stats] = {
-            k: s.total() for k, s in (self._numbers | self._pictures).items()
-        }
+        stats: dict[str, Stats] = {k: s.total() for k, s in (self._numbers | self._images).items()}
         _write_json(
             self.root / STATS,
             {key: {n: v.tolist() for n, v in of_key.items()} for key, of_key in stats.items()},

@@ -33,8 +33,8 @@ _MAX_JSON = 64 * 2**20  # bytes
 _MAX_EPISODES = 1_000_000
 _MAX_RATE = 1e6  # Hz
 _SMALL = 64 * 2**20  # bytes of an episode that are read whatever they were packed into
-_FILM_RATIO = 5000
-"""Bytes of pictures that a byte of film may unfold to: a still scene in AV1 comes to some 500."""
+_VIDEO_RATIO = 5000
+"""Bytes of images that a byte of video may unfold to: a still scene in AV1 comes to some 500."""
 _BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
@@ -96,7 +96,7 @@ def read(folder: pathlib.Path) -> Iterator[dict[str, np.ndarray]]:
         _check_indices(folder, number, row, features)
         contradicted = contradicted or _contradicts(folder, number, info, features)
         for key, feature in info.cameras.items():
-            features[key] = _read_film(folder, info, key, feature, row)
+            features[key] = _read_video(folder, info, key, feature, row)
         yield features
 
 
@@ -372,7 +372,7 @@ def _check_indices(
             )
 
 
-def _read_film(
+def _read_video(
     folder: pathlib.Path, info: Info, key: str, feature: Feature, row: Mapping[str, Any]
 ) -> np.ndarray:
     names = ("chunk_index", "file_index", "from_timestamp")
@@ -381,7 +381,7 @@ def _read_film(
     if not 0 <= start < 1e9:
         raise LeRobotError(f"{path}: an episode begins at {start} s")
     height, width, colours = feature.shape
-    _check_claim(path, row["length"] * math.prod(feature.shape), _FILM_RATIO)
+    _check_claim(path, row["length"] * math.prod(feature.shape), _VIDEO_RATIO)
     first = round(Fraction(start) * info.rate)
     return read_video(path, (height, width, colours), first, row["length"], info.rate)
 

@@ -47,7 +47,7 @@ _GROUPS = {"pack": re.compile(r"replay_demon_(\d+)"), "baked": re.compile(r"epis
 _MAX_GROUPS = 100_000
 _TIPS = ("finger_tip_pose", "finger_tip_pos")
 _TARGETS = ("current_target_qpos", "current_target")
-_PICTURES = {
+_IMAGES = {
     "rgb_ori": ("rgb_ori",),
     "rgb_c2d": ("rgb_c2d",),
     "depth": ("depth",),
@@ -55,7 +55,7 @@ _PICTURES = {
     "obj_ends": ("obj_ends", "pen_ends"),
 }
 """Dataset of the full variant -> observations that it may be."""
-_KNOWN = {"qpos", "action", *_TARGETS, *_TIPS, *_PICTURES}
+_KNOWN = {"qpos", "action", *_TARGETS, *_TIPS, *_IMAGES}
 _UNITS = {"pc": "m", "depth": "mm", "obj_ends": "m"}
 _POSITIONS = ("joint_pos", "qpos", "proprio")
 
@@ -73,7 +73,7 @@ class Demo:
     tips: np.ndarray | None = None
     """(T, 12) m, where the file has them."""
     source: str = "real"
-    pictures: dict[str, untrusted_hdf5.Rows] = field(default_factory=dict)
+    images: dict[str, untrusted_hdf5.Rows] = field(default_factory=dict)
     """Dataset of the full variant -> its rows, as long as the file is open."""
     left_out: tuple[str, ...] = ()
     """What else the file has of it: nothing that PenSpin knows."""
@@ -92,7 +92,7 @@ class Pack:
     """Whether `control_dt` is the file's; PenSpin's own files do not say."""
 
     def demos(self) -> Iterator[Demo]:
-        """Yield the trajectories. A demo's pictures can be read until the next is asked for.
+        """Yield the trajectories. A demo's images can be read until the next is asked for.
 
         Raises:
             EpisodeError: one is damaged.
@@ -177,12 +177,12 @@ def demo(path: pathlib.Path, file: h5py.File, key: str) -> Demo:
     source = "real"
     if h5py.h5a.exists(file[key].id, b"source"):
         source = untrusted_hdf5.text(path, key, file[key], "source", 16)
-    pictures = {}
-    for name in sorted(set(_PICTURES) & set(names)):
-        pictures[name] = untrusted_hdf5.rows(path, file, f"{key}/{name}")
-        _same_length(path, f"{key}/{name}", pictures[name].shape[0], rows)
+    images = {}
+    for name in sorted(set(_IMAGES) & set(names)):
+        images[name] = untrusted_hdf5.rows(path, file, f"{key}/{name}")
+        _same_length(path, f"{key}/{name}", images[name].shape[0], rows)
     left_out = tuple(name for name in names if name not in _KNOWN)
-    return Demo(path, key, qpos, both[0], tips, source, pictures, left_out)
+    return Demo(path, key, qpos, both[0], tips, source, images, left_out)
 
 
 def check_demo(demo: Demo, limits: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -198,7 +198,7 @@ def check_demo(demo: Demo, limits: tuple[np.ndarray, np.ndarray] | None) -> None
         untrusted_hdf5.check_values(demo.path, f"{demo.key}/{name}", 0, values, low, high)
     if demo.tips is not None:
         untrusted_hdf5.check_values(demo.path, f"{demo.key}/{_TIPS[0]}", 0, demo.tips, -10.0, 10.0)
-    for rows in demo.pictures.values():
+    for rows in demo.images.values():
         for row, block in _summed(rows):
             untrusted_hdf5.check_values(demo.path, rows.key, row, block, -np.inf, np.inf)
 
@@ -265,7 +265,7 @@ def _chain(path: pathlib.Path, key: str, frames: list[np.ndarray]) -> Demo:
 def pack(episodes: Sequence[Episode], out: pathlib.Path, *, full: bool = False) -> None:
     """Write episodes of an Allegro hand as PenSpin's real_data.h5, whole or not at all.
 
-    full: with pictures, depth, point cloud and the pen's ends where an episode has them.
+    full: with images, depth, point cloud and the pen's ends where an episode has them.
 
     Raises:
         FileExistsError: out is there already.
@@ -301,13 +301,13 @@ def _pack_one(group: h5py.Group, episode: Episode, *, full: bool) -> None:
     if not full:
         return
     channels = {channel.name: channel for channel in episode.header.channels}
-    for name, sources in _PICTURES.items():
+    for name, sources in _IMAGES.items():
         for key in (f"observation/{s}" for s in sources if f"observation/{s}" in channels):
-            _pack_pictures(group, name, episode, channels[key])
+            _pack_images(group, name, episode, channels[key])
             break
 
 
-def _pack_pictures(group: h5py.Group, name: str, episode: Episode, channel: Channel) -> None:
+def _pack_images(group: h5py.Group, name: str, episode: Episode, channel: Channel) -> None:
     dtype = np.dtype(channel.dtype)
     data = group.create_dataset(
         name,
@@ -406,7 +406,7 @@ def unpack(
     for demo in demos:
         head, columns = _episode(demo, hand, control_dt, card)
         with Recorder(folder, head) as recorder:
-            blocks = {name: rows.blocks() for name, rows in demo.pictures.items()}
+            blocks = {name: rows.blocks() for name, rows in demo.images.items()}
             shown: dict[str, tuple[int, np.ndarray]] = {}
             for t in range(len(demo.qpos)):
                 row = {name: column[t] for name, column in columns.items()}
@@ -446,7 +446,7 @@ def _episode(
         Channel("observation/fingertips", (4, 3), "float32", "m"),
         *(Channel(n, (JOINTS,), t, units.get(n, "rad"), hand.joints) for n, t in COMMANDS.items()),
     ]
-    for name, rows in demo.pictures.items():
+    for name, rows in demo.images.items():
         unit = _UNITS.get(name, "1")
         channels.append(Channel(f"observation/{name}", rows.shape[1:], rows.dtype, unit))
     facts = {"unpacked": demo.path.name, "group": demo.key, "clipped": clipped}

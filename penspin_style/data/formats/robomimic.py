@@ -145,7 +145,7 @@ def _write_observation(
 ) -> None:
     """Write a column from row `ahead` on; the last row stands in for those beyond it."""
     shape, steps = channel.shape or (1,), episode.steps
-    if not channel.is_picture:
+    if not channel.is_image:
         rows = np.minimum(np.arange(steps) + ahead, steps - 1)
         demo[key] = episode[channel.name].reshape(steps, *shape)[rows]
         return

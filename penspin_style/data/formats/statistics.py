@@ -69,8 +69,8 @@ def _stats(
     return stats | dict(zip(QUANTILES, levels, strict=True))
 
 
-class PictureSummary:
-    """Of pictures (n, height, width, channels) uint8: per channel, in [0, 1], (channels, 1, 1).
+class ImageSummary:
+    """Of images (n, height, width, channels) uint8: per channel, in [0, 1], (channels, 1, 1).
 
     count is n. Exact: how often each channel has each of its 256 values is counted.
     """
@@ -79,20 +79,20 @@ class PictureSummary:
         self._count, self._seen = 0, np.zeros((channels, 256), np.int64)
         self._before = 0, self._seen.copy()
 
-    def add(self, pictures: np.ndarray) -> None:
-        """Take some pictures of an episode."""
-        channels = np.moveaxis(pictures, -1, 0).reshape(len(self._seen), -1)
+    def add(self, images: np.ndarray) -> None:
+        """Take some images of an episode."""
+        channels = np.moveaxis(images, -1, 0).reshape(len(self._seen), -1)
         self._seen += np.stack([np.bincount(values, minlength=256) for values in channels])
-        self._count += len(pictures)
+        self._count += len(images)
 
     def end(self) -> Stats:
-        """Return the statistics of the pictures since the last call."""
+        """Return the statistics of the images since the last call."""
         count, seen = self._before
         self._before = self._count, self._seen.copy()
         return _of_counts(self._seen - seen, self._count - count)
 
     def total(self) -> Stats:
-        """Return the statistics of all pictures."""
+        """Return the statistics of all images."""
         return _of_counts(self._seen, self._count)
 
 

@@ -46,7 +46,7 @@ def scene(*, gravcomp: bool, skin: bool = False) -> mujoco.MjSpec:
             if body.name != "world":
                 body.gravcomp = 1.0
     spec.visual.headlight.ambient = [0.35] * 3
-    spec.visual.map.shadowclip = 3.0  # the light's shadows end far outside the picture
+    spec.visual.map.shadowclip = 3.0  # the light's shadows end far outside the image
     return spec
 
 

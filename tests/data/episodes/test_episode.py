@@ -69,9 +69,9 @@ def test_a_plain_reader_of_hdf5_finds_the_documented_layout(path):
         assert file["action"].dtype == np.float32 and file["sent"].dtype == np.float64
         assert json.loads(file["sent"].attrs["names"]) == list(JOINTS)
         assert file["sent"].attrs["unit"] == b"rad" and file["action"].attrs["unit"] == b"1"
-        pictures = file["observation/eye_rgb"]
-        assert pictures.chunks == (1, 8, 8, 3)
-        assert (pictures.compression, pictures.shuffle) == ("gzip", True)
+        images = file["observation/eye_rgb"]
+        assert images.chunks == (1, 8, 8, 3)
+        assert (images.compression, images.shuffle) == ("gzip", True)
         depth = file["observation/depth"]  # HDF5's own filters undo our shuffle of two bytes
         assert depth.shuffle and depth.dtype == np.uint16
 
@@ -85,7 +85,7 @@ def test_no_value_in_the_file_is_a_pointer_into_a_heap(path):
     assert len(texts) > 10 and not any(k.is_variable_str() for k in texts)
 
 
-def test_a_picture_of_one_colour_still_inflates_to_no_more_than_the_bound(tmp_path):
+def test_an_image_of_one_colour_still_inflates_to_no_more_than_the_bound(tmp_path):
     head = header(more=(*MORE, Channel("observation/black", (64, 64, 3), "uint8")))
     given = columns(3, head)
     given["observation/black"][:] = 0

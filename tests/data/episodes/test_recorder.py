@@ -175,7 +175,7 @@ def test_append_does_not_wait_for_the_disk(tmp_path, slow_disk):
         assert Episode.open(recorder.finish(True)).steps == 200
 
 
-def test_pictures_are_written_without_deflating_while_many_rows_wait(tmp_path, slow_disk):
+def test_images_are_written_without_deflating_while_many_rows_wait(tmp_path, slow_disk):
     with Recorder(tmp_path, header(), queue=120) as recorder:
         for row in rows(100):
             recorder.append(row)

@@ -17,7 +17,7 @@ LONGEST = 5.0  # s
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def results(tmp_path_factory):
     """What is said of every file, and after how long."""
     folder = tmp_path_factory.mktemp("hostile")
     assert hostile.is_good(folder / "good.h5")
@@ -26,9 +26,9 @@ def verdicts(tmp_path_factory):
         make(path)
     paths.insert(paths.index(folder / "twice_the_same.h5"), folder / "original.h5")
     found, began = {}, time.monotonic()
-    for verdict in verify(paths):
+    for result in verify(paths):
         now = time.monotonic()
-        found[verdict.file.stem] = (verdict, now - began)
+        found[result.file.stem] = (result, now - began)
         began = now
     return found
 
@@ -40,38 +40,38 @@ def test_there_are_enough_of_them():
 
 
 @pytest.mark.parametrize("name", hostile.FILES)
-def test_a_hostile_file_is_refused_for_what_is_wrong_with_it(verdicts, name):
-    verdict, seconds = verdicts[name]
-    assert verdict.facts is None
+def test_a_hostile_file_is_refused_for_what_is_wrong_with_it(results, name):
+    result, seconds = results[name]
+    assert result.facts is None
     _, said = hostile.FILES[name]
-    assert str(verdict.fault).startswith(str(verdict.file))
-    assert re.search(said, str(verdict.fault)), verdict.fault
+    assert str(result.fault).startswith(str(result.file))
+    assert re.search(said, str(result.fault)), result.fault
     assert seconds < LONGEST
 
 
-def test_the_good_file_among_them_is_not_refused(verdicts):
-    verdict, _ = verdicts["original"]
-    assert verdict.fault is None and verdict.facts.steps == hostile.STEPS
-    assert verdict.facts.columns["sent"] == "(2,) float64 [rad]"
+def test_the_good_file_among_them_is_not_refused(results):
+    result, _ = results["original"]
+    assert result.fault is None and result.facts.steps == hostile.STEPS
+    assert result.facts.columns["sent"] == "(2,) float64 [rad]"
 
 
-def test_nobody_was_killed_for_it(verdicts):
-    said = " ".join(str(v.fault) for v, _ in verdicts.values())
+def test_nobody_was_killed_for_it(results):
+    said = " ".join(str(v.fault) for v, _ in results.values())
     assert "crashes" not in said and "takes more than" not in said and "MemoryError" not in said
 
 
 LOOK = """
 import pathlib, resource, sys
 from penspin_style.data.check import verify
-for verdict in verify([pathlib.Path(line) for line in sys.stdin.read().splitlines()]):
+for result in verify([pathlib.Path(line) for line in sys.stdin.read().splitlines()]):
     pass
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-def test_the_child_stays_below_its_limit_of_memory(verdicts):
+def test_the_child_stays_below_its_limit_of_memory(results):
     """Asked by a small process: a child's peak begins with what its parent had when it forked."""
-    paths = "\n".join(str(verdict.file) for verdict, _ in verdicts.values())
+    paths = "\n".join(str(result.file) for result, _ in results.values())
     done = subprocess.run(
         [sys.executable, "-c", LOOK],
         input=paths,
@@ -101,7 +101,7 @@ for path, _ in items:
 """
 
 
-def test_a_file_that_kills_or_stops_the_child_costs_one_verdict(tmp_path, monkeypatch):
+def test_a_file_that_kills_or_stops_the_child_costs_one_result(tmp_path, monkeypatch):
     monkeypatch.setattr(check_module, "_CHILD", (sys.executable, "-c", CRASH))
     paths = [tmp_path / f"{name}.h5" for name in ("a", "crash", "b", "hang", "c", "crash2", "d")]
     said = [str(v.fault).removeprefix(str(tmp_path)) for v in verify(paths, patience=1.5)]

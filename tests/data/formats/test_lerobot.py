@@ -17,7 +17,7 @@ from penspin_style.data.formats.statistics import NumberSummary
 from tests.support.robots import CHANNELS, STEPS, SUCCESS, check_same, record
 
 CAMERAS = {"observation.images.front_rgb": (16, 32), "observation.images.wrist_rgb": (9, 7)}
-FILMED = ("observation/front_rgb", "observation/wrist_rgb")
+VIDEOS = ("observation/front_rgb", "observation/wrist_rgb")
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 
@@ -41,17 +41,15 @@ def read_json(folder, name):
 # There and back.
 
 
-def test_every_number_comes_back_bit_for_bit_and_pictures_as_the_codec_leaves_them(
-    episodes, dataset
-):
+def test_every_number_comes_back_bit_for_bit_and_images_as_the_codec_leaves_them(episodes, dataset):
     restored = list(lerobot.restore(dataset))
     for recording, episode in zip(restored, episodes, strict=True):
-        filmed = check_same(recording, episode, but=FILMED)
-        for found, wanted in filmed.values():
+        videos = check_same(recording, episode, but=VIDEOS)
+        for found, wanted in videos.values():
             assert found.dtype == np.uint8 and found.shape == wanted.shape
             away = np.abs(found.astype(int) - wanted)
             assert away.mean() < 5 and away.max() < 50
-            nearest = [np.abs(wanted.astype(int) - picture).mean((1, 2, 3)) for picture in found]
+            nearest = [np.abs(wanted.astype(int) - image).mean((1, 2, 3)) for image in found]
             assert np.argmin(nearest, 1).tolist() == list(range(len(wanted)))
 
 
@@ -238,15 +236,15 @@ def test_tasks_are_found_by_their_sentence(dataset, episodes, tmp_path):
 
 
 def check_stats(found, values, axis, shape, count):
-    oracle = {
+    expected = {
         "min": values.min(axis),
         "max": values.max(axis),
         "mean": values.mean(axis),
         "std": values.std(axis),
         **{f"q{p:02d}": np.quantile(values, p / 100, axis) for p in (1, 10, 50, 90, 99)},
     }
-    assert set(found) == {*oracle, "count"} and list(found["count"]) == [count]
-    for name, wanted in oracle.items():
+    assert set(found) == {*expected, "count"} and list(found["count"]) == [count]
+    for name, wanted in expected.items():
         assert np.shape(found[name]) == shape
         np.testing.assert_allclose(np.ravel(found[name]), np.ravel(wanted), rtol=1e-9, atol=1e-12)
 
@@ -264,7 +262,7 @@ def test_statistics_are_those_that_numpy_finds_in_all_frames(episodes, dataset):
             check_stats(given, own, 0, own.shape[1:], len(own))
     points = np.concatenate([e["observation/points"] for e in episodes])
     check_stats(stats["observation.points"], points, (0, 1), (3,), 25)
-    for key in CAMERAS:  # of the pictures before the codec, in [0, 1], one number a colour
+    for key in CAMERAS:  # of the images before the codec, in [0, 1], one number a colour
         values = [e[f"observation/{key.rpartition('.')[2]}"] / 255 for e in episodes]
         check_stats(stats[key], np.concatenate(values), (0, 1, 2), (3, 1, 1), 25)
         for row, own in zip(rows, values, strict=True):
@@ -325,7 +323,7 @@ def test_full_files_and_full_chunks_are_followed_by_the_next(many, tmp_path):
     limits = lerobot.Limits(files_per_chunk=2, data_mb=12_000 / 2**20, video_mb=1_500 / 2**20)
     lerobot.write(many, tmp_path / "d", limits=limits)
     for recording, episode in zip(lerobot.restore(tmp_path / "d"), many, strict=True):
-        check_same(recording, episode, but=FILMED)
+        check_same(recording, episode, but=VIDEOS)
     rows = pq.read_table(tmp_path / "d" / EPISODES).to_pylist()
     for key in ("data", *(f"videos/{key}" for key in CAMERAS)):
         places = [(row[f"{key}/chunk_index"], row[f"{key}/file_index"]) for row in rows]
@@ -363,13 +361,13 @@ def test_a_file_stays_within_its_limit_and_the_table_of_episodes_is_cut_too(
         rows = pq.read_table(path).to_pylist()
         assert {row["meta/episodes/file_index"] for row in rows} == {number}
     for recording, episode in zip(lerobot.restore(tmp_path / "d"), many, strict=True):
-        check_same(recording, episode, but=FILMED)
+        check_same(recording, episode, but=VIDEOS)
 
 
 # What is asked for.
 
 
-def test_success_that_nobody_judged_is_no_feature_but_is_remembered(tmp_path):
+def test_success_that_is_unknown_is_no_feature_but_is_remembered(tmp_path):
     made = record(tmp_path / "e", steps=(2, 3, 2), success=(True, None, False))
     lerobot.write(made, tmp_path / "d")
     assert "next.success" not in read_json(tmp_path / "d", "meta/info.json")["features"]
@@ -403,7 +401,7 @@ def test_a_rate_that_is_no_whole_number_is_kept(tmp_path):
         ({"valid": float("nan")}, r"valid=nan must be a share"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_nothing_is_left(episodes, tmp_path, asked, message):
+def test_invalid_settings_are_refused_and_nothing_is_left(episodes, tmp_path, asked, message):
     with pytest.raises(ValueError, match=message):
         lerobot.write(episodes, tmp_path / "d", **asked)
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 from penspin_style.data.episodes.layout import DataWarning
 from penspin_style.data.formats import lerobot, lerobot_read, parquet
 from penspin_style.data.formats.video import VideoWriter
-from tests.support.robots import STEPS, film, record
+from tests.support.robots import STEPS, camera_frames, record
 from tests.support.work import at_most
 
 CAMERAS = ("observation.images.front_rgb", "observation.images.wrist_rgb")
@@ -78,7 +78,7 @@ def hub(monkeypatch):
     return reader
 
 
-def test_torchrl_reads_episodes_tasks_and_where_each_frame_of_film_is(hub, dataset, tmp_path):
+def test_torchrl_reads_episodes_tasks_and_where_each_frame_of_video_is(hub, dataset, tmp_path):
     replay = hub.LeRobotExperienceReplay(
         str(dataset), root=tmp_path, download=True, batch_size=25, decode_video=False
     )
@@ -176,10 +176,10 @@ def lose(name):
     return lambda folder: (folder / name).unlink()
 
 
-def other_film(height, width, frames):
+def other_video(height, width, frames):
     def edit(folder):
         writer = VideoWriter(folder / FRONT, height, width, Fraction(20))
-        writer.add(film(frames, height, width, 0))
+        writer.add(camera_frames(frames, height, width, 0))
         writer.close()
 
     return edit
@@ -274,8 +274,8 @@ def other_film(height, width, frames):
         (edit_table(EPISODES, put(FROM, at(1, 500.0))), r"file-000\.mp4 has no image at 500"),
         (lose(FRONT), r"file-000\.mp4 is not a readable video"),
         (cut(FRONT, 800), r"file-000\.mp4 is not a readable video"),
-        (other_film(16, 32, 20), r"file-000\.mp4 has no image at 1\.0000 s"),
-        (other_film(18, 32, 25), r"file-000\.mp4 is 32 x 18 pixels, not 32 x 16"),
+        (other_video(16, 32, 20), r"file-000\.mp4 has no image at 1\.0000 s"),
+        (other_video(18, 32, 25), r"file-000\.mp4 is 32 x 18 pixels, not 32 x 16"),
     ],
 )
 def test_a_damaged_or_hostile_dataset_is_refused_by_file_and_row(copy, damage, message):
@@ -307,10 +307,10 @@ def test_an_episode_that_would_unfold_to_more_than_its_file_can_hold_is_refused(
         list(lerobot.read(copy))
 
 
-def test_a_film_that_would_unfold_to_more_than_it_can_hold_is_refused(copy, monkeypatch):
+def test_a_video_that_would_unfold_to_more_than_it_can_hold_is_refused(copy, monkeypatch):
     monkeypatch.setattr(lerobot_read, "_SMALL", 10_000)
     assert len(list(lerobot.read(copy))) == len(STEPS)
-    monkeypatch.setattr(lerobot_read, "_FILM_RATIO", 1)
+    monkeypatch.setattr(lerobot_read, "_VIDEO_RATIO", 1)
     with pytest.raises(ValueError, match=r"file-000\.mp4 would unfold \d+ bytes to 10752 in one"):
         list(lerobot.read(copy))
 

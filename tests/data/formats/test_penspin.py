@@ -81,7 +81,7 @@ def test_what_is_packed_comes_back(folder, tmp_path):
         assert after.header.facts["clipped"] == 0
 
 
-def test_the_full_variant_carries_pictures_depth_points_and_the_pens_ends(tmp_path):
+def test_the_full_variant_carries_images_depth_points_and_the_pens_ends(tmp_path):
     head, truth = header(*FULL), hand_columns(12, 5, FULL)
     path = write_episode(tmp_path / "hand", head, truth, True)
     pack([Episode.open(path)], tmp_path / "real_full.h5", full=True)

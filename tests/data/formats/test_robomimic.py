@@ -124,7 +124,7 @@ def test_a_measured_reward_is_the_reward(tmp_path):
     check_same(next(robomimic.restore(tmp_path / "a.hdf5")), made)
 
 
-def test_pictures_of_one_colour_stay_readable(tmp_path):
+def test_images_of_one_colour_stay_readable(tmp_path):
     """Their best compression would look like a bomb to a reader that bounds what it unfolds."""
     channels = (*CHANNELS[9:], Channel("observation/eye_rgb", (128, 128, 3), "uint8"))
     (made,) = record(tmp_path / "e", steps=(2,), success=(True,), channels=channels, card=None)
@@ -155,8 +155,8 @@ def foreign(path, demos=(3, 1, 2)):
             demo["states"] = rng.normal(size=(n, 32)) if i else np.zeros((n, 0))
             demo["rewards"], demo["dones"] = np.zeros(n), np.zeros(n, np.int64)
             demo["obs/eef_pos"] = rng.normal(size=(n, 3))
-            pictures = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
-            demo.create_dataset("obs/agentview_image", data=pictures, compression="gzip")
+            images = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+            demo.create_dataset("obs/agentview_image", data=images, compression="gzip")
             demo.create_group("datagen_info")["object_poses"] = np.zeros((n, 4, 4))
         file["mask/train"] = np.array(["demo_0", "demo_2"], dtype="S8")
     return path

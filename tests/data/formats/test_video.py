@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from penspin_style.data.formats.video import VideoError, VideoWriter, read_video
-from tests.support.robots import film
+from tests.support.robots import camera_frames
 
 
 @pytest.mark.parametrize("rate", [12.5, 20, 30000 / 1001, 1000 / 33])
 @pytest.mark.parametrize("size", [(16, 16), (33, 20), (1, 64)])
 def test_images_of_any_size_and_rate_are_found_again(tmp_path, rate, size):
     fps = Fraction(rate).limit_denominator(1001)
-    images = film(9, *size, 1)
+    images = camera_frames(9, *size, 1)
     writer = VideoWriter(tmp_path / "a.mp4", *size, fps)
     writer.add(images[:4], cut=True)
     before = writer.size

@@ -13,8 +13,8 @@ from real.cli.command import exit_code
 from real.robot import StoppedError
 
 
-def call(capsys, *words):
-    code = cli.main(words)
+def call(capsys, *argv):
+    code = cli.main(argv)
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -41,15 +41,15 @@ def test_twins_are_listed_with_what_they_are(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("argv", "complaint"),
     [
         (("twin", "pan"), "say which policy"),
         (("twin", "pandas", "x.onnx"), "there is no twin 'pandas'; did you mean panda"),
         (("twin", "pen", "nothing.onnx"), "nothing.onnx is not a file"),
     ],
 )
-def test_an_invalid_line_is_answered_in_one_line(capsys, words, complaint):
-    code, out, err = call(capsys, *words)
+def test_an_invalid_line_is_answered_in_one_line(capsys, argv, complaint):
+    code, out, err = call(capsys, *argv)
     assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1
 
 

@@ -38,8 +38,8 @@ def test_a_rule_holds_from_its_threshold_on():
 
 
 def test_a_measure_that_the_robot_lacks_is_named_with_those_it_has():
-    with pytest.raises(RobotError, match="does not measure 'turn', it measures fell, turns"):
-        SuccessRule("turn", 1.0).holds({"turns": 1.0, "fell": False})
+    with pytest.raises(RobotError, match="does not measure 'turn', it measures terminated, turns"):
+        SuccessRule("turn", 1.0).holds({"turns": 1.0, "terminated": False})
     with pytest.raises(RobotError, match="measures nothing: label by hand with --ask"):
         SUCCESS.holds({})
 

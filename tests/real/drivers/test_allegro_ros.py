@@ -280,9 +280,9 @@ def test_a_hand_that_does_not_go_limp_at_once_is_told_again(hand):
 class Node:
     """A hand node in a process of its own."""
 
-    def __init__(self, env, *words):
+    def __init__(self, env, *arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "real.drivers.hand_node", *words],
+            [sys.executable, "-m", "real.drivers.hand_node", *arguments],
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -444,9 +444,9 @@ def test_a_driver_with_the_wrong_order_moves_other_joints(drive):
 
 @needs_ros
 def test_targets_arrive_at_the_control_rate_in_order_and_none_is_lost():
-    words = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
+    arguments = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
     said = subprocess.run(
-        [sys.executable, "tests/soak/measure_ros.py", *words],
+        [sys.executable, "tests/soak/measure_ros.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

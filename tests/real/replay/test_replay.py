@@ -10,7 +10,7 @@ import pytest
 from penspin_style.data.episodes.episode import Episode, Header, commands, episodes, write_episode
 from penspin_style.deploy.actions import Decoder
 from penspin_style.features import PolicyCard
-from penspin_style.train.load_policy import open_source
+from penspin_style.train.load_policy import open_policy
 from real.control.session import Opened, open_robot, place_by_hand
 from real.control.success import SUCCESS, SuccessCheck, SuccessRule
 from real.replay import replay
@@ -39,7 +39,7 @@ def twin_file(tmp_path_factory):
 def made(twin_file, tmp_path_factory, one_thread):
     """Four trajectories of the shipped teacher, in a folder."""
     folder = tmp_path_factory.mktemp("made")
-    stage = Stage(open_source(TEACHER, []), twin_file, [], 4)
+    stage = Stage(open_policy(TEACHER, []), twin_file, [], 4)
     kept, how = choose(stage, count=3, rule=SUCCESS, seed=5)
     keep(stage, kept, folder, rule=SUCCESS, how=how)
     return folder
@@ -81,7 +81,7 @@ def test_targets_are_what_the_actions_add_up_to(made):
 
 def test_a_stage_without_a_twin_of_the_teachers_joints_is_refused():
     with pytest.raises(ValueError, match="pen_spin_student observes no 'tcp_pos'"):
-        Stage(open_source(TEACHER, []), "pen", [], 1)
+        Stage(open_policy(TEACHER, []), "pen", [], 1)
 
 
 class Stagehand:
@@ -277,6 +277,6 @@ def test_trajectories_can_be_made_slower_and_smoother(twin_file, tmp_path, capsy
         ("replay make nothing {made}/x --robot pen", 2, "nothing does not exist"),
     ],
 )
-def test_what_cannot_be_meant_is_said_in_one_line(made, twin_file, capsys, line, code, complaint):
+def test_an_invalid_command_is_refused_in_one_line(made, twin_file, capsys, line, code, complaint):
     got = call(line.format(made=made, twin=twin_file))
     check_refusal(got, *capsys.readouterr(), code, complaint)

@@ -41,15 +41,15 @@ def grasps(tmp_path_factory):
 
 
 def run(line, cwd=None):
-    words = line.split()
+    arguments = line.split()
     if cwd is None:
-        return teacher_replay.main(words)
+        return teacher_replay.main(arguments)
     return subprocess.run(
-        [sys.executable, SCRIPT, *words], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
-def test_penspins_words_record_a_trajectory_from_any_folder(grasps, tmp_path):
+def test_penspins_arguments_record_a_trajectory_from_any_folder(grasps, tmp_path):
     line = f"--data-collect --exp=1 --replay_data_dir={grasps} --robot pen --json"
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_without_data_collect_it_only_replays(grasps, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "complaint"),
+    ("arguments", "code", "complaint"),
     [
         ("--exp=2 --replay_data_dir={grasps}", 2, "holds trajectories 0 to 1"),
         ("--replay_data_dir={grasps} --out x", 2, "nothing is recorded without --data-collect"),
@@ -86,13 +86,13 @@ def test_without_data_collect_it_only_replays(grasps, tmp_path, monkeypatch, cap
     ],
 )
 def test_what_cannot_be_replayed_is_said_in_one_line(
-    grasps, tmp_path, capsys, words, code, complaint
+    grasps, tmp_path, capsys, arguments, code, complaint
 ):
     (tmp_path / "old.pkl").write_bytes(b"")
     (tmp_path / "old").write_bytes(b"\x80\x04K\x00.")
     trajectory(tmp_path / "carts", channels=CHANNELS)
-    words = words.format(grasps=grasps, tmp=tmp_path, carts=tmp_path / "carts")
-    assert run(words) == code
+    arguments = arguments.format(grasps=grasps, tmp=tmp_path, carts=tmp_path / "carts")
+    assert run(arguments) == code
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("teacher_replay.py: ") and complaint in said.err

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.clock
 
 
 def test_a_server_that_does_not_read_cannot_hold_a_call():
-    picture = {"picture": np.zeros((2000, 1000, 3), np.uint8)}
+    image = {"image": np.zeros((2000, 1000, 3), np.uint8)}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         url = f"ws://127.0.0.1:{listening.getsockname()[1]}"
@@ -40,7 +40,7 @@ def test_a_server_that_does_not_read_cannot_hold_a_call():
         thread.join()
         began = time.monotonic()
         with pytest.raises(Timeout):
-            client.infer(picture, timeout=0.3)
+            client.infer(image, timeout=0.3)
         assert time.monotonic() - began < 2.0
         assert not client.connected  # half a message went out: nothing can follow it
         client.close()

@@ -127,7 +127,7 @@ def test_it_serves_where_pickle_cannot_be_used_and_torch_is_not_needed():
     assert process.returncode == 0
 
 
-def test_words_that_cannot_be_meant_end_in_one_line(tmp_path, capsys, monkeypatch):
+def test_invalid_arguments_end_in_one_line(tmp_path, capsys, monkeypatch):
     # the process of all tests holds more than a server may
     monkeypatch.setattr("real.serving.serve.memory_limit", lambda size: contextlib.nullcontext())
     empty, key = tmp_path / "empty", tmp_path / "key"
@@ -148,16 +148,16 @@ def test_words_that_cannot_be_meant_end_in_one_line(tmp_path, capsys, monkeypatc
             (ONNX, "--tls-cert", key): "--tls-cert and --tls-key belong together",
             (ONNX, "--tls-cert", key, "--tls-key", key): "give PEM files",
         }
-        for words, message in wrong.items():
+        for arguments, message in wrong.items():
             try:
-                code = main(["serve", *map(str, words)])
+                code = main(["serve", *map(str, arguments)])
             except SystemExit as stopped:
                 code = stopped.code
             out, err = capsys.readouterr()
             assert (code, out) == (2, ""), err
             (line,) = err.splitlines()
             assert line.startswith("penspin: ")
-            assert re.search(message, line), (words, line)
+            assert re.search(message, line), (arguments, line)
 
 
 def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
@@ -172,8 +172,17 @@ def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
     secret.write_text(KEY + "\n")
     secret.chmod(0o600)
     trust = ssl.create_default_context(cafile=str(cert))
-    words = ["--tls-cert", cert, "--tls-key", key, "--api-key-file", secret, "--host", "127.0.0.1"]
-    with process_serving(*words) as process:
+    arguments = [
+        "--tls-cert",
+        cert,
+        "--tls-key",
+        key,
+        "--api-key-file",
+        secret,
+        "--host",
+        "127.0.0.1",
+    ]
+    with process_serving(*arguments) as process:
         assert process.url.startswith("wss://")
         with PolicyClient(process.url, KEY, tls=trust) as c:
             assert c.infer({"teacher": np.ones(22, np.float32)})["actions"].shape == (1, 4)

@@ -67,7 +67,7 @@ def test_a_twin_repeats_the_environment_bit_for_bit(twin, features):
     config = load_twin(twin, features=features, seed=5)
     robot = SimRobot(config)
     robot.connect()
-    # without pictures, which take long, and the lateness of the Panda's student, which is drawn
+    # without images, which take long, and the lateness of the Panda's student, which is drawn
     groups = load_task(config.task).Config().observation
     seen = {
         k: {n: t for n, t in g.items() if "_rgb" not in n and "_depth" not in n}
@@ -87,7 +87,9 @@ def test_a_twin_repeats_the_environment_bit_for_bit(twin, features):
             robot.command(decoder.decode(action, robot.target))
             td = env.step(td.set("action", torch.from_numpy(action)[None]))["next"]
             assert torch.equal(robot.batch.sim.data.qpos, env.sim.data.qpos), (episode, step)
-            assert robot.fell == (td["terminated"].item() or robot.measures()["steps"] <= step)
+            assert robot.terminated == (
+                td["terminated"].item() or robot.measures()["steps"] <= step
+            )
 
 
 def test_a_batch_of_twins_is_evaluated_as_environments_are():
@@ -106,7 +108,7 @@ def test_a_batch_of_twins_is_evaluated_as_environments_are():
         episodes=6,
         seed=7,
     )
-    assert torch.equal(mine.steps, theirs.steps) and torch.equal(mine.fell, theirs.fell)
+    assert torch.equal(mine.steps, theirs.steps) and torch.equal(mine.terminated, theirs.terminated)
     assert torch.equal(mine.kind, theirs.kind) and mine.steps.tolist() == [40.0] * 6
     for name, value in theirs.values.items():
         assert torch.equal(mine.values[name], value), name
@@ -310,7 +312,7 @@ def test_a_twin_says_what_its_episode_amounts_to():
     for _ in range(30):
         robot.command(np.array([0.7]))
     said = robot.measures()
-    assert said["success"] and said["survival"] and not said["fell"] and robot.done
+    assert said["success"] and said["survival"] and not said["terminated"] and robot.done
     # 20 control steps, though it went on
     assert said["steps"] == 20
     assert said["way"] == pytest.approx(0.7, abs=0.05)
@@ -323,7 +325,7 @@ def test_an_episode_that_fell_counts_no_further():
     for _ in range(15):
         robot.command(np.array([1.0]))
     said = robot.measures()
-    assert robot.fell and robot.done and said["fell"] and not said["survival"]
+    assert robot.terminated and robot.done and said["terminated"] and not said["survival"]
     steps = said["steps"]
     assert steps < 15
     robot.command(np.array([1.0]))
@@ -460,13 +462,13 @@ def test_the_twins_that_come_with_us_can_be_built():
     for name in twin_names():
         config = load_twin(name)
         assert config.summary
-        # without its pictures, which take long to prepare
-        pictures = [f for f in config.features if f.endswith(("_rgb", "_depth"))]
+        # without its images, which take long to prepare
+        images = [f for f in config.features if f.endswith(("_rgb", "_depth"))]
         few = () if config.task.startswith("pen") else ("tcp_pos", "gripper")
         batch = BatchTwin(dataclasses.replace(config, features=few), 2)
         batch.reset()
         batch.command(batch.target)
-        assert not pictures and np.isfinite(batch.observe().measured).all()
+        assert not images and np.isfinite(batch.observe().measured).all()
 
 
 WHOLE = "task: panda_lift_cube\n"

@@ -220,7 +220,7 @@ def test_the_gripper_term_is_the_measured_joint_and_not_the_command():
     assert env.task.observe(env.sim)["gripper"].tolist() == pytest.approx([0.013] * 2)
 
 
-def test_cameras_have_names_and_the_film_uses_one_of_them():
+def test_cameras_have_names_and_the_video_uses_one_of_them():
     model = make(1).model
     names = [model.camera(i).name for i in range(model.ncam)]
     assert all(names) and len(set(names)) == len(names)

@@ -12,8 +12,8 @@ from penspin_style.env.task import Camera, Latency, load_task
 from penspin_style.nets.policy import load_policy
 from penspin_style.render.renderer import View, make_renderer
 from penspin_style.train.evaluate import acting, evaluate
-from tasks.panda.lift_cube import HALF, HIDDEN, WORKSPACE
-from tasks.panda.lift_cube_vision import PICTURES, PROPRIOCEPTION, Config
+from tasks.panda.lift_cube import ABSENT, HALF, WORKSPACE
+from tasks.panda.lift_cube_vision import IMAGES, PROPRIOCEPTION, Config
 
 ROOT = pathlib.Path(__file__).parents[3]
 X, Y, _ = WORKSPACE
@@ -28,10 +28,10 @@ LOOKS = {  # what is drawn at every reset, and how far from the model's own valu
 }
 
 
-def make(num_envs=4, *, seed=1, holdout=0.0, **config):
+def make(num_envs=4, *, seed=1, absent_object=0.0, **config):
     config.setdefault("latency", {})
     kind = load_task("panda_lift_cube_vision")
-    return Env(kind(kind.Config(**config)), num_envs, seed=seed, holdout=holdout)
+    return Env(kind(kind.Config(**config)), num_envs, seed=seed, absent_object=absent_object)
 
 
 def wander(env, steps, seed=0):
@@ -68,7 +68,7 @@ def unlike(a, b):
 
 
 def cube_pixels(env, size=32):
-    """Pixels of the cube in each camera's picture, camera -> (num_envs,)."""
+    """Pixels of the cube in each camera's image, camera -> (num_envs,)."""
     views = [
         View(camera, size, size, rgb=False, depth=False, segmentation=True)
         for camera in ("front", "wrist")
@@ -87,20 +87,20 @@ def cube_pixels(env, size=32):
 # What is observed.
 
 
-def test_the_student_has_seven_numbers_and_four_pictures():
+def test_the_student_has_seven_numbers_and_four_images():
     env = make(2)
-    assert env.groups.reads("student") == ("student", *PICTURES)
+    assert env.groups.reads("student") == ("student", *IMAGES)
     inputs = {i.name: i for i in env.inputs}
     numbers = inputs["student"].features
     assert [(f.name, f.size) for f in numbers] == [("tcp_pos", 3), ("tcp_vel", 3), ("gripper", 1)]
     assert {f.name for f in numbers} == set(PROPRIOCEPTION)
-    assert {name: inputs[name].tensor for name in PICTURES} == {
+    assert {name: inputs[name].tensor for name in IMAGES} == {
         "front_rgb": ("uint8", (32, 32, 3)),
         "front_depth": ("float32", (32, 32)),
         "wrist_rgb": ("uint8", (32, 32, 3)),
         "wrist_depth": ("float32", (32, 32)),
     }
-    assert set(inputs) == {"teacher", "student", *PICTURES}
+    assert set(inputs) == {"teacher", "student", *IMAGES}
 
 
 def test_the_teacher_reads_what_it_read_without_cameras():
@@ -128,7 +128,7 @@ def test_the_shipped_teacher_lifts_the_cube_here_too():
     assert evaluate(env, acting(policy), seed=3).success_rate >= 15 / 16
 
 
-# Where the cube is, only the pictures say.
+# Where the cube is, only the images say.
 
 
 def test_nothing_that_the_student_has_tells_where_a_cube_is_that_no_camera_sees():
@@ -144,7 +144,7 @@ def test_nothing_that_the_student_has_tells_where_a_cube_is_that_no_camera_sees(
         assert unlike(seen[0], other) == {"teacher"}
 
 
-def test_of_a_cube_in_sight_the_pictures_tell_and_the_numbers_do_not():
+def test_of_a_cube_in_sight_the_images_tell_and_the_numbers_do_not():
     env = make(4)
     wander(env, 12)
     count = cube_pixels(env)
@@ -190,49 +190,49 @@ def test_the_wrist_camera_sees_a_cube_between_the_fingers():
         assert (count()["wrist"] >= 4).all()
 
 
-# A hidden cube.
+# An absent cube.
 
 
-def test_no_draw_of_the_cameras_shows_a_hidden_cube():
-    env = make(64, holdout=0.9)
+def test_no_draw_of_the_cameras_shows_an_absent_cube():
+    env = make(64, absent_object=0.9)
     count = cube_pixels(env, 48)
     for _ in range(3):
-        hidden = env.reset()["hidden"][:, 0]
+        absent = env.reset()["is_absent"][:, 0]
         pixels = count()
-        assert not (pixels["front"] + pixels["wrist"])[hidden].any()
-        assert 45 <= hidden.sum() < 64 and (pixels["front"][~hidden] > 0).all()
+        assert not (pixels["front"] + pixels["wrist"])[absent].any()
+        assert 45 <= absent.sum() < 64 and (pixels["front"][~absent] > 0).all()
 
 
-def test_a_hidden_cube_is_seen_by_no_camera_and_ends_no_episode():
-    env = make(8, holdout=0.5, episode_length=30)
+def test_an_absent_cube_is_seen_by_no_camera_and_ends_no_episode():
+    env = make(8, absent_object=0.5, episode_length=30)
     count = cube_pixels(env, 64)
-    hidden = env.current()["hidden"][:, 0]
-    assert 0 < hidden.sum() < 8
+    absent = env.current()["is_absent"][:, 0]
+    assert 0 < absent.sum() < 8
     at = env.task.box
-    assert torch.allclose(at[hidden], torch.tensor(HIDDEN), atol=1e-3)
+    assert torch.allclose(at[absent], torch.tensor(ABSENT), atol=1e-3)
     shown = 0
     for k in range(29):
         seen = wander(env, 1, seed=k)
         pixels = sum(count().values())
-        assert not pixels[hidden].any()
-        assert not seen["terminated"][0, hidden].any()
-        shown += (pixels[~hidden] > 0).sum().item()
+        assert not pixels[absent].any()
+        assert not seen["terminated"][0, absent].any()
+        shown += (pixels[~absent] > 0).sum().item()
     assert shown > 0
-    assert (env.step_count[hidden] == 29).all()
+    assert (env.step_count[absent] == 29).all()
 
 
-def test_a_cube_as_far_away_that_was_not_hidden_ends_its_episode():
+def test_a_cube_as_far_away_that_was_not_removed_ends_its_episode():
     env = make(3)
-    put_cube(env, [HIDDEN, HIDDEN, (0.4, 0.0, HALF)])
-    env.task.memory["hidden"][0] = True
+    put_cube(env, [ABSENT, ABSENT, (0.4, 0.0, HALF)])
+    env.task.memory["is_absent"][0] = True
     assert env.task.terminated(env.sim).tolist() == [False, True, False]
 
 
 def test_the_next_episode_shows_the_cube_again():
     env = make(4, episode_length=2)
-    env.task.hide(env.sim, torch.tensor([True, True, False, False]))
+    env.task.remove_object(env.sim, torch.tensor([True, True, False, False]))
     wander(env, 2)
-    assert not env.task.memory["hidden"].any()
+    assert not env.task.memory["is_absent"].any()
     assert (env.task.box[:, 0] >= X[0]).all()
 
 
@@ -305,18 +305,18 @@ def test_looks_stay_within_their_ranges():
         assert 0.04 < 2 * torch.acos(turned.clamp(max=1.0)).max() <= 0.05 + 1e-3
         zoom = params.cam_fovy[:, i] / model.cam_fovy[i]
         assert 0.96 <= zoom.min() < 0.97 and 1.03 < zoom.max() <= 1.04
-    view = model.camera("view").id  # that of the films
+    view = model.camera("view").id  # that of the videos
     assert (params.cam_pos[:, view] == torch.from_numpy(model.cam_pos[view])).all()
 
 
 @pytest.mark.parametrize("visual", [True, False])
-def test_pictures_of_one_state_differ_only_if_looks_are_randomised(visual):
+def test_images_of_one_state_differ_only_if_looks_are_randomised(visual):
     env = make(4, visual_randomization=visual)
     env.sim.data.qpos[:] = env.sim.data.qpos[:1].clone()
     env.sim.forward()
-    pictures = env.cameras.render()
-    for name in PICTURES:
-        rows = pictures[name]
+    images = env.cameras.render()
+    for name in IMAGES:
+        rows = images[name]
         if visual:
             assert not alike(rows), name
         else:
@@ -330,8 +330,8 @@ def test_without_any_randomisation_nothing_is_drawn():
     assert not set(dir(env.sim.params))
 
 
-def test_gymnasium_refuses_a_group_with_pictures_and_names_the_way_out():
-    with pytest.raises(ValueError, match=r"group 'student' has pictures.*penspin_style\.env\.env"):
+def test_gymnasium_refuses_a_group_with_images_and_names_the_way_out():
+    with pytest.raises(ValueError, match=r"group 'student' has images.*penspin_style\.env\.env"):
         GymEnv("panda_lift_cube_vision", group="student")
     with pytest.raises(ValueError, match=r"no observation group 'front_rgb'; it has \['teacher'"):
         GymEnv("panda_lift_cube_vision", group="front_rgb")

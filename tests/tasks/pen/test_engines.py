@@ -28,7 +28,7 @@ def test_mujoco_driven_twice_by_the_same_inputs_agrees_with_itself_to_the_bit(fo
     same = found[1]
     for values in (same.pen, same.joints):
         assert not values.nan_to_num().any() and (values[0] == 0).any()
-    assert torch.equal(same.fell, same.fell_exact)
+    assert torch.equal(same.terminated, same.terminated_exact)
 
 
 def test_warp_keeps_pen_and_joints_where_mujoco_does(found):
@@ -44,8 +44,8 @@ def test_warp_keeps_pen_and_joints_where_mujoco_does(found):
 def test_as_many_pens_drop_in_warp_as_in_mujoco(found):
     warp = found[0]
     assert script.agree(warp)
-    assert (warp.fell != warp.fell_exact).sum() <= 4
-    assert 4 <= warp.fell_exact.sum() <= 28  # or nothing would have been compared
+    assert (warp.terminated != warp.terminated_exact).sum() <= 4
+    assert 4 <= warp.terminated_exact.sum() <= 28  # or nothing would have been compared
 
 
 def test_the_table_says_what_was_measured(found):
@@ -53,29 +53,29 @@ def test_the_table_says_what_was_measured(found):
     row = next(line for line in text.splitlines() if line.startswith("warp: pen, mm"))
     median = float(row.split()[-3])
     assert median == pytest.approx(1e3 * float(found[0].pen[0].nanquantile(0.5)), rel=0.05)
-    dropped = int(found[0].fell.sum())
+    dropped = int(found[0].terminated.sum())
     assert f"{dropped} of 32: {100 * dropped / 32:.1f} %, 95 % interval" in text
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["--envs", "0"], "error: --envs and --steps must be at least 1, got 0 and 100"),
         (["--scale", "0.5"], "error: there is no cache of grasps"),
         (["--device", "cuda:0"], "error: device=cuda:0: torch finds no GPU here"),
     ],
 )
-def test_bad_words_end_with_code_2(capsys, monkeypatch, words, says):
+def test_bad_arguments_end_with_code_2(capsys, monkeypatch, arguments, says):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert script.main(words) == 2
+    assert script.main(arguments) == 2
     assert says in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         script.main(["--sparkle"])
 
 
 def test_engines_that_disagree_end_with_code_1(capsys, monkeypatch, found):
-    all_fell = torch.ones(32, dtype=torch.bool)
-    off = script.Comparison(found[0].pen, found[0].joints, all_fell, ~all_fell, 0)
+    all_terminated = torch.ones(32, dtype=torch.bool)
+    off = script.Comparison(found[0].pen, found[0].joints, all_terminated, ~all_terminated, 0)
     monkeypatch.setattr(script, "compare", lambda *_, **__: [off, off])
     assert script.main([]) == 1
     assert "dropped, warp on cpu            32 of 32: 100.0 %" in capsys.readouterr().out

@@ -157,7 +157,7 @@ def test_nothing_but_the_pens_mass_and_shape_differs_between_the_environments():
         ({"scales": [0.28, 0.29]}, r"task\.scales must be one scale, got \[0\.28, 0\.29\]"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(setting, says):
+def test_invalid_settings_are_refused(setting, says):
     with pytest.raises(ValueError, match=says):
         load_task("pen_grasp").Config(**setting)
 
@@ -228,12 +228,12 @@ def test_of_the_shipped_grasps_99_in_100_hold_a_pen_of_any_mass(scale):
     assert wilson(count, 200, z=3)[1] >= 0.99, count
 
 
-def test_what_is_no_grasp_is_not_held_and_each_row_is_judged_for_itself():
+def test_what_is_no_grasp_is_not_held_and_each_row_is_checked_for_itself():
     env = make("pen_grasp", 16, episode_length=5)
     rng = torch.Generator().manual_seed(1)
     rows = grasps.load("", [0.28])[0][:24].clone()  # more than there are environments
     bad = torch.arange(24) % 3 == 0
     rows[bad, 17] += 0.3  # the pen is beside the hand
-    verdict = held(env, env.task, rows, rng)
-    assert not verdict[bad].any()
-    assert verdict[~bad].sum() >= 15
+    is_held = held(env, env.task, rows, rng)
+    assert not is_held[bad].any()
+    assert is_held[~bad].sum() >= 15

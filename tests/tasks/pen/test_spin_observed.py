@@ -336,6 +336,6 @@ def test_nothing_is_computed_that_no_group_reads():
         ({"scale_jitter": -0.01}, r"task\.scale_jitter >= 0, must be .* and -0\.01"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(setting, says):
+def test_invalid_settings_are_refused(setting, says):
     with pytest.raises(ValueError, match=says):
         load_task("pen_spin").Config(**setting)

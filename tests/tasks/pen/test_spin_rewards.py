@@ -98,7 +98,7 @@ def turned(env, axis, angle, count, start=EAST):
     for i in range(1, count + 1):
         env.task.apply_action(env.sim, still(env))
         put_pens(env, quat=multiply(about(axis, np.asarray(angle) * i / count), start))
-        sums += env.task.measure(env.sim)["turns"].double().numpy()
+        sums += env.task.step_metrics(env.sim)["turns"].double().numpy()
         successes.append(env.task.success(env.sim))
     return sums, torch.stack(successes)
 
@@ -141,31 +141,31 @@ def test_success_is_half_a_turn_to_the_left_since_the_episode_began():
 def test_a_turn_is_measured_once_however_often_it_is_asked_for():
     env = make(num_envs=2)
     turned(env, [0, 0, 1], [0.2, 0.2], 1)
-    first = env.task.measure(env.sim)["turns"].clone()
-    assert torch.equal(env.task.measure(env.sim)["turns"], first)
+    first = env.task.step_metrics(env.sim)["turns"].clone()
+    assert torch.equal(env.task.step_metrics(env.sim)["turns"], first)
     assert torch.equal(env.task.memory["turned"], torch.zeros(2))
 
 
-def test_the_judgement_of_episodes():
+def test_the_metrics_of_episodes():
     env = make(num_envs=1)
     steps = torch.tensor([400.0, 400.0, 399.0, 100.0, 57.0])
-    fell = torch.tensor([False, True, False, True, False])  # the last one met a fault
+    terminated = torch.tensor([False, True, False, True, False])  # the last one met a fault
     turns = torch.tensor([1.0, 0.5, 0.499, -2.0, 3.0])
     sums = {"turns": turns, "reach": 0.02 * steps}
-    judged = env.task.judge(sums, steps, fell)
-    assert judged["turns"].tolist() == turns.tolist()
-    assert judged["survival"].tolist() == [True, False, False, False, False]
-    assert judged["time_to_fall"].tolist() == pytest.approx([20.0, 20.0, 19.95, 5.0, 2.85])
-    assert judged["share_180"].tolist() == [True, True, False, False, True]
-    assert judged["share_360"].tolist() == [True, False, False, False, True]
-    assert judged["finger_distance"].tolist() == pytest.approx([0.02] * 5)
+    metrics = env.task.episode_metrics(sums, steps, terminated)
+    assert metrics["turns"].tolist() == turns.tolist()
+    assert metrics["survival"].tolist() == [True, False, False, False, False]
+    assert metrics["time_to_fall"].tolist() == pytest.approx([20.0, 20.0, 19.95, 5.0, 2.85])
+    assert metrics["share_180"].tolist() == [True, True, False, False, True]
+    assert metrics["share_360"].tolist() == [True, False, False, False, True]
+    assert metrics["finger_distance"].tolist() == pytest.approx([0.02] * 5)
 
 
 def test_reach_is_the_distance_of_the_nearest_fingertip_from_the_pens_middle():
     env = make(num_envs=4)
     tips = allegro.fingertips(env.sim.data.qpos[:, :16]).numpy()
     put_pens(env, tips[np.arange(4), np.arange(4)] + [0.003, -0.004, 0.0])
-    reach = env.task.measure(env.sim)["reach"]
+    reach = env.task.step_metrics(env.sim)["reach"]
     np.testing.assert_allclose(reach, 0.005, atol=1e-6)
 
 

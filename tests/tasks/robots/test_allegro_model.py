@@ -348,7 +348,7 @@ def test_the_pens_centre_of_mass_may_differ_between_environments(model, engine):
 # --- the scene ---
 
 
-def test_hand_and_pen_stand_in_the_pictures(model, data):
+def test_hand_and_pen_stand_in_the_images(model, data):
     grasp(model, data, "thumb | index + middle + ring")
     shown = [
         data.body("pen").xpos + data.body("pen").xmat.reshape(3, 3) @ [0, 0, s * 0.068]

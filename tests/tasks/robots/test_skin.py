@@ -223,8 +223,8 @@ def test_the_packages_cache_is_used_only_when_the_model_is_there(menagerie, monk
 def test_without_a_skin_the_error_names_places_and_remedy(no_menagerie):
     with pytest.raises(SkinNotFoundError) as caught:
         attach_skin(scene_spec())
-    for words in ("MENAGERIE_ROOT (not set)", "not installed", "pip install mujoco-menagerie"):
-        assert words in str(caught.value)
+    for message in ("MENAGERIE_ROOT (not set)", "not installed", "pip install mujoco-menagerie"):
+        assert message in str(caught.value)
 
 
 def test_a_given_folder_without_a_model_is_an_error_even_if_another_exists(
@@ -270,7 +270,7 @@ def undress_body(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (damage_mesh, "damaged"),
         (empty_mesh, "damaged"),
@@ -281,11 +281,11 @@ def undress_body(folder):
         (undress_body, "no meshes for link3"),
     ],
 )
-def test_a_spoilt_folder_is_an_error_and_leaves_the_robot_as_it_was(menagerie, spoil, words):
+def test_a_spoilt_folder_is_an_error_and_leaves_the_robot_as_it_was(menagerie, spoil, message):
     spoil(menagerie)
     spec = scene_spec()
     before = spec.to_xml()
-    with pytest.raises(SkinFormatError, match=words):
+    with pytest.raises(SkinFormatError, match=message):
         attach_skin(spec, menagerie)
     assert spec.to_xml() == before
 
