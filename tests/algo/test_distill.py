@@ -198,7 +198,7 @@ def test_without_replay_every_sample_is_used_once_in_each_epoch_and_never_again(
 
 
 def kept(distill):
-    return sorted(distill._memory.content["student"][:, 0].round().long().tolist())
+    return sorted(distill._replay.content["student"][:, 0].round().long().tolist())
 
 
 def test_the_replay_is_a_ring_that_forgets_the_oldest(teacher):
@@ -210,7 +210,7 @@ def test_the_replay_is_a_ring_that_forgets_the_oldest(teacher):
         assert kept(distill) == list(there)
         row = distill.update()
         assert row["train/memory"] == len(there)
-    rows = distill._memory.content
+    rows = distill._replay.content
     assert set(rows.keys()) == {"student", "label", "weight"}
     assert len(rows) == 70
 
@@ -234,7 +234,7 @@ def test_the_replay_keeps_each_rows_own_label_and_weight(teacher):
             labels[number], faulty[number] = row["label"].tolist(), not ok
         distill.process(batch)
         distill.update()
-    content = distill._memory.content
+    content = distill._replay.content
     for row in content:
         number = int(row["student"][0])
         assert row["label"].tolist() == labels[number]
@@ -323,7 +323,7 @@ def test_a_restored_learner_continues_bit_for_bit(teacher, tmp_path, replay_capa
     assert torch.equal(weights(distill), weights(other))
     assert torch.equal(distill.policy.normalizer.var, other.policy.normalizer.var)
     if replay_capacity:
-        a, b = distill._memory.content, other._memory.content
+        a, b = distill._replay.content, other._replay.content
         assert len(a) == 50 and all(torch.equal(a[key], b[key]) for key in a.keys())  # noqa: SIM118
 
 
