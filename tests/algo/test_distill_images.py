@@ -15,7 +15,7 @@ from penspin_style.nets.encoder import NatureCNN, save_encoder
 from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.train.checkpoint import Checkpoints
-from tests.env.test_collecting import waits
+from tests.support.waits import waits
 from tests.support.watched import expected, layout, make
 
 CPU = torch.device("cpu")
@@ -365,7 +365,7 @@ def test_a_restored_run_continues_bit_for_bit(teacher, tmp_path):
         assert cycle(envs[0], one, 2) == cycle(envs[1], two, 2)
         a, b = own_weights(one), own_weights(two)
         assert all(torch.equal(a[name], b[name]) for name in a)
-        assert len(one._memory.content) == 30
+        assert len(one._replay.content) == 30
 
 
 def test_a_rollout_of_a_student_never_waits_for_the_accelerator(teacher):
