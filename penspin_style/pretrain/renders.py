@@ -75,9 +75,7 @@ def pretrain_on_renders(
         )
     train, test = (_load(rollouts, ids, cameras, cfg.privileged) for ids in (taught, tested))
     if len(test[1]) < 2:
-        raise ValueError(
-            f"{recording} keeps one row to validate on, which does not vary; record more"
-        )
+        raise ValueError(f"{recording} keeps one test row, which does not vary; record more")
     mean, std = train[1].mean(dim=0), train[1].std(dim=0).clamp(min=1e-6)
     encoder = NatureCNN(height, width, pool=False, rng=rng)
     size = train[1].shape[1]

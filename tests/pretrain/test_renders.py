@@ -127,7 +127,7 @@ def test_all_colour_images_teach_and_depth_does_not(tmp_path):
             {"shards": HELD_OUT - 1},
             r"has 19 shards, 20 or more are needed to validate; record more",
         ),
-        ({"rows": 1}, r"keeps one row to validate on, which does not vary; record more"),
+        ({"rows": 1}, r"keeps one test row, which does not vary; record more"),
         ({"inputs": (TEACHER,)}, r"must hold colour images of one size, it holds teacher"),
         ({"inputs": (TEACHER, eye(), eye("b_rgb", 8))}, r"images of one size, it holds .*b_rgb"),
     ],
