@@ -248,7 +248,7 @@ def padded(targets: np.ndarray, steps: int) -> np.ndarray:
 
 
 def pairs(text: str) -> dict[str, Any]:
-    """Read `key=value,...`; values are JSON or words."""
+    """Read `key=value,...`; values are JSON or text."""
 
     def read() -> Iterator[tuple[str, Any]]:
         for part in filter(None, text.split(",")):

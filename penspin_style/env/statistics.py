@@ -60,7 +60,7 @@ class TaskMetrics:
         if set(task.kind_names) & {"", *metrics} or len(set(task.kind_names)) < len(
             task.kind_names
         ):
-            raise ValueError(f"{who}.kind_names must be different words, got {task.kind_names}")
+            raise ValueError(f"{who}.kind_names must be different, got {task.kind_names}")
         self.names = tuple(metrics)
 
     def add(self, sim: Sim, fault: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ FOLDER = (pathlib.Path(__file__).parents[1] / "cfg").resolve()
 CHOICES = ("ablation", "recipe", "student")
 """Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
 _MANY = 20
-"""Legal words beyond which a message does not list them all."""
+"""Legal names beyond which a message does not list them all."""
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
 """Strings that need no quotation marks."""
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")

@@ -168,7 +168,7 @@ class SimRobot:
 
     @property
     def done(self) -> bool:
-        """Whether the episode is over: it fell, its time is up, or the physics failed."""
+        """Whether the episode is over: it terminated, its time is up, or the physics failed."""
         with self._lock:
             self._check_ready()
             return bool(self.batch.done[0])

@@ -96,7 +96,7 @@ def test_faulty_episodes_alone_make_no_plot(tmp_path):
 
 # A run.
 
-WORDS = (
+OVERRIDES = (
     *("task=tests.support.measured", "num_envs=16", "algo.horizon=20", "total_samples=1920"),
     *("task.episode_length=10", "algo.hidden=[8]", "algo.critic_hidden=[8]", "eval_every=2"),
     *("eval_episodes=4", "final_episodes=6", "keep_last=9", "loggers=[csv]", "video=false"),
@@ -106,7 +106,7 @@ WORDS = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    trained = Run(*compose_train([*WORDS, f"out={folder}"]))
+    trained = Run(*compose_train([*OVERRIDES, f"out={folder}"]))
     assert trained.fit(quiet=True) == 0
     return trained
 

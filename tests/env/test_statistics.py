@@ -213,5 +213,5 @@ def test_the_score_and_the_kinds_must_be_known_and_distinct():
 
     with pytest.raises(ValueError, match=r"Lost\.score is 'turns'; there are success_rate, .*trav"):
         make(2, kind=Lost)
-    with pytest.raises(ValueError, match=r"Twice\.kind_names must be different words"):
+    with pytest.raises(ValueError, match=r"Twice\.kind_names must be different"):
         make(2, kind=Twice)
