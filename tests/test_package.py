@@ -76,17 +76,8 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(checkout):
     """The wheel, and what building it printed."""
-    arguments = (
-        "wheel",
-        "-v",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        "dist",
-        ".",
-    )
-    done = subprocess.run([*PIP, *arguments], cwd=checkout, capture_output=True, text=True)
+    argv = ("wheel", "-v", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", ".")
+    done = subprocess.run([*PIP, *argv], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = (checkout / "dist").glob("*.whl")
     return wheel, done.stdout + done.stderr
@@ -97,23 +88,16 @@ def environment(built, tmp_path_factory):
     """An environment with the wheel, in somebody else's repository; other packages are ours."""
     home = tmp_path_factory.mktemp("home")
     identity = ("-c", "user.name=n", "-c", "user.email=e")
-    for arguments in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "theirs")):
-        subprocess.run(["git", *arguments], cwd=home, check=True)
+    for argv in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "theirs")):
+        subprocess.run(["git", *argv], cwd=home, check=True)
     venv = home / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     (packages,) = venv.glob("lib/python3*/site-packages")
     ours = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
     (packages / "ours.pth").write_text("\n".join(sorted(ours)) + "\n")
-    arguments = (
-        "--python",
-        str(venv / "bin" / "python"),
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-    )
-    arguments += ("--ignore-installed", str(built[0]))  # as the sources of an editable install seem
-    done = subprocess.run([*PIP, *arguments], cwd=home, env=alone(), capture_output=True, text=True)
+    argv = ("--python", str(venv / "bin" / "python"), "install", "-q", "--no-deps", "--no-index")
+    argv += ("--ignore-installed", str(built[0]))  # as the sources of an editable install seem
+    done = subprocess.run([*PIP, *argv], cwd=home, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return venv
 
@@ -207,13 +191,9 @@ def test_the_installed_command_serves_a_policy_to_a_twin(used, environment):
         try:
             assert server.stdout is not None
             url = json.loads(server.stdout.readline())["url"]
-            arguments = ["rollout", "--robot", "pen", "--server", url, "--fast", "--seconds", "0.5"]
+            argv = ["rollout", "--robot", "pen", "--server", url, "--fast", "--seconds", "0.5"]
             done = subprocess.run(
-                [penspin, *arguments, "--json"],
-                cwd=folder,
-                env=alone(),
-                capture_output=True,
-                text=True,
+                [penspin, *argv, "--json"], cwd=folder, env=alone(), capture_output=True, text=True
             )
         finally:
             server.terminate()
@@ -240,8 +220,8 @@ def test_what_did_not_come_with_the_package_is_said_to_be_in_the_repository(name
 
 
 def test_a_default_can_be_given_on_the_command_line_and_is_saved_as_it_was_given():
-    arguments = ["task=pen_spin_student", "algo.teacher=pretrained:panda_lift_cube"]
-    cfg, _, text = compose.compose_train(arguments)
+    argv = ["task=pen_spin_student", "algo.teacher=pretrained:panda_lift_cube"]
+    cfg, _, text = compose.compose_train(argv)
     assert cfg.algo.teacher == "pretrained:panda_lift_cube"
     assert "teacher: pretrained:panda_lift_cube" in text
 

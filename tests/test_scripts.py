@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def arguments(tmp_path):
+def argv(tmp_path):
     """Run a script with a `penspin` that only writes down what it is told."""
     told = tmp_path / "told"
     stub = tmp_path / "bin" / "penspin"
@@ -35,37 +35,37 @@ def arguments(tmp_path):
     return run
 
 
-def test_a_teacher_is_of_the_pen_unless_another_task_is_named(arguments):
+def test_a_teacher_is_of_the_pen_unless_another_task_is_named(argv):
     own = ["device=cuda:1", "seed=42", "name=mine"]
-    assert arguments("train_teacher.sh 1 42 mine") == ["train", "task=pen_spin", *own]
-    assert arguments("train_teacher.sh 1 42 mine algo.gamma=0.9 task=reach resume=true") == [
+    assert argv("train_teacher.sh 1 42 mine") == ["train", "task=pen_spin", *own]
+    assert argv("train_teacher.sh 1 42 mine algo.gamma=0.9 task=reach resume=true") == [
         *("train", *own, "algo.gamma=0.9", "task=reach", "resume=true")
     ]
-    assert arguments("train_teacher.sh cpu 42 mine task.lag=0 ablation=no_tactile") == [
+    assert argv("train_teacher.sh cpu 42 mine task.lag=0 ablation=no_tactile") == [
         *("train", "task=pen_spin", "device=cpu", *own[1:], "task.lag=0", "ablation=no_tactile")
     ]
-    assert "usage: scripts/train_teacher.sh GPU SEED NAME" in arguments("train_teacher.sh 0 42", 2)
+    assert "usage: scripts/train_teacher.sh GPU SEED NAME" in argv("train_teacher.sh 0 42", 2)
 
 
-def test_a_student_is_of_the_pen_unless_another_task_is_named(arguments):
-    assert arguments("train_student_sim.sh") == ["train", "task=pen_spin_student"]
+def test_a_student_is_of_the_pen_unless_another_task_is_named(argv):
+    assert argv("train_student_sim.sh") == ["train", "task=pen_spin_student"]
     own = ["student=dagger_proprio", "algo.teacher=a b"]
-    assert arguments("train_student_sim.sh student=dagger_proprio 'algo.teacher=a b'") == [
+    assert argv("train_student_sim.sh student=dagger_proprio 'algo.teacher=a b'") == [
         *("train", "task=pen_spin_student", *own)
     ]
-    assert arguments("train_student_sim.sh name=x task=reach") == ["train", "name=x", "task=reach"]
+    assert argv("train_student_sim.sh name=x task=reach") == ["train", "name=x", "task=reach"]
 
 
-def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(arguments):
+def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(argv):
     run = "outputs/pen_spin/mine"
     video = ["--video", f"{run}/videos/teacher.mp4", "--strip", f"{run}/videos/teacher.png"]
-    assert arguments("vis_teacher.sh mine") == ["play", run, *video]
-    assert arguments("vis_teacher.sh mine task.lag=0", DISPLAY=":0") == ["play", run, "task.lag=0"]
+    assert argv("vis_teacher.sh mine") == ["play", run, *video]
+    assert argv("vis_teacher.sh mine task.lag=0", DISPLAY=":0") == ["play", run, "task.lag=0"]
     run = "outputs/reach/mine"
-    assert arguments("vis_teacher.sh mine sim.nthread=1 task=reach", WAYLAND_DISPLAY="w") == [
+    assert argv("vis_teacher.sh mine sim.nthread=1 task=reach", WAYLAND_DISPLAY="w") == [
         *("play", run, "sim.nthread=1")
     ]
-    assert "usage: scripts/vis_teacher.sh NAME" in arguments("vis_teacher.sh", 2)
+    assert "usage: scripts/vis_teacher.sh NAME" in argv("vis_teacher.sh", 2)
 
 
 ALONE = ("setup_env", "install_ros")  # need nothing of ours
@@ -80,7 +80,7 @@ def test_a_script_never_takes_its_first_argument_for_an_extra_to_install(name):
     assert sources in ([' ""'], [" dev"], [" plot"])
 
 
-def test_a_fresh_clone_installs_the_core_and_hands_on_the_arguments(arguments, tmp_path):
+def test_a_fresh_clone_installs_the_core_and_hands_on_the_arguments(argv, tmp_path):
     venv = tmp_path / "venv" / "bin"
     venv.mkdir(parents=True)
     (venv / "activate").write_text("")
@@ -88,7 +88,7 @@ def test_a_fresh_clone_installs_the_core_and_hands_on_the_arguments(arguments, t
     (venv / "python").chmod(0o755)
     fresh = {"PENSPIN_SKIP_INSTALL": "", "PENSPIN_VENV": str(tmp_path / "venv")}
     for _ in range(2):  # the second time there is nothing to do
-        told = arguments("train_teacher.sh cpu 0 mine task=reach", **fresh)
+        told = argv("train_teacher.sh cpu 0 mine task=reach", **fresh)
         assert told == ["train", "device=cpu", "seed=0", "name=mine", "task=reach"]
     installed = (tmp_path / "installed").read_text().splitlines()
     assert [line.split()[-1] for line in installed] == ["pip", "."]

@@ -30,8 +30,8 @@ TERM = "task.observation.teacher.box_pos"
 def folder(tmp_path_factory):
     """A folder with a finished run `run`, and things that look like runs and are not."""
     path = tmp_path_factory.mktemp("cli")
-    arguments = [*SMALL.split(), "loggers=[csv]", f"out={path}"]
-    assert Run(*compose_train(["task=panda_lift_cube", *arguments])).fit(quiet=True) == 0
+    argv = [*SMALL.split(), "loggers=[csv]", f"out={path}"]
+    assert Run(*compose_train(["task=panda_lift_cube", *argv])).fit(quiet=True) == 0
     run = path / "run"
     (path / "panda_lift_cube" / "run").rename(run)
     for name in ("flipped", "no_task", "no_yaml", "unfinished", "wrecked"):
@@ -354,10 +354,10 @@ def test_ctrl_c_anywhere_is_one_line_and_the_code_of_a_signal(here, monkeypatch,
 # In a process of its own.
 
 
-def python(*arguments, **kwargs):
+def python(*argv, **kwargs):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120, **kwargs
+        [sys.executable, *argv], env=env, capture_output=True, text=True, timeout=120, **kwargs
     )
 
 
@@ -451,8 +451,8 @@ def test_a_task_in_the_current_folder_is_found_by_the_installed_command(tmp_path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "reach.py").write_text("from tests.support.toy import TASK\n")
     # -P: as the installed command, python does not look in the current folder by itself
-    arguments = ("-P", "-m", "penspin_style", "train", "task=mine.reach", "--print-config")
-    done = python(*arguments, cwd=tmp_path)
+    argv = ("-P", "-m", "penspin_style", "train", "task=mine.reach", "--print-config")
+    done = python(*argv, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("task_name: tests.support.toy\n")  # where its class is
 

@@ -29,10 +29,8 @@ def report(line, capfd):
 def recording(tmp_path_factory):
     """The shipped teacher's first ten steps in four environments that also render images."""
     folder = tmp_path_factory.mktemp("recording") / "rows"
-    arguments = (
-        "task=panda_lift_cube_vision task.episode_length=10 --episodes 8 --num-envs 4 --seed 5"
-    )
-    assert call(f"record {TEACHER} {folder} {arguments}") == 0
+    argv = "task=panda_lift_cube_vision task.episode_length=10 --episodes 8 --num-envs 4 --seed 5"
+    assert call(f"record {TEACHER} {folder} {argv}") == 0
     return Rollouts(folder)
 
 
@@ -71,8 +69,8 @@ def test_an_encoder_is_trained_on_a_recording(recording, tmp_path, capfd):
 
 
 def test_a_recording_without_images_trains_no_encoder(tmp_path, capfd):
-    arguments = "task.episode_length=20 --episodes 2 --num-envs 2"
-    assert call(f"record {TEACHER} {tmp_path / 'rows'} {arguments}") == 0
+    argv = "task.episode_length=20 --episodes 2 --num-envs 2"
+    assert call(f"record {TEACHER} {tmp_path / 'rows'} {argv}") == 0
     capfd.readouterr()
     code = call(f"pretrain {tmp_path / 'rows'} --out {tmp_path / 'new'}")
     check_refusal(code, *capfd.readouterr(), 2, "must hold colour images of one size")

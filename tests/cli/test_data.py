@@ -26,8 +26,8 @@ def penspin_data(capsys, monkeypatch):
     """Run `penspin data`; return the exit code and what it said."""
     monkeypatch.chdir(pathlib.Path(__file__).parents[2])
 
-    def run(*arguments):
-        code = command_line.main(["data", *map(str, arguments)])
+    def run(*argv):
+        code = command_line.main(["data", *map(str, argv)])
         return code, *capsys.readouterr()
 
     return run
@@ -105,7 +105,7 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("argv", "complaint"),
     [
         (["verify", "absent"], "absent does not exist"),
         (["info", "tests/data/.."], "holds no .h5 files"),
@@ -125,19 +125,17 @@ def test_pack_and_unpack_by_command(folder, tmp_path, penspin_data):
         ),
     ],
 )
-def test_an_invalid_command_line_exits_with_2(folder, tmp_path, penspin_data, arguments, complaint):
+def test_an_invalid_command_line_exits_with_2(folder, tmp_path, penspin_data, argv, complaint):
     recorded(tmp_path / "real.h5")
-    arguments = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in arguments]
-    code, _, err = penspin_data(*arguments)
+    argv = [w.format(hand=folder, pack=tmp_path / "real.h5") for w in argv]
+    code, _, err = penspin_data(*argv)
     assert code == 2 and complaint in err and err.startswith("penspin: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]]
-)
-def test_missing_arguments_are_named(arguments, penspin_data):
+@pytest.mark.parametrize("argv", [["verify"], ["convert", "a", "b", "--to", "mp4"], ["unpack"]])
+def test_missing_arguments_are_named(argv, penspin_data):
     with pytest.raises(SystemExit) as ended:
-        penspin_data(*arguments)
+        penspin_data(*argv)
     assert ended.value.code == 2
 
 
@@ -289,8 +287,8 @@ def test_no_name_in_a_file_reaches_the_terminal_as_a_command(folder, tmp_path, p
     with h5py.File(folder / "pack.h5", "w") as file:
         file.create_group("replay_demon_0")
         file[EVIL] = 1
-    for arguments in (["verify", folder], ["repair", folder, tmp_path / "new"]):
-        code, out, err = penspin_data(*arguments)
+    for argv in (["verify", folder], ["repair", folder, tmp_path / "new"]):
+        code, out, err = penspin_data(*argv)
         assert code in (0, 3) and r"episode\x1b]0;owned\x07\x1b[2J.h5: is not an HDF5 file" in err
         assert (out + err).replace("\n", "").isprintable()
     assert (folder / bad.name).exists()

@@ -453,7 +453,7 @@ def changed(term, **changes):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((*given(["proprio"]), IMAGE), "reads one vector, got student, front_rgb; leave pic"),
+        ((*given(["proprio"]), IMAGE), "reads one vector, got student, front_rgb; leave images"),
         ((IMAGE,), "reads one vector, got front_rgb"),
         (
             given(["fingertips", "pen_points"]),

@@ -239,20 +239,17 @@ def test_the_command_leaves_a_policy_that_acts_as_the_trained_one(tmp_path):
     save_policy(policy, card, tmp_path / "run" / "policy")
     for seed in range(3):
         record(tmp_path / "data", card, taught(card, 20, seed), success=seed < 2)
-    arguments = [
-        f"--real-dataset-folder={tmp_path / 'data'}",
-        f"--checkpoint-path={tmp_path / 'run'}",
-    ]
-    arguments += [f"--{k}={v}" for k, v in SMALL.items()]
-    arguments += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
-    assert main([*arguments, "--device=cpu", "--quiet"]) == 0
+    argv = [f"--real-dataset-folder={tmp_path / 'data'}", f"--checkpoint-path={tmp_path / 'run'}"]
+    argv += [f"--{k}={v}" for k, v in SMALL.items()]
+    argv += ["--num-epochs=4", "--eval-freq=2", "--eval-start-epoch=2", f"--out={tmp_path}"]
+    assert main([*argv, "--device=cpu", "--quiet"]) == 0
     folder = tmp_path / "toy" / "act"
     policy = load_act(folder)
     assert policy.horizon == 5
     assert len(policy.card.score["episodes"]) == 1 == len(policy.card.score["validation_episodes"])
     with (folder / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["2.0", "4.0"]
-    assert main([*arguments, "--device=cpu", "--quiet"]) == 2  # never written over
+    assert main([*argv, "--device=cpu", "--quiet"]) == 2  # never written over
     again = load_act(folder / "policy")
     inputs = {"numbers": np.random.default_rng(0).random(9, np.float32)}
     batch = {"numbers": inputs["numbers"][None].repeat(2, axis=0)}

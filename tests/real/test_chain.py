@@ -13,9 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 PATH = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
-def chain(*arguments, timeout=600):
+def chain(*argv, timeout=600):
     return subprocess.run(
-        ["bash", ROOT / "scripts/real_chain.sh", *map(str, arguments)],
+        ["bash", ROOT / "scripts/real_chain.sh", *map(str, argv)],
         env={**os.environ, "PENSPIN_SKIP_INSTALL": "1", "PATH": PATH, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

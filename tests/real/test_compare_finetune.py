@@ -30,10 +30,10 @@ def test_a_comparison_goes_on_where_it_was_and_ends_in_a_table(tmp_path, monkeyp
     twin, out = tmp_path / "twin.yaml", tmp_path / "out"
     twin.write_text(TWIN)
     policies = (f"{PRETRAINED}/panda_lift_cube", f"{PRETRAINED}/panda_lift_cube_vision")
-    arguments = [*policies, f"--twin={twin}", f"--out={out}", "--rule=steps>=6", "--episodes=2"]
-    arguments += ["--replays=4", "--pool=3", "--trajectories", "2", "--seeds=1", "--speed=0.5"]
-    arguments += ["--finetune", "num_epochs=1", f"--act={ACT},num_epochs=1,eval_start_epoch=0"]
-    assert main(arguments) == 0
+    argv = [*policies, f"--twin={twin}", f"--out={out}", "--rule=steps>=6", "--episodes=2"]
+    argv += ["--replays=4", "--pool=3", "--trajectories", "2", "--seeds=1", "--speed=0.5"]
+    argv += ["--finetune", "num_epochs=1", f"--act={ACT},num_epochs=1,eval_start_epoch=0"]
+    assert main(argv) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [(r["name"], r["successes"], r["episodes"]) for r in rows] == [
         *(("home", 2, 2), ("before", 2, 2), ("replay", 4, 4)),
@@ -54,7 +54,7 @@ def test_a_comparison_goes_on_where_it_was_and_ends_in_a_table(tmp_path, monkeyp
     lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
     (out / "results.jsonl").write_text("".join(lines[:-1]))
     before = (out / "policies" / "act-2-0" / "policy" / "manifest.json").stat().st_mtime_ns
-    assert main(arguments) == 0
+    assert main(argv) == 0
     again = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [r["name"] for r in again] == [r["name"] for r in rows]
     after = (out / "policies" / "act-2-0" / "policy" / "manifest.json").stat().st_mtime_ns

@@ -287,7 +287,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def arguments(folder, out, *more):
+def argv(folder, out, *more):
     own = [f"--real-dataset-folder={folder / 'data'}", f"--checkpoint-path={folder / 'run'}"]
     return [*own, f"--out={out}", "--device=cpu", "--quiet", *more]
 
@@ -300,7 +300,7 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
         "--name=mine",
         "--input-mode=proprio",
     ]
-    assert main(arguments(published, tmp_path, *given)) == 0
+    assert main(argv(published, tmp_path, *given)) == 0
     folder = tmp_path / "toy" / "mine"
     policy, card = load_policy(folder / "policy")
     storage.verify(folder / "policy")
@@ -328,8 +328,8 @@ def test_the_command_leaves_a_run_folder_that_says_what_it_is_of(published, tmp_
 
 
 def test_a_run_is_never_written_over(published, tmp_path, capsys):
-    assert main(arguments(published, tmp_path, "--num-epochs=1", "--all")) == 0
-    assert main(arguments(published, tmp_path, "--num-epochs=1")) == 2
+    assert main(argv(published, tmp_path, "--num-epochs=1", "--all")) == 0
+    assert main(argv(published, tmp_path, "--num-epochs=1")) == 2
     said = capsys.readouterr().err
     assert "holds a run already; --name=OTHER" in said and said.count("\n") == 1
     _, card = load_policy(tmp_path / "toy" / "finetuned" / "policy")
@@ -374,7 +374,7 @@ def test_invalid_arguments_are_refused_in_one_line(published, tmp_path, capsys, 
     if word.startswith("--device") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     try:
-        code = main(arguments(published, tmp_path, word))
+        code = main(argv(published, tmp_path, word))
     except SystemExit as ended:
         code = ended.code
     said = capsys.readouterr().err

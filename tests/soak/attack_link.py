@@ -66,9 +66,9 @@ class Server:
 
     def start(self) -> None:
         """Start it; return when it can be connected to."""
-        arguments = ["serve", str(self.policy), "--port", str(self.port), "--json"]
+        argv = ["serve", str(self.policy), "--port", str(self.port), "--json"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "penspin_style", *arguments],
+            [sys.executable, "-m", "penspin_style", *argv],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

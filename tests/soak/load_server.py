@@ -110,11 +110,11 @@ def run_clients(
     url: str, policy: pathlib.Path, count: int, requests: int, rate: float, folder: str
 ) -> list[subprocess.Popen]:
     """Start that many processes of `client`."""
-    arguments = ["--as-client", url, "--policy", policy, "--requests", requests, "--rate", rate]
+    argv = ["--as-client", url, "--policy", policy, "--requests", requests, "--rate", rate]
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
     return [
         subprocess.Popen(
-            [sys.executable, __file__, *map(str, arguments)],
+            [sys.executable, __file__, *map(str, argv)],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             text=True,

@@ -59,9 +59,9 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """Return what was measured, `passed` among it."""
-    arguments = ["--topics", args.topics, "--rate", str(args.state_rate)]
-    arguments += ["--twin", args.twin] if args.twin else []
-    command = [sys.executable, "-m", "real.drivers.hand_node", *arguments]
+    argv = ["--topics", args.topics, "--rate", str(args.state_rate)]
+    argv += ["--twin", args.twin] if args.twin else []
+    command = [sys.executable, "-m", "real.drivers.hand_node", *argv]
     node = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert node.stdout is not None

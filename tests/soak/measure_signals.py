@@ -71,10 +71,10 @@ def training(
     """Return whether it has saved, and the seconds from the signal to the end."""
     checkpoints = Checkpoints(folder / "panda_lift_cube" / "run" / "checkpoints")
     before = len(checkpoints.published()) and int(checkpoints.published()[-1].name)
-    arguments = ["task=panda_lift_cube", "num_envs=64", "total_samples=1000000000", f"out={folder}"]
-    arguments += ["eval_every=5", "checkpoint_every=1", "video=false", "learn_threads=1"]
-    arguments += ["resume=true"] if before else []
-    child = start(["-m", "penspin_style", "train", *arguments])
+    argv = ["task=panda_lift_cube", "num_envs=64", "total_samples=1000000000", f"out={folder}"]
+    argv += ["eval_every=5", "checkpoint_every=1", "video=false", "learn_threads=1"]
+    argv += ["resume=true"] if before else []
+    child = start(["-m", "penspin_style", "train", *argv])
     while int((checkpoints.published() or [pathlib.Path("0")])[-1].name) <= before:
         time.sleep(0.01)
         if child.poll() is not None:
@@ -89,8 +89,8 @@ def rollout(
     folder: pathlib.Path, number: signal.Signals, args: argparse.Namespace, draw: random.Random
 ) -> tuple[bool, float]:
     """Return whether the robot was stopped, and the seconds from the signal to the end."""
-    arguments = ["rollout", "--robot", "panda", "--policy", args.policy, "--realtime"]
-    child = start(["-c", ROLLOUT, *arguments, "--episodes", "1000"])
+    argv = ["rollout", "--robot", "panda", "--policy", args.policy, "--realtime"]
+    child = start(["-c", ROLLOUT, *argv, "--episodes", "1000"])
     assert child.stdout is not None
     if not child.stdout.readline():  # else the first episode is over
         raise RuntimeError(child.communicate()[1])
@@ -98,13 +98,11 @@ def rollout(
     return child.returncode == 128 + number and "stopped" in err, seconds
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
+def start(argv: list[str]) -> "subprocess.Popen[str]":
     """Start python with these arguments."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, *arguments], stdout=pipe, stderr=pipe, text=True, env=env
-    )
+    return subprocess.Popen([sys.executable, *argv], stdout=pipe, stderr=pipe, text=True, env=env)
 
 
 def end(

@@ -18,9 +18,9 @@ STUDENT = ROOT / "outputs/pretrained/panda_lift_cube_vision/policy.onnx"
 SIGNALS = 3
 
 
-def run(name, *arguments, absent=""):
+def run(name, *argv, absent=""):
     """Run a programme; return what it prints, or skip where what it measures is not installed."""
-    command = [sys.executable, HERE / f"{name}.py", *map(str, arguments)]
+    command = [sys.executable, HERE / f"{name}.py", *map(str, argv)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if absent and done.returncode == 2 and absent in done.stderr:
         pytest.skip(done.stderr.strip())
@@ -95,8 +95,8 @@ def test_a_recorder_killed_three_hundred_times_loses_nothing():
 @pytest.mark.slow
 @pytest.mark.clock
 def test_eight_clients_of_openpi_at_50_hz_get_every_answer():
-    arguments = ("--requests", 1000, "--clients", 8, "--seconds", 60)
-    found = json.loads(run("load_server", *arguments, absent="openpi-client"))
+    argv = ("--requests", 1000, "--clients", 8, "--seconds", 60)
+    found = json.loads(run("load_server", *argv, absent="openpi-client"))
     assert found["one_client"]["requests"] == 1000 and found["clients"]["requests"] == 8 * 3000
     assert all(found[k]["lost"] == found[k]["wrong"] == 0 for k in ("one_client", "clients"))
     assert found["server"]["rss_drift_mb"] < 20

@@ -125,11 +125,11 @@ def hung_up(sock, timeout):
 
 
 @contextlib.contextmanager
-def serving(*arguments, policy=ONNX):
+def serving(*argv, policy=ONNX):
     """`penspin serve` as a process of its own; yields it with its `url`."""
     command = [sys.executable, "-m", "penspin_style", "serve", str(policy), "--port", "0", "--json"]
     process = subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*command, *map(str, argv)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

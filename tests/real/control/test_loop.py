@@ -297,7 +297,7 @@ def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "complaint"),
+    ("argv", "code", "complaint"),
     [
         ("--policy {onnx} --robot pan", 2, "there is no robot 'pan'; there are panda,"),
         ("--policy nothing.onnx --robot pen", 2, "nothing.onnx is not a file"),
@@ -309,10 +309,10 @@ def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, 
         ("--robot {twin}", 2, "one of the arguments --server --policy is required"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_one_line(twin_file, capsys, arguments, code, complaint):
+def test_what_cannot_be_run_is_said_in_one_line(twin_file, capsys, argv, code, complaint):
     blind = pathlib.Path(twin_file).with_name("blind.yaml")
     blind.write_text(f"{TWIN}features: [tcp_pos, gripper]\n")
-    got = call("rollout " + arguments.format(onnx=ONNX, twin=twin_file, blind=blind))
+    got = call("rollout " + argv.format(onnx=ONNX, twin=twin_file, blind=blind))
     check_refusal(got, *capsys.readouterr(), code, complaint)
 
 

@@ -47,9 +47,9 @@ pytestmark = [  # rospy is of 2020
 class Node:
     """A hand node in a process of its own."""
 
-    def __init__(self, env, *arguments):
+    def __init__(self, env, *argv):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "real.drivers.hand_node", *arguments],
+            [sys.executable, "-m", "real.drivers.hand_node", *argv],
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -211,9 +211,9 @@ def test_a_driver_with_the_wrong_order_moves_other_joints(drive):
 
 @needs_ros
 def test_targets_arrive_at_the_control_rate_in_order_and_none_is_lost():
-    arguments = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
+    argv = ["--seconds", "1.5", "--state-rate", "50", "--topics", "allegro_hand_ros"]
     said = subprocess.run(
-        [sys.executable, "tests/soak/measure_ros.py", *arguments],
+        [sys.executable, "tests/soak/measure_ros.py", *argv],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -41,11 +41,11 @@ def grasps(tmp_path_factory):
 
 
 def run(line, cwd=None):
-    arguments = line.split()
+    argv = line.split()
     if cwd is None:
-        return teacher_replay.main(arguments)
+        return teacher_replay.main(argv)
     return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, SCRIPT, *argv], cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
@@ -72,7 +72,7 @@ def test_without_data_collect_it_only_replays(grasps, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "complaint"),
+    ("argv", "code", "complaint"),
     [
         ("--exp=2 --replay_data_dir={grasps}", 2, "holds trajectories 0 to 1"),
         ("--replay_data_dir={grasps} --out x", 2, "nothing is recorded without --data-collect"),
@@ -86,13 +86,13 @@ def test_without_data_collect_it_only_replays(grasps, tmp_path, monkeypatch, cap
     ],
 )
 def test_what_cannot_be_replayed_is_said_in_one_line(
-    grasps, tmp_path, capsys, arguments, code, complaint
+    grasps, tmp_path, capsys, argv, code, complaint
 ):
     (tmp_path / "old.pkl").write_bytes(b"")
     (tmp_path / "old").write_bytes(b"\x80\x04K\x00.")
     trajectory(tmp_path / "carts", channels=CHANNELS)
-    arguments = arguments.format(grasps=grasps, tmp=tmp_path, carts=tmp_path / "carts")
-    assert run(arguments) == code
+    argv = argv.format(grasps=grasps, tmp=tmp_path, carts=tmp_path / "carts")
+    assert run(argv) == code
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("teacher_replay.py: ") and complaint in said.err

@@ -143,7 +143,7 @@ def test_a_wrong_key_is_refused(policy):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argv", "message"),
     [
         (("http://127.0.0.1:1",), "is not the url of a policy server"),
         (("127.0.0.1:8000",), "is not the url of a policy server"),
@@ -152,9 +152,9 @@ def test_a_wrong_key_is_refused(policy):
         (("ws://127.0.0.1:1", "key\r\nX: y"), "printable ASCII"),
     ],
 )
-def test_invalid_arguments_are_refused_before_anything_is_sent(arguments, message):
+def test_invalid_arguments_are_refused_before_anything_is_sent(argv, message):
     with pytest.raises(ValueError, match=message):
-        PolicyClient(*arguments)
+        PolicyClient(*argv)
     for timeout in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="above 0 and at most 3600 s"):
             PolicyClient("ws://127.0.0.1:1", timeout=timeout)

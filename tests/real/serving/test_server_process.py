@@ -148,16 +148,16 @@ def test_invalid_arguments_end_in_one_line(tmp_path, capsys, monkeypatch):
             (ONNX, "--tls-cert", key): "--tls-cert and --tls-key belong together",
             (ONNX, "--tls-cert", key, "--tls-key", key): "give PEM files",
         }
-        for arguments, message in wrong.items():
+        for argv, message in wrong.items():
             try:
-                code = main(["serve", *map(str, arguments)])
+                code = main(["serve", *map(str, argv)])
             except SystemExit as stopped:
                 code = stopped.code
             out, err = capsys.readouterr()
             assert (code, out) == (2, ""), err
             (line,) = err.splitlines()
             assert line.startswith("penspin: ")
-            assert re.search(message, line), (arguments, line)
+            assert re.search(message, line), (argv, line)
 
 
 def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
@@ -172,17 +172,8 @@ def test_connections_can_be_encrypted_and_need_the_key_in_the_file(tmp_path):
     secret.write_text(KEY + "\n")
     secret.chmod(0o600)
     trust = ssl.create_default_context(cafile=str(cert))
-    arguments = [
-        "--tls-cert",
-        cert,
-        "--tls-key",
-        key,
-        "--api-key-file",
-        secret,
-        "--host",
-        "127.0.0.1",
-    ]
-    with process_serving(*arguments) as process:
+    argv = ["--tls-cert", cert, "--tls-key", key, "--api-key-file", secret, "--host", "127.0.0.1"]
+    with process_serving(*argv) as process:
         assert process.url.startswith("wss://")
         with PolicyClient(process.url, KEY, tls=trust) as c:
             assert c.infer({"teacher": np.ones(22, np.float32)})["actions"].shape == (1, 4)

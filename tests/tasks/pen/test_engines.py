@@ -58,16 +58,16 @@ def test_the_table_says_what_was_measured(found):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("argv", "says"),
     [
         (["--envs", "0"], "error: --envs and --steps must be at least 1, got 0 and 100"),
         (["--scale", "0.5"], "error: there is no cache of grasps"),
         (["--device", "cuda:0"], "error: device=cuda:0: torch finds no GPU here"),
     ],
 )
-def test_bad_arguments_end_with_code_2(capsys, monkeypatch, arguments, says):
+def test_bad_arguments_end_with_code_2(capsys, monkeypatch, argv, says):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert script.main(arguments) == 2
+    assert script.main(argv) == 2
     assert says in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         script.main(["--sparkle"])

@@ -160,20 +160,16 @@ def test_a_cache_of_something_else_is_refused(tmp_path, content, says):
 # The script.
 
 
-def run_script(*arguments):
+def run_script(*argv):
     env = {**os.environ, "PENSPIN_SKIP_INSTALL": "1"}
     env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
     return subprocess.run(
-        ["bash", "scripts/gen_grasp.sh", *arguments],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
+        ["bash", "scripts/gen_grasp.sh", *argv], cwd=ROOT, env=env, capture_output=True, text=True
     )
 
 
 def test_the_script_makes_a_cache_a_card_and_a_plot(tmp_path):
-    arguments = (
+    argv = (
         "cpu",
         "0.3",
         "--count",
@@ -184,7 +180,7 @@ def test_the_script_makes_a_cache_a_card_and_a_plot(tmp_path):
         "--out",
         str(tmp_path),
     )
-    done = run_script(*arguments)
+    done = run_script(*argv)
     assert done.returncode == 0, done.stderr
     rows = grasps.load(str(tmp_path), [0.3])
     assert rows.shape == (1, 3, 23)
@@ -209,9 +205,9 @@ def test_without_a_scale_the_script_says_how_it_is_called():
 def search(one_thread, tmp_path, capsys):
     """Call the script within this process; its exit code and what it said of the error."""
 
-    def call(*arguments):
+    def call(*argv):
         try:
-            code = gen_grasp.main([*arguments, "--out", str(tmp_path)])
+            code = gen_grasp.main([*argv, "--out", str(tmp_path)])
         except SystemExit as stop:  # argparse's own
             code = stop.code
         return code, capsys.readouterr().err
@@ -220,7 +216,7 @@ def search(one_thread, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("argv", "says"),
     [
         (("cpu", "wide"), "invalid float value: 'wide'"),
         (("cpu", "-0.2"), r"error: task.scales, less task.scale_jitter >= 0, must be > 0"),
@@ -233,8 +229,8 @@ def search(one_thread, tmp_path, capsys):
         (("cpu", "0.28", "num_envs=0"), "error: num_envs must be >= 1"),
     ],
 )
-def test_bad_arguments_end_with_code_2_and_one_line(search, arguments, says):
-    code, error = search(*arguments)
+def test_bad_arguments_end_with_code_2_and_one_line(search, argv, says):
+    code, error = search(*argv)
     assert code == 2
     assert says in error
     assert "Traceback" not in error
