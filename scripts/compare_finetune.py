@@ -32,9 +32,10 @@ from penspin_style.data.episodes.episode import Header, episodes, write_episode 
 from penspin_style.deploy.policy import Policy  # noqa: E402
 from penspin_style.deploy.torch_policy import TorchPolicy  # noqa: E402
 from penspin_style.nets.policy import load_policy  # noqa: E402
+from penspin_style.system.interval import wilson  # noqa: E402
 from penspin_style.train.load_policy import open_policy  # noqa: E402
 from real.act import ACTConfig, Trainer, act_inputs, eyes_of, load_act  # noqa: E402
-from real.control.success import SuccessRule, wilson  # noqa: E402
+from real.control.success import SuccessRule  # noqa: E402
 from real.finetune import FinetuneConfig, Finetuner, policy_folder, publish  # noqa: E402
 from real.replay.collect import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
 from real.serving.action_chunking import EnsembledPolicy  # noqa: E402
@@ -103,7 +104,7 @@ class Comparison:
                 if own != method:
                     continue
                 hits, n = (sum(r[k] for r in rows) for k in ("successes", "episodes"))
-                low, high = wilson(hits, n)
+                low, high = wilson(hits / n, n)
                 each = ", ".join(f"{r['successes'] / r['episodes']:.1%}" for r in rows)
                 lines.append(
                     f"| {title} | {count or ''} | {hits / n:.1%} | {low:.1%} to {high:.1%} | "

@@ -189,6 +189,35 @@ class Task(ABC, Generic[C]):
     def actions(self) -> tuple[ActionChannel, ...]:
         """Return the meaning of each number of the action."""
 
+    @abstractmethod
+    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Write the initial state of the masked environments; draws come from rng alone.
+
+        mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
+        """
+
+    @abstractmethod
+    def apply_action(self, sim: Sim, action: Tensor) -> None:
+        """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
+
+    @abstractmethod
+    def observe(self, sim: Sim) -> dict[str, Tensor]:
+        """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
+
+    @abstractmethod
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return the named reward terms, (num_envs,) each, without their weights."""
+
+    @abstractmethod
+    def terminated(self, sim: Sim) -> Tensor:
+        """Return which environments ended by themselves, (num_envs,) bool; not the time limit."""
+
+    @abstractmethod
+    def success(self, sim: Sim) -> Tensor:
+        """Return which environments are in the state that the task asks for, (num_envs,) bool."""
+
+    # Optional: a task defines those that it needs.
+
     @property
     def joints(self) -> tuple[Joint, ...]:
         """Return the actuated joints in the policy's order."""
@@ -207,13 +236,6 @@ class Task(ABC, Generic[C]):
 
     def start(self, sim: Sim) -> None:
         """Look up ids and allocate `memory`, once, when the simulation exists."""
-
-    @abstractmethod
-    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
-        """Write the initial state of the masked environments; draws come from rng alone.
-
-        mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
-        """
 
     def place(self, sim: Sim, mask: Tensor, row: Tensor) -> None:
         """Start the masked environments from given positions, (num_envs, nq), after `reset`.
@@ -258,10 +280,6 @@ class Task(ABC, Generic[C]):
         """
         raise ValueError(f"{type(self).__name__} has no object to remove: set algo.absent_object=0")
 
-    @abstractmethod
-    def apply_action(self, sim: Sim, action: Tensor) -> None:
-        """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
-
     def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Return what changes within the coming control step: noise, pushes. Draws from rng alone.
 
@@ -269,22 +287,6 @@ class Task(ABC, Generic[C]):
         (n, num_envs, ...); see `Sim.step`.
         """
         return {}
-
-    @abstractmethod
-    def observe(self, sim: Sim) -> dict[str, Tensor]:
-        """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
-
-    @abstractmethod
-    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return the named reward terms, (num_envs,) each, without their weights."""
-
-    @abstractmethod
-    def terminated(self, sim: Sim) -> Tensor:
-        """Return which environments ended by themselves, (num_envs,) bool; not the time limit."""
-
-    @abstractmethod
-    def success(self, sim: Sim) -> Tensor:
-        """Return which environments are in the state that the task asks for, (num_envs,) bool."""
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return numbers of the last step that are worth a sum over the episode, (num_envs,) each.
