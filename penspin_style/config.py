@@ -69,6 +69,94 @@ class SimConfig:
 
 
 @dataclass
+class StartsConfig:
+    """Shares of the training episodes that begin elsewhere than the task says; see `env/starts.py`.
+
+    The rest, and every evaluation, begins as the task says.
+    """
+
+    far: float = 0.0
+    """In states from which the policy went on; the farthest along are preferred."""
+    falls: float = 0.0
+    """In states shortly before it failed."""
+    bank: float = 0.0
+    """In states of the task's own bank, as along recorded trajectories."""
+    rivals: int = 4
+    """Candidates of which each draw takes the best."""
+    capacity: int = 20_000
+    """States kept of each kind; the oldest go."""
+    fewest: int = 200
+    """States of a kind from which it is used."""
+    rate: float = 0.1
+    """Odds at each control step that a running episode's state becomes a candidate."""
+    decided: int = 40
+    """Control steps after which a candidate, or an episode from a start, counts as a success."""
+    least: float = 0.05
+    """Progress that a candidate must have led to by then, in the task's unit."""
+    before_fall: list[int] = field(default_factory=lambda: [20, 60])
+    """Fewest and most control steps that a state of `falls` lies before the failure."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        shares = (self.far, self.falls, self.bank)
+        legal = "shares >= 0, at most 1 together"
+        given = list(shares)
+        require(min(shares) >= 0 and sum(shares) <= 1, "algo.starts", given, legal)
+        for key in ("rivals", "capacity", "fewest", "decided"):
+            require(getattr(self, key) >= 1, f"algo.starts.{key}", getattr(self, key), ">= 1")
+        require(0 < self.rate <= 1, "algo.starts.rate", self.rate, "in (0, 1]")
+        window = self.before_fall
+        legal = "[fewest, most] control steps"
+        require(
+            len(window) == 2 and 0 < window[0] <= window[1],
+            *("algo.starts.before_fall", window, legal),
+        )
+
+    @property
+    def used(self) -> bool:
+        """Whether any episode begins elsewhere."""
+        return self.far + self.falls + self.bank > 0
+
+
+@dataclass
+class StallConfig:
+    """When a training episode without progress ends; evaluations run on. See `Task.progress`."""
+
+    steps: int = 0
+    """Control steps without progress after which it ends; 0 for never."""
+    least: float = 0.03
+    """What counts as progress, in the task's unit."""
+    fails: bool = True
+    """Whether a stall is a failure, with nothing beyond it, or cuts the episode off like a time
+    limit, so that its value is that of going on."""
+    penalty: float = 0.0
+    """Taken off the reward of the last step of a stall that fails."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.steps >= 0, "algo.stall.steps", self.steps, ">= 0")
+        require(self.least > 0, "algo.stall.least", self.least, "> 0")
+        require(self.penalty >= 0, "algo.stall.penalty", self.penalty, ">= 0")
+
+
+@dataclass
+class StageConfig:
+    """A stage of a curriculum: changes of the world that the policy trains in."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    """Keys of the task, with their values in this stage."""
+    samples: int = 0
+    """Environment steps after which the next stage begins at the latest; 0 for no such limit."""
+    until: float | None = None
+    """Score of an evaluation, on the task as it is, from which the next stage begins; null: none.
+    The last stage has no end of its own."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.samples >= 0, "curriculum.samples", self.samples, ">= 0")
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -77,6 +165,9 @@ class TrainConfig:
     algo: Any = None
     """The algorithm's own Config; `algo=NAME` chooses it."""
     sim: SimConfig = field(default_factory=SimConfig)
+    curriculum: list[StageConfig] = field(default_factory=list)
+    """Worlds to train in, one after another; empty for the task as it is. Evaluations and the
+    policy's card know only the task as it is."""
     num_envs: int = 512
     device: str = "auto"
     """`cpu`, `cuda:N`, or `auto`: a GPU if there is one."""

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from penspin_style import rotation  # noqa: E402
 from penspin_style.env.env import Env  # noqa: E402
 from penspin_style.sim.sim import Sim, make_sim  # noqa: E402
-from penspin_style.train.evaluate import wilson  # noqa: E402
-from penspin_style.train.run import resolve_device  # noqa: E402
+from penspin_style.system.interval import wilson  # noqa: E402
+from penspin_style.train.environment import resolve_device  # noqa: E402
 from tasks.pen.spin import PenSpin  # noqa: E402
 
 NUDGE = 1e-6  # rad

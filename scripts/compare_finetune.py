@@ -36,9 +36,10 @@ from penspin_style.data.episodes.episode import Header, episodes, write_episode 
 from penspin_style.deploy.policy import Policy  # noqa: E402
 from penspin_style.deploy.torch_policy import TorchPolicy, load_act  # noqa: E402
 from penspin_style.nets.policy import load_policy, load_policy_and_config, save_policy  # noqa: E402
+from penspin_style.system.interval import wilson  # noqa: E402
 from penspin_style.train.folder import versions  # noqa: E402
 from penspin_style.train.load_policy import config_of, open_policy  # noqa: E402
-from real.control.success import SuccessRule, wilson  # noqa: E402
+from real.control.success import SuccessRule  # noqa: E402
 from real.replay.collect import CUT, Stage, Trajectory, smoothed, with_delays  # noqa: E402
 from real.serving.action_chunking import EnsembledPolicy  # noqa: E402
 from real.twin.batch_twin import BatchTwin  # noqa: E402
@@ -108,7 +109,7 @@ class Comparison:
                 if own != method:
                     continue
                 hits, n = (sum(r[k] for r in rows) for k in ("successes", "episodes"))
-                low, high = wilson(hits, n)
+                low, high = wilson(hits / n, n)
                 each = ", ".join(f"{r['successes'] / r['episodes']:.1%}" for r in rows)
                 lines.append(
                     f"| {title} | {count or ''} | {hits / n:.1%} | {low:.1%} to {high:.1%} | "

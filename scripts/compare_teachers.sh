@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Train the pen's teacher again and again, each time without one thing, and print one table.
 #   scripts/compare_teachers.sh GPU SEED [KEY=VALUE ...]      the overrides go to every training
-# GPU: a number, or cpu. PENSPIN_JOBS trainings run at once (1), each with its share of the cores.
+# PENSPIN_ABLATIONS="NAME ..." leaves out other things than PenSpin did, `cfg/ablation/NAME.yaml`; for
+# recipe=teacher_cpu these are stall_as_limit, no_posture, no_sides, no_starts, published_observation
+# and published_physics. GPU: a number, or cpu. PENSPIN_JOBS trainings run at once (1), each with its share of the cores.
 # All are evaluated over the same 500 episodes. A comparison that was killed continues.
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -15,7 +17,8 @@ device="cuda:$gpu"
 source "$(dirname "$0")/setup_env.sh" ""
 jobs=${PENSPIN_JOBS:-1}
 threads=$(($(nproc) / jobs > 0 ? $(nproc) / jobs : 1))
-names=(everything no_tactile no_point_cloud no_privileged no_z_reward)
+read -ra ablations <<< "${PENSPIN_ABLATIONS:-no_tactile no_point_cloud no_privileged no_z_reward}"
+names=(everything "${ablations[@]}")
 group=outputs/pen_spin/ablation-$seed
 mkdir -p "$group"
 train() {

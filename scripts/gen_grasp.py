@@ -17,7 +17,7 @@ from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.system import interrupt
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.run import resolve_device
+from penspin_style.train.environment import resolve_device
 from tasks.pen import grasps
 from tasks.pen.grasp import Collected, PenGrasp, collect, held
 

@@ -5,12 +5,10 @@ Gymnasium imports it by itself for `gymnasium.make("tasks:penspin_style/PandaLif
 the processes that it and others start.
 """
 
-import pathlib
-import re
-
 import gymnasium
 
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
+from penspin_style.system.plugins import named_modules
 
 
 def task_modules() -> dict[str, str]:
@@ -18,15 +16,7 @@ def task_modules() -> dict[str, str]:
 
     A module below this folder is a task if it binds `NAME`, a literal, and `TASK`.
     """
-    found = {}
-    for folder in __path__:
-        for file in pathlib.Path(folder).rglob("*.py"):
-            text = file.read_text()
-            name = re.search(r'^NAME = "(\w+)"$', text, re.MULTILINE)
-            if name and re.search(r"^TASK\b", text, re.MULTILINE):
-                parts = file.relative_to(folder).with_suffix("").parts
-                found[name[1]] = ".".join((__name__, *parts))
-    return dict(sorted(found.items()))
+    return named_modules(__name__, "TASK")
 
 
 def task_names() -> list[str]:

@@ -1,5 +1,6 @@
 """Policy and value function as TorchRL's losses want them, and figures of how they learn."""
 
+import difflib
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from penspin_style.algo.algorithm import masked_mean
+from penspin_style.features import Input
 from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
@@ -87,3 +89,49 @@ def summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> 
         )
     )
     return {f"rollout/{name}": v for name, v in zip(names, values.tolist(), strict=True)}
+
+
+def make_policy(
+    cfg: Any, observed: dict[str, Input], naction: int, rng: torch.Generator
+) -> GaussianPolicy | TeacherPolicy:
+    """Return the policy that an algorithm's configuration asks for, of what is observed.
+
+    Raises:
+        ValueError: an encoder is of a group whose name looks like a mistake.
+    """
+    encoders = {name: list(w) for name, w in sorted(cfg.encoders.items()) if w and name in observed}
+    rest = set(observed) - set(cfg.encoders) - {"teacher", "critic"}
+    for name in set(cfg.encoders) - set(observed):
+        if meant := difflib.get_close_matches(name, rest, n=1):
+            raise ValueError(
+                f"algo.encoders.{name}: the task observes no such group; did you mean {meant[0]}?"
+            )
+    common: Any = {
+        "hidden": cfg.hidden,
+        "activation": cfg.activation,
+        "init_std": cfg.init_std,
+        "rng": rng,
+    }
+    if not encoders and not cfg.shared_critic:
+        return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
+    reads = [observed[name] for name in ("teacher", *encoders)]
+    return TeacherPolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
+
+
+def make_critic(cfg: Any, observed: dict[str, Input], rng: torch.Generator) -> ValueFunction | None:
+    """Return the critic, None if it is a head of the policy.
+
+    Raises:
+        ValueError: there is a group for the critic, which that head would not read.
+    """
+    if cfg.shared_critic and "critic" in observed:
+        raise ValueError(
+            "algo.shared_critic=true: the value head reads what the policy does, but the task "
+            "observes a group 'critic'; use algo.shared_critic=false or drop the group"
+        )
+    if cfg.shared_critic:
+        return None
+    key = "critic" if "critic" in observed else "teacher"
+    return ValueFunction(
+        key, observed[key].size, hidden=cfg.critic_hidden, activation=cfg.activation, rng=rng
+    )

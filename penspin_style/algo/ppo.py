@@ -7,7 +7,6 @@ transitions carry no weight anywhere: not in the losses, not in the advantage's 
 normaliser.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,13 +17,18 @@ from torch import Tensor, nn
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from penspin_style.algo.actor_critic import Actor, Critic, explained_variance, summary
+from penspin_style.algo.actor_critic import (
+    Actor,
+    Critic,
+    explained_variance,
+    make_critic,
+    make_policy,
+    summary,
+)
 from penspin_style.algo.algorithm import GuardedOptimizer, Interface, begin_from, masked_mean
-from penspin_style.config import ACTIVATIONS, TrainConfig, require
+from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainConfig, require
 from penspin_style.features import Input
-from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
-from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.teacher import TeacherPolicy
 
@@ -75,6 +79,11 @@ class PPOConfig:
     """A value head on the policy's last hidden layer instead of a network of its own."""
     activation: str = "elu"
     init_std: float = 0.8
+    noise_correlation: float = 0.0
+    """How much of an action's noise is that of the step before: exploration that lasts. The losses
+    take it for noise without memory."""
+    starts: StartsConfig = field(default_factory=StartsConfig)
+    stall: StallConfig = field(default_factory=StallConfig)
     compile: bool = False
     """torch.compile of the loss. TorchRL's loss recompiles under it: measure before using it."""
 
@@ -83,6 +92,8 @@ class PPOConfig:
         require(self.name == "ppo", "algo.name", self.name, "ppo")
         for key in ("horizon", "epochs", "num_minibatches"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+        rho = self.noise_correlation
+        require(0 <= rho < 1, "algo.noise_correlation", rho, "in [0, 1)")
         for key in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
         for key in (
@@ -149,8 +160,8 @@ class PPO:
         self.cfg = cfg
         self.horizon = cfg.horizon
         self.rng = torch.Generator(device=device).manual_seed(seed)
-        self.policy = _policy(cfg, observed, naction, init).to(device)
-        critic = _critic(cfg, observed, init)
+        self.policy = make_policy(cfg, observed, naction, init).to(device)
+        critic = make_critic(cfg, observed, init)
         self.critic = None if critic is None else critic.to(device)
         keys = {*self.policy.in_keys, *([] if critic is None else [critic.in_key])}
         # what other groups hold, as a student's history, is not worth its memory
@@ -187,6 +198,7 @@ class PPO:
             )
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
+        self._noise: Tensor | None = None  # of the last step, where noise is correlated
         self._has_statistics = False  # whether the normalisers have seen anything
 
     @classmethod
@@ -204,8 +216,13 @@ class PPO:
 
     @classmethod
     def env_settings(cls, cfg: PPOConfig, *, training: bool) -> dict[str, Any]:
-        """Return nothing: the environment is as the task has it."""
-        return {}
+        """Return where training's episodes begin and when they stall; evaluation's are as is."""
+        if not training:
+            return {}
+        return {
+            **({"starts": cfg.starts} if cfg.starts.used else {}),
+            **({"stall": cfg.stall} if cfg.stall.steps else {}),
+        }
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -225,6 +242,10 @@ class PPO:
             self._has_statistics = True
         dist = self._actor.get_dist(td)
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
+        if rho := self.cfg.noise_correlation:
+            if self._noise is not None:
+                noise = rho * self._noise + (1.0 - rho**2) ** 0.5 * noise
+            self._noise = noise
         action = dist.loc + dist.scale * noise
         td.set("action", action)
         td.set("log_prob", dist.log_prob(action))
@@ -415,6 +436,7 @@ class PPO:
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "skipped_in_a_row": self._guard.skipped_in_a_row,
+            **({} if self._noise is None else {"noise": self._noise.clone()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -427,6 +449,7 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._noise = state.get("noise")
         self._has_statistics = all(bool(n.count) for _, n in self._normalizers())
 
 
@@ -445,54 +468,6 @@ _NAMES = (
     "actor/grad_norm",
 )
 _KL = _NAMES.index("actor/approx_kl")
-
-
-def _policy(
-    cfg: PPOConfig, observed: dict[str, Input], naction: int, rng: torch.Generator
-) -> GaussianPolicy | TeacherPolicy:
-    """Return the policy that the configuration asks for, of what is observed.
-
-    Raises:
-        ValueError: an encoder is of a group whose name looks like a mistake.
-    """
-    encoders = {name: list(w) for name, w in sorted(cfg.encoders.items()) if w and name in observed}
-    rest = set(observed) - set(cfg.encoders) - {"teacher", "critic"}
-    for name in set(cfg.encoders) - set(observed):
-        if meant := difflib.get_close_matches(name, rest, n=1):
-            raise ValueError(
-                f"algo.encoders.{name}: the task observes no such group; did you mean {meant[0]}?"
-            )
-    common: Any = {
-        "hidden": cfg.hidden,
-        "activation": cfg.activation,
-        "init_std": cfg.init_std,
-        "rng": rng,
-    }
-    if not encoders and not cfg.shared_critic:
-        return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
-    reads = [observed[name] for name in ("teacher", *encoders)]
-    return TeacherPolicy(reads, naction, encoders=encoders, value=cfg.shared_critic, **common)
-
-
-def _critic(
-    cfg: PPOConfig, observed: dict[str, Input], rng: torch.Generator
-) -> ValueFunction | None:
-    """Return the critic, None if it is a head of the policy.
-
-    Raises:
-        ValueError: there is a group for the critic, which that head would not read.
-    """
-    if cfg.shared_critic and "critic" in observed:
-        raise ValueError(
-            "algo.shared_critic=true: the value head reads what the policy does, but the task "
-            "observes a group 'critic'; use algo.shared_critic=false or drop the group"
-        )
-    if cfg.shared_critic:
-        return None
-    key = "critic" if "critic" in observed else "teacher"
-    return ValueFunction(
-        key, observed[key].size, hidden=cfg.critic_hidden, activation=cfg.activation, rng=rng
-    )
 
 
 NAME = "ppo"

@@ -12,11 +12,14 @@ from typing import Any
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
-from penspin_style.train.run import resolve_device
+from penspin_style.train.environment import resolve_device
 
 
-def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
-    """Return an environment to measure in; its restarts spread evenly over time."""
+def make_env(cfg: TrainConfig, task: type[Task[Any]], **settings: Any) -> Env:
+    """Return an environment to measure in; its restarts spread evenly over time.
+
+    settings: more keywords of `Env`.
+    """
     return Env(
         task(cfg.task),
         cfg.num_envs,
@@ -25,6 +28,7 @@ def make_env(cfg: TrainConfig, task: type[Task[Any]]) -> Env:
         engine=cfg.sim.engine,
         nthread=cfg.sim.nthread,
         stagger=True,
+        **settings,
     )
 
 

@@ -10,13 +10,14 @@ import torch
 from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import rollout, torch_threads
-from penspin_style.algo.ppo import PPO
+from penspin_style.algo.registry import find_algorithm, make_algorithm
 from penspin_style.bench.alternate import alternate, make_env, report
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
 from penspin_style.sim.batch_sim import BatchSim, controls
 from penspin_style.sim.sim import Sim
+from penspin_style.train.run import interface
 
 
 def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
@@ -52,14 +53,22 @@ def sim(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> 
 
 
 def train(cfg: TrainConfig, task: type[Task[Any]], *, rounds: int, steps: int) -> dict[str, Any]:
-    """Return PPO samples/s, roll-out and update together, over the bare engine's env steps/s.
+    """Return samples/s of training, roll-out and update, over the bare engine's env steps/s.
 
     Both start from the same states; the engine goes the way that the first policy's actions led.
     steps: control steps of each measurement; rounded up to whole iterations.
+
+    Raises:
+        ValueError: the algorithm learns from recorded data, or needs what the task does not give.
     """
-    env = make_env(cfg, task)
+    settings = find_algorithm(cfg.algo.name).env_settings(cfg.algo, training=True)
+    if settings is None:
+        raise ValueError(f"algo={cfg.algo.name} needs no environment: nothing to measure")
+    env = make_env(cfg, task, **settings)
     device = torch.device("cpu")
-    algo = PPO(cfg.algo, env.inputs, len(env.task.actions), device=device, seed=cfg.seed)
+    algo = make_algorithm(cfg, interface(env), device=device, seed=cfg.seed)
+    if not algo.collects:
+        raise ValueError(f"algo={cfg.algo.name} collects nothing as configured: nothing to measure")
     root = [env.current()]
     buffer: list[TensorDict | None] = [None]
     start, untrained = env.state_dict(), copy.deepcopy(algo.state_dict())

@@ -19,7 +19,8 @@ import torch
 from penspin_style.env.env import Env
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import UsageError, compose_train
-from penspin_style.train.run import EXIT_DATA, EXIT_OK, resolve_device, versions
+from penspin_style.train.environment import resolve_device
+from penspin_style.train.run import EXIT_DATA, EXIT_OK, versions
 
 _FIT_STEPS = 20
 _DRAW_SECONDS = 60.0

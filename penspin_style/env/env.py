@@ -28,8 +28,10 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.checks import check_action, check_reward_keys
 from penspin_style.env.faults import FaultLog
+from penspin_style.env.starts import Stall, Starts
 from penspin_style.env.statistics import EpisodeStatistics
 from penspin_style.env.task import Task
 from penspin_style.env.terms import Groups
@@ -57,6 +59,8 @@ class Env(EnvBase):
         final_images: bool = True,
         absent_object: float = 0.0,
         perturb: Sequence[Perturbation] = (),
+        starts: StartsConfig | None = None,
+        stall: StallConfig | None = None,
     ) -> None:
         """Build the world and restart every environment.
 
@@ -68,6 +72,11 @@ class Env(EnvBase):
         absent_object: share of episodes in which the task's object is out of sight; there is
             nothing to succeed at, so they do not enter the statistics.
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
+        starts: where else episodes begin; those do not enter the statistics.
+        stall: when an episode without progress ends.
+
+        Raises:
+            ValueError: starts or stalls of a task that knows no progress.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
@@ -88,6 +97,7 @@ class Env(EnvBase):
         self.final_images = final_images
         self.absent_object = absent_object
         self._allocate()
+        self._prepare_starts(starts, stall)
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
         self._make_specs()
 
@@ -160,6 +170,8 @@ class Env(EnvBase):
             for name, value in observation.items():
                 observation[name] = _where(fault, self._last[name], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
+        if self._goes_by_progress:
+            reward, terminated, truncated = self._follow(reward, terminated, truncated, fault)
         self.reward_terms.update(weighted)
         self.measures = self.statistics.task_metrics.add(self.sim, fault)
         self._last.update(observation)
@@ -203,9 +215,7 @@ class Env(EnvBase):
         """Begin a new episode where the mask says; the other environments are not touched."""
         if self._is_empty(mask):
             return
-        self.world.restart(
-            mask, drawn=(lambda: self._remove_objects(mask)) if self.absent_object else None
-        )
+        begun = self._begin(mask)
         self.groups.draw_latency(mask)
         observation = self.groups.observe(self.world.observe(images=images), mask)
         # an episode that begins so ends with its first step, as a fault; nobody sees how it began
@@ -220,7 +230,42 @@ class Env(EnvBase):
             )
             self.step_count.add_(age)
         self.statistics.clear(mask, counts=not self.stagger)
+        if begun is not None:
+            self.statistics.counted.logical_and_(~(mask & begun))
+        if self.stall is not None:
+            self.stall.clear(mask)
         self.stagger = False
+
+    def _begin(self, mask: Tensor) -> Tensor | None:
+        """Restart the world where the mask says; return which episodes begin in other states."""
+        begun: list[Tensor] = []
+
+        def drawn() -> None:
+            if self.absent_object:
+                self._remove_objects(mask)
+            if self.starts is not None:
+                begun.append(self.starts.begin(self.sim, mask, self.rng))
+
+        self.world.restart(mask, drawn=drawn)
+        return begun[0] if begun else None
+
+    def _follow(
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, fault: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the step's outcome with stalls; keep states from which episodes can begin."""
+        progress = self.task.progress(self.sim)
+        assert progress is not None
+        if self.stall is not None:
+            stalled = self.stall.step(progress) & ~(terminated | truncated)
+            if self.stall.cfg.fails:
+                terminated = terminated | stalled
+                reward = reward - self.stall.cfg.penalty * stalled
+            else:
+                truncated = truncated | stalled
+        if self.starts is not None:
+            # a faulty state is none to begin in
+            self.starts.step(self.sim, progress, terminated | fault, self.rng)
+        return reward, terminated, truncated
 
     def _remove_objects(self, mask: Tensor) -> None:
         draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
@@ -260,6 +305,19 @@ class Env(EnvBase):
         self.measures: dict[str, Tensor] = {}  # of the last step
         self.statistics = EpisodeStatistics(self.task, self.sim, rewarded)
         self.faults = FaultLog(self.sim)
+
+    def _prepare_starts(self, starts: StartsConfig | None, stall: StallConfig | None) -> None:
+        self.starts, self.stall = None, None
+        self._goes_by_progress = starts is not None or stall is not None
+        if self._goes_by_progress and self.task.progress(self.sim) is None:
+            raise ValueError(
+                f"{type(self.task).__name__} knows no progress: algo.starts and algo.stall are for "
+                "tasks with `progress`; leave their shares and steps at 0"
+            )
+        if stall is not None:
+            self.stall = Stall(stall, self.num_envs, self.device)
+        if starts is not None:
+            self.starts = Starts(starts, self.task, self.sim)
 
     def _make_specs(self) -> None:
         n, device = torch.Size([self.num_envs]), self.device
@@ -333,7 +391,8 @@ class Env(EnvBase):
         weighted). Means are absent when no
         episode ended. One host sync.
         """
-        return self.statistics.take()
+        own = {} if self.starts is None else self.starts.metrics()
+        return self.statistics.take() | own
 
     # State.
 
@@ -354,6 +413,12 @@ class Env(EnvBase):
             "unusable": self.unusable.clone(),
             **{f"last/{k}": v.clone() for k, v in self._last.items()},
             **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
+            **{
+                f"{name}/{k}": v
+                for name, part in (("starts", self.starts), ("stall", self.stall))
+                if part is not None
+                for k, v in part.state_dict().items()
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
@@ -371,9 +436,14 @@ class Env(EnvBase):
         if "unusable" in state_dict:  # older checkpoints had no such episodes
             self.unusable.copy_(state_dict["unusable"])
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
-        self.groups.load_state_dict(
-            {k.removeprefix("terms/"): v for k, v in state_dict.items() if k.startswith("terms/")}
-        )
+        parts: dict[str, Any] = {"terms": self.groups, "starts": self.starts, "stall": self.stall}
+        for name, part in parts.items():
+            if part is not None:
+                prefix = f"{name}/"
+                own = {
+                    k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)
+                }
+                part.load_state_dict(own)
 
 
 def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:

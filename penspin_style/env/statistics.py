@@ -57,9 +57,8 @@ class TaskMetrics:
             raise ValueError(
                 f"{who}.score is {task.score!r}; there are {', '.join((*SCORES, *metrics))}"
             )
-        if set(task.kind_names) & {"", *metrics} or len(set(task.kind_names)) < len(
-            task.kind_names
-        ):
+        kinds = set(task.kind_names)
+        if kinds & {"", *metrics} or len(kinds) < len(task.kind_names):
             raise ValueError(f"{who}.kind_names must be different, got {task.kind_names}")
         self.names = tuple(metrics)
 

@@ -189,6 +189,35 @@ class Task(ABC, Generic[C]):
     def actions(self) -> tuple[ActionChannel, ...]:
         """Return the meaning of each number of the action."""
 
+    @abstractmethod
+    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Write the initial state of the masked environments; draws come from rng alone.
+
+        mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
+        """
+
+    @abstractmethod
+    def apply_action(self, sim: Sim, action: Tensor) -> None:
+        """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
+
+    @abstractmethod
+    def observe(self, sim: Sim) -> dict[str, Tensor]:
+        """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
+
+    @abstractmethod
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return the named reward terms, (num_envs,) each, without their weights."""
+
+    @abstractmethod
+    def terminated(self, sim: Sim) -> Tensor:
+        """Return which environments ended by themselves, (num_envs,) bool; not the time limit."""
+
+    @abstractmethod
+    def success(self, sim: Sim) -> Tensor:
+        """Return which environments are in the state that the task asks for, (num_envs,) bool."""
+
+    # Optional: a task defines those that it needs.
+
     @property
     def joints(self) -> tuple[Joint, ...]:
         """Return the actuated joints in the policy's order."""
@@ -208,13 +237,6 @@ class Task(ABC, Generic[C]):
     def start(self, sim: Sim) -> None:
         """Look up ids and allocate `memory`, once, when the simulation exists."""
 
-    @abstractmethod
-    def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
-        """Write the initial state of the masked environments; draws come from rng alone.
-
-        mask: (num_envs,) bool. The simulation has just been set to the model's defaults there.
-        """
-
     def place(self, sim: Sim, mask: Tensor, row: Tensor) -> None:
         """Start the masked environments from given positions, (num_envs, nq), after `reset`.
 
@@ -226,16 +248,37 @@ class Task(ABC, Generic[C]):
         check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
+    def progress(self, sim: Sim) -> Tensor | None:
+        """Return how far each episode has got, (num_envs,) from 0 where it began; None: unknown.
+
+        Stalls and the farthest starts of a training (`algo.stall`, `algo.starts`) go by it.
+        """
+        return None
+
+    def start_state(self, sim: Sim) -> Tensor:
+        """Return the present states as rows from which an episode can begin, (num_envs, k)."""
+        return torch.cat((sim.data.qpos, sim.data.qvel, sim.data.ctrl), dim=1)
+
+    def set_start_state(self, sim: Sim, mask: Tensor, rows: Tensor, rng: torch.Generator) -> None:
+        """Start the masked environments from such rows (num_envs, k), after `reset`.
+
+        rng: for what may vary about them.
+        """
+        nq, nv = sim.model.nq, sim.model.nv
+        parts = rows.split((nq, nv, rows.shape[1] - nq - nv), dim=1)
+        for live, part in zip((sim.data.qpos, sim.data.qvel, sim.data.ctrl), parts, strict=True):
+            live.copy_(torch.where(mask[:, None], part, live))
+
+    def start_bank(self, device: torch.device) -> Tensor | None:
+        """Return states worth beginning in, rows (n, k) of `start_state`; None: there are none."""
+        return None
+
     def remove_object(self, sim: Sim, mask: Tensor) -> None:
         """Put the object out of sight in the masked environments, which have just been reset.
 
         There, doing nothing is right: a student learns not to grasp at the air.
         """
         raise ValueError(f"{type(self).__name__} has no object to remove: set algo.absent_object=0")
-
-    @abstractmethod
-    def apply_action(self, sim: Sim, action: Tensor) -> None:
-        """Turn an action (num_envs, naction) in [-1, 1] into `sim.data.ctrl`, in place."""
 
     def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Return what changes within the coming control step: noise, pushes. Draws from rng alone.
@@ -244,22 +287,6 @@ class Task(ABC, Generic[C]):
         (n, num_envs, ...); see `Sim.step`.
         """
         return {}
-
-    @abstractmethod
-    def observe(self, sim: Sim) -> dict[str, Tensor]:
-        """Return the named observation terms, each (num_envs, ...), fresh tensors or views."""
-
-    @abstractmethod
-    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return the named reward terms, (num_envs,) each, without their weights."""
-
-    @abstractmethod
-    def terminated(self, sim: Sim) -> Tensor:
-        """Return which environments ended by themselves, (num_envs,) bool; not the time limit."""
-
-    @abstractmethod
-    def success(self, sim: Sim) -> Tensor:
-        """Return which environments are in the state that the task asks for, (num_envs,) bool."""
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return numbers of the last step that are worth a sum over the episode, (num_envs,) each.

@@ -282,6 +282,8 @@ def _literal(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return "[" + ",".join(_literal(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, str) and (value in _NOT_TEXT or not _PLAIN.fullmatch(value)):
         # in Hydra's quotation marks a backslash means itself, except before one of them
         return "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"

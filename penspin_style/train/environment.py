@@ -12,6 +12,19 @@ from penspin_style.env.task import Task
 from penspin_style.train.compose import find_robot
 
 
+def resolve_device(name: str) -> torch.device:
+    """Return the device; `auto` is the first GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch finds no GPU here; use device=cpu")
+    return torch.device(name)
+
+
 def make_env(sim: SimConfig, task: Task[Any], device: torch.device, **settings: Any) -> Env:
     """Return environments; settings: further keywords of `Env`."""
     return Env(

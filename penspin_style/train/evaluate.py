@@ -128,6 +128,16 @@ class Evaluation:
         out["measures"] = {name: asdict(measure) for name, measure in self.measures.items()}
         return out | {name: measure.mean for name, measure in self.measures.items()}
 
+    def row(self) -> dict[str, float]:
+        """Return what the log of a training is told."""
+        row = {
+            "eval/success_once": self.success_rate,
+            "eval/success_at_end": self.success_at_end,
+            "eval/return": self.return_,
+            "eval/episode_len": self.episode_len,
+        }
+        return row | {f"eval/{k}": m.mean for k, m in self.measures.items() if m.mean is not None}
+
     def score(self, name: str) -> float | None:
         """Return the figure that `Task.score` names; None if every episode was faulty."""
         return self.as_dict()[name]

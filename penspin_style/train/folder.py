@@ -56,6 +56,28 @@ def lock(folder: pathlib.Path) -> IO[str]:
     return file
 
 
+def check_use(
+    folder: pathlib.Path, resolved: str, found: bool, *, resume: bool, allowed: Sequence[str]
+) -> None:
+    """Check that no run is written over, and none continued that is not there.
+
+    found: whether the folder holds checkpoints; allowed: keys that a resume may change.
+
+    Raises:
+        ValueError: says what to do instead.
+    """
+    if found and not resume:
+        raise ValueError(
+            f"{folder} holds a run already: resume=true continues it, name=OTHER starts another"
+        )
+    if resume and not found:
+        raise ValueError(
+            f"resume=true, but {folder} holds no checkpoint: leave resume out to start"
+        )
+    if found:
+        check_changes(folder, resolved, allowed)
+
+
 def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
     """Return what the configuration has otherwise than `config.yaml`: key -> (there, now).
 

@@ -38,9 +38,9 @@ from penspin_style.train.compose import (
     typed,
     typed_tasks,
 )
-from penspin_style.train.environment import interface, make_env, needs_env
+from penspin_style.train.environment import interface, make_env, needs_env, resolve_device
 from penspin_style.train.evaluate import Act, acting
-from penspin_style.train.run import resolve_device, versions
+from penspin_style.train.run import versions
 
 
 class LoadedPolicy:

@@ -15,7 +15,6 @@ import pathlib
 import time
 from typing import Any, cast
 
-import torch
 from tensordict import TensorDict
 
 from penspin_style import storage
@@ -30,7 +29,8 @@ from penspin_style.nets.policy import save_policy
 from penspin_style.system import interrupt
 from penspin_style.train import folder as run_folder
 from penspin_style.train.checkpoint import Checkpoints
-from penspin_style.train.environment import env_settings, interface, make_env
+from penspin_style.train.curriculum import Curriculum
+from penspin_style.train.environment import env_settings, interface, make_env, resolve_device
 from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
 from penspin_style.train.folder import versions
@@ -45,19 +45,6 @@ class _GaveUpError(Exception):
     """An evaluation was left because a signal has come."""
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device; `auto` is the first GPU if there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: torch finds no GPU here; use device=cpu")
-    return torch.device(name)
-
-
 class Run:
     """One run in one folder."""
 
@@ -70,9 +57,12 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
         self._check_use()
         self.device = resolve_device(cfg.device)
+        self.curriculum = Curriculum(cfg.curriculum, cfg.task)
         self.env: Env | None = None  # for an algorithm that learns from recorded episodes alone
         if env_settings(cfg, training=True) is not None:
             self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+        elif cfg.curriculum:
+            raise ValueError(f"curriculum: algo={cfg.algo.name} learns in no world; leave it out")
         self.algo: Algorithm = make_algorithm(
             cfg, interface(self.env), device=self.device, seed=cfg.seed
         )
@@ -179,18 +169,15 @@ class Run:
             updated = time.perf_counter()
             row |= {"time/rollout": collected - began, "time/update": updated - collected}
             row["time/samples_per_s"] = fresh / (updated - began)
-            self._close_iteration(row, trackers, progress)
+            if self._close_iteration(row, trackers, progress):
+                root = None
         if not self.interrupted and self._has_succeeded():
             progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
 
     def _collect(
         self, buffer: TensorDict | None, root: TensorDict | None
     ) -> tuple[TensorDict | None, TensorDict | None]:
-        """Return transitions and the root after them, neither if the algorithm collects nothing.
-
-        buffer: an earlier one, written over; None for none. root: None for where the environments
-        are.
-        """
+        """Return transitions, over an earlier buffer's, and the root after them; None for none."""
         env = self._collecting
         if env is None:
             return None, None
@@ -206,8 +193,8 @@ class Run:
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
-    ) -> None:
-        """Evaluate, log and save what an iteration has led to."""
+    ) -> bool:
+        """Evaluate, log and save what an iteration led to; return whether a new stage begins."""
         if self.env is not None:
             row |= self.env.metrics() | self.faults.check(self.env, self.iteration, progress.say)
         began = time.perf_counter()
@@ -215,10 +202,29 @@ class Run:
         row["time/eval"] = time.perf_counter() - began
         row = {"iteration": self.iteration, "samples": self.samples, **row}
         self._log(row, progress)
+        advanced = self._maybe_advance(progress)
         # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
         trackers.log(row, self.samples)  # last: they may take long, and break
+        return advanced
+
+    def _maybe_advance(self, progress: Progress) -> bool:
+        """Go to the curriculum's next stage if it is time; return whether it was."""
+        score = self.score if self.scored == self.iteration else None
+        if not self.curriculum.advance(self.samples, score):
+            return False
+        stages = len(self.curriculum.stages)
+        progress.say(f"stage {self.curriculum.index + 1} of {stages} of the curriculum")
+        self._enter_stage()
+        return True
+
+    def _enter_stage(self) -> None:
+        """Build the environments of the curriculum's stage; what was reached before goes along."""
+        before = self.env
+        self.env = self._make_env(self.cfg.num_envs, self.cfg.seed, training=True)
+        if before is not None and self.env.starts is not None and before.starts is not None:
+            self.env.starts.take_over(before.starts)
 
     def _interrupted(self, progress: Progress, *, saved: bool) -> int:
         kept = "saved" if saved else "could not save"
@@ -258,13 +264,7 @@ class Run:
             return {}
         self.score, self.scored = result.score(self.task.score), self.iteration
         self.success_rate = result.success(self.task.score)
-        row = {
-            "eval/success_once": result.success_rate,
-            "eval/success_at_end": result.success_at_end,
-            "eval/return": result.return_,
-            "eval/episode_len": result.episode_len,
-        }
-        return row | {f"eval/{k}": m.mean for k, m in result.measures.items() if m.mean is not None}
+        return result.row()
 
     def _make_up_for_evaluation(self, progress: Progress) -> None:
         """Evaluate what a signal kept from being evaluated, so that the run is as if it had not."""
@@ -278,6 +278,7 @@ class Run:
                 self.csv.write({**row, **found})
             except OSError as error:
                 progress.say(f"warning: no evaluation in {self.csv.path} ({error})")
+        self._maybe_advance(progress)
         self._save(progress, again=True)
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
@@ -414,6 +415,7 @@ class Run:
                 "scored": self.scored,
                 "rate_halved": self.rate_halved,
                 "faulty": list(self.faults.recent),
+                "curriculum": self.curriculum.state_dict(),
             },
         }
         score = self.score if self.scored == self.iteration else None
@@ -452,6 +454,11 @@ class Run:
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
+        stage = self.curriculum.index
+        # before there were stages, all was the first
+        self.curriculum.load_state_dict(state["run"].get("curriculum", {"index": 0, "since": 0}))
+        if self.curriculum.index != stage:
+            self._enter_stage()
         self.algo.load_state_dict(state["algo"])
         if self._collecting is not None:
             self._collecting.load_state_dict(
@@ -472,22 +479,14 @@ class Run:
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         settings = {"num_envs": num_envs, "stagger": training and self.cfg.stagger}
         settings |= env_settings(self.cfg, training=training) or {}
-        return make_env(self.cfg.sim, self.task(self.cfg.task), self.device, seed=seed, **settings)
+        task = self.task(self.curriculum.task if training else self.cfg.task)
+        return make_env(self.cfg.sim, task, self.device, seed=seed, **settings)
 
     def _check_use(self) -> None:
-        """Refuse to write over a run, and to continue one that is not there."""
-        found = bool(self.checkpoints.published())
-        if found and not self.cfg.resume:
-            raise ValueError(
-                f"{self.folder} holds a run already: resume=true continues it, "
-                "name=OTHER starts another"
-            )
-        if self.cfg.resume and not found:
-            raise ValueError(
-                f"resume=true, but {self.folder} holds no checkpoint: leave resume out to start"
-            )
-        if found:
-            run_folder.check_changes(self.folder, self.resolved, self.cfg.resume_changes)
+        found, cfg = bool(self.checkpoints.published()), self.cfg
+        run_folder.check_use(
+            self.folder, self.resolved, found, resume=cfg.resume, allowed=cfg.resume_changes
+        )
 
     def _claim(self) -> None:
         """Make the folder, lock it until `fit` ends, remove what a kill left there."""

@@ -9,6 +9,7 @@ there; the next one begins with a reset, as soon as the policy answers again.
 
 import dataclasses
 import pathlib
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -232,8 +233,8 @@ class Loop:
                     break
         except StoppedError:
             stopped = self.robot.reason
-        except BaseException:
-            self.robot.stop("its control loop failed")  # before anything else, as a disk, may hang
+        except BaseException as error:
+            self.robot.stop(_reason(error))  # before anything else, as a disk, may hang
             raise
         finally:
             if self.watchdog is not None:
@@ -287,6 +288,13 @@ class Loop:
         how = {"judged": "by hand"} if self.success.by_hand else {}
         how |= {"rule": str(self.success.rule)} if self.success.rule is not None else {}
         return recorder.finish(outcome.success, {**facts, **how, **outcome.facts()})
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a robot is stopped whose control loop was left by an exception."""
+    if isinstance(error, interrupt.Interrupted):
+        return f"interrupted by {signal.Signals(error.number).name}"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "its control loop failed"
 
 
 def header(

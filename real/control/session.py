@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from penspin_style.system import interrupt
-from real.control.success import SUCCESS, SuccessCheck, check_watched, wilson
+from penspin_style.system.interval import wilson
+from real.control.success import SUCCESS, SuccessCheck, check_watched
 from real.drivers import DRIVERS, open_driver
 from real.robot import Robot, RobotError
 
@@ -202,7 +203,7 @@ def report(outcomes: "Sequence[Outcome]", **facts: Any) -> dict[str, Any]:
     latency = Latency()
     for outcome in outcomes:
         latency.extend(outcome.latency)
-    low, high = wilson(sum(known), len(known))
+    low, high = wilson(sum(known) / max(1, len(known)), len(known))
     return {
         **facts,
         "episodes": len(outcomes),

@@ -9,7 +9,6 @@ from enum import Enum
 
 import numpy as np
 
-from penspin_style.system import interval
 from real.robot import RobotError
 
 _RULE = re.compile(r"([A-Za-z_]\w*)\s*(>=|<=)\s*(\S+)")
@@ -150,8 +149,3 @@ def check_watched(*, is_asking: bool) -> None:
     """
     if is_asking and not sys.stdin.isatty():
         raise RobotError("--ask needs a terminal to answer on; use --success RULE instead")
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share that was counted; of none: 0 to 1."""
-    return interval.wilson(successes / n, n) if n else (0.0, 1.0)

@@ -16,8 +16,9 @@ import numpy as np
 from penspin_style.features import Feature
 from real.drivers import external, ros
 from real.drivers.allegro_topics import TOPICS, Topics, in_order
+from real.drivers.described import Described
 from real.drivers.start_pose import start_pose
-from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from real.robot import Observation, RobotError, check_target, stop_surely
 from tasks.robots.allegro import description
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER, fingertips
 
@@ -70,12 +71,13 @@ class _Link:
     word: Callable[..., Any] = field(default=lambda: None)
 
 
-class AllegroRos:
+class AllegroRos(Described):
     """The hand; see `real.robot.Robot`.
 
     received: what is known of the state messages, sent: how many targets were published.
     """
 
+    called = "the hand"
     joints = JOINTS
 
     def __init__(
@@ -86,12 +88,9 @@ class AllegroRos:
         also: sensors beside the hand's own joints.
         """
         self.config = config or AllegroConfig()
-        self.control_dt = self.config.control_dt
-        self.sensors = external.Readers(also)
         own = (Feature("proprio", (32,), "rad"), Feature("fingertips", (4, 3), "m"))
-        self.features: Mapping[str, Feature] = external.named(own, also)
-        self.channels = description.actions(self.config.action_scale)
-        self._low, self._high = np.array(LOWER), np.array(UPPER)
+        channels = description.actions(self.config.action_scale)
+        super().__init__(own, also, channels, self.config.control_dt)
         self.received = ros.Tally()
         self.sent = 0
         self._turn = threading.RLock()  # of what is published; not waited for to stop
@@ -100,19 +99,6 @@ class AllegroRos:
         self._state: _State | None = None
         self._fault = ""
         self._link: _Link | None = None
-        self._target: np.ndarray | None = None
-        self._stopped = ""
-
-    @property
-    def target(self) -> np.ndarray:
-        """(16,) rad, what the hand follows now.
-
-        Raises:
-            RobotError: there is none before the first reset.
-        """
-        if self._target is None:
-            raise RobotError("the hand follows no target before its first reset")
-        return self._target.copy()
 
     def connect(self) -> None:
         """Become a ROS node and wait for the hand's; again is no error.
@@ -275,10 +261,6 @@ class AllegroRos:
                 self._check_running()
             self._target = target
             return target.copy()
-
-    def _check_running(self) -> None:
-        if self._stopped:
-            raise StoppedError(self._stopped)
 
     def _publish(self, link: _Link, target: np.ndarray, frame_id: str) -> None:
         topics = self.config.topics

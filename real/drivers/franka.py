@@ -21,9 +21,10 @@ import numpy as np
 
 from penspin_style.features import Feature
 from real.drivers import external
+from real.drivers.described import Described
 from real.drivers.franka_gripper import Gripper, errors_of
 from real.drivers.start_pose import start_pose
-from real.robot import Observation, RobotError, StoppedError, check_target, stop_surely
+from real.robot import Observation, RobotError, check_target, stop_surely
 from tasks.robots.panda import description
 from tasks.robots.panda.description import ARM, FINGER_OPEN, LOWER, UPPER, WORKSPACE
 
@@ -71,9 +72,10 @@ class FrankaConfig:
     """Seconds that the way to the start may take."""
 
 
-class FrankaRobot:
-    """The arm; see `real.robot.Robot`."""
+class FrankaRobot(Described):
+    """The arm; see `real.robot.Robot`. Its target is x, y, z of the tool, m, and the opening."""
 
+    called = "the arm"
     joints = ARM
 
     def __init__(self, config: FrankaConfig, *, also: Sequence[external.External] = ()) -> None:
@@ -82,8 +84,6 @@ class FrankaRobot:
         also: values from elsewhere, as where the cube is and what a camera sees.
         """
         self.config = config
-        self.control_dt = config.control_dt
-        self.sensors = external.Readers(also)
         own = (
             Feature("tcp_pos", (3,), "m"),
             Feature("tcp_vel", (3,), "m/s"),
@@ -91,32 +91,17 @@ class FrankaRobot:
             Feature("gripper", (), "m"),
             Feature("gripper_target", (), "1"),
         )
-        self.features: Mapping[str, Feature] = external.named(own, also)
-        self.channels = description.tool_actions(
+        channels = description.tool_actions(
             move_scale=config.move_scale,
             grip_scale=config.grip_scale,
             workspace=tuple(zip(config.low, config.high, strict=True)),
         )
-        self._low = np.array([c.low for c in self.channels])
-        self._high = np.array([c.high for c in self.channels])
+        super().__init__(own, also, channels, config.control_dt)
         self._turn = threading.RLock()  # of franky: held across its calls, not waited for to stop
         self._state = threading.Lock()  # of what is noted here: never held across a call
         self._franky: Any = None
         self._arm: Any = None
         self._gripper: Gripper | None = None
-        self._target: np.ndarray | None = None
-        self._stopped = ""
-
-    @property
-    def target(self) -> np.ndarray:
-        """(4,): where the tool goes, m, and how far the gripper opens.
-
-        Raises:
-            RobotError: there is none before the first reset.
-        """
-        if self._target is None:
-            raise RobotError("the arm follows no target before its first reset")
-        return self._target.copy()
 
     def connect(self) -> None:
         """Open the connections to arm and hand; again is no error.
@@ -262,10 +247,6 @@ class FrankaRobot:
         if arm is not None:
             with self._told("stop"):
                 self._brake(arm)
-
-    def _check_running(self) -> None:
-        if self._stopped:
-            raise StoppedError(self._stopped)
 
     def _follow(self, target: np.ndarray, gripper: Gripper) -> None:
         """Note a target that the arm has been sent; brake again if a stop came before it."""

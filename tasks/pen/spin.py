@@ -23,130 +23,30 @@ What is mapped, and how (PhysX -> MuJoCo):
 | index, thumb, middle, ring; x, y, z, w | index, middle, ring, thumb as the hardware; w, x, y, z |
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import mujoco
 import torch
 from torch import Tensor
 
 from penspin_style import rotation
-from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.env.task import Task
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
-from tasks.pen import grasps, shapes
+from tasks.pen import gait, grasps, shapes
+from tasks.pen.config import UNITS, PenConfig
 from tasks.robots.allegro import description as hand
 from tasks.robots.allegro import model as allegro
 
 HOLD_HEIGHT = 0.615  # m, where the reward wants the pen's centre
 FLAT = 0.03  # m of z-spread that cost nothing
 GRAVITY = -9.81  # m/s^2
+TIMESTEP = 0.005  # s, of the published physics
 TOUCH = 0.05  # N from which a tactile channel is on
-
-PRIVILEGED = (
-    *("pen_pos", "pen_scale", "pen_mass", "pen_friction", "pen_com", "pen_quat", "pen_angvel"),
-    *("tip_pos", "pen_restitution", "tactile"),
-)
-"""What the teacher is told beside the joints: 61 numbers."""
-
-
-@dataclass
-class PenConfig(TaskConfig):
-    """Numbers of the pen tasks."""
-
-    control_dt: float = hand.CONTROL_DT
-    episode_length: int = 400
-    reward: dict[str, float] = field(
-        default_factory=lambda: {
-            "rotate": 1.0,
-            "over_speed": -0.3,
-            "linvel": -0.3,
-            "pose_diff": -0.1,
-            "torque": -0.1,
-            "work": -1.0,
-            "z_spread": -1.0,
-            "position": -0.1,
-            "alive": 0.0,  # not published
-        }
-    )
-    observation: dict[str, dict[str, ObsTerm]] = field(default_factory=dict)
-    """Empty for the published groups, less what the three switches below take away."""
-    privileged: bool = True
-    """Whether the teacher is told the group `privileged`."""
-    tactile: bool = True
-    """Whether the 32 tactile channels are in it."""
-    point_cloud: bool = True
-    """Whether the teacher is told the group `points`."""
-    lag: int = 1
-    """Control steps that measured joints and targets arrive late."""
-    action_scale: float = hand.ACTION_SCALE
-    """Radians that a joint's target moves for an action of 1."""
-    joint_noise: list[float] = field(default_factory=lambda: [0.01, 0.005])
-    """Standard deviations on the measured joints, rad: of an episode, of a control step."""
-    action_noise: list[float] = field(default_factory=lambda: [0.01, 0.005])
-    """Standard deviations on the targets, rad: of an episode, of a physics step."""
-    push_probability: float = 0.25
-    """Odds of a new push in each of two physics steps of a control step; 0 for none ever."""
-    push_scale: float = 2.0
-    """Standard deviation of a push as an acceleration, m/s^2."""
-    push_decay: float = 0.9
-    """What is left of a push after `push_interval` seconds of pushing."""
-    push_interval: float = 0.08
-    scales: list[float] = field(default_factory=lambda: [0.28, 0.29])
-    """Nominal sizes of the pens, by turns; each has a cache of grasps."""
-    scale_jitter: float = 0.025
-    """Half width of the sizes around the nominal ones."""
-    tactile_hold: float = 0.2
-    """Odds that a tactile channel repeats its last value."""
-    tactile_dropout: float = 0.1
-    """Odds that a channel that is on reads off."""
-    lowest: float = 0.605
-    """The episode ends when the pen's centre is below this height, m,"""
-    lowest_end: float = 0.56
-    """when its lower end is below this one,"""
-    highest_end: float = 0.71
-    """or when its upper end is above this one."""
-    grasps: str = ""
-    """Folder with a cache of grasps per scale; empty for those that come with the tasks."""
-    sides: int = 1
-    """How often a grasp is used, but for once with the pen rolled and its ends perhaps swapped."""
-
-    def __post_init__(self) -> None:
-        """Fill in the published observation; refuse invalid values."""
-        if self.lag < 0:
-            raise ValueError(f"task.lag must be >= 0, got {self.lag}")
-        if self.observation:
-            for name in ("privileged", "tactile", "point_cloud"):
-                if not getattr(self, name):
-                    raise ValueError(
-                        f"task.{name}=false changes nothing, for task.observation is given: take "
-                        "the terms out of it"
-                    )
-        else:
-            self.observation = self.published()
-        super().__post_init__()
-        for name in ("joint_noise", "action_noise"):
-            noise = getattr(self, name)
-            if len(noise) != 2 or min(noise) < 0:
-                raise ValueError(f"task.{name} must be two standard deviations >= 0, got {noise}")
-        for name in ("push_probability", "tactile_hold", "tactile_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"task.{name} must be in [0, 1], got {getattr(self, name)}")
-        if not self.scales or min(self.scales) - self.scale_jitter <= 0 or self.scale_jitter < 0:
-            got = f"{self.scales} and {self.scale_jitter}"
-            raise ValueError(f"task.scales, less task.scale_jitter >= 0, must be > 0, got {got}")
-
-    def published(self) -> dict[str, dict[str, ObsTerm]]:
-        """Return the teacher's observation groups."""
-        groups = {"teacher": {"proprio": ObsTerm(delay=(self.lag, self.lag), history=3)}}
-        if self.privileged:
-            told = [name for name in PRIVILEGED if self.tactile or name != "tactile"]
-            groups["privileged"] = {name: ObsTerm() for name in told}
-        if self.point_cloud:
-            groups["points"] = {"pen_points": ObsTerm()}
-        return groups
-
 
 C = TypeVar("C", bound=PenConfig)
 
@@ -154,28 +54,13 @@ C = TypeVar("C", bound=PenConfig)
 class PenTask(Task[C]):
     """What the pen tasks share."""
 
-    units: ClassVar[dict[str, str]] = {
-        "proprio": "rad",
-        "pen_pos": "m",
-        "pen_scale": "1",
-        "pen_mass": "kg",
-        "pen_friction": "1",
-        "pen_com": "m",
-        "pen_quat": "1",
-        "pen_angvel": "rad/s",
-        "tip_pos": "m",
-        "pen_restitution": "1",
-        "tactile": "1",
-        "pen_points": "m",
-        "fingertips": "m",
-        "pen_ends": "m",
-    }
+    units: ClassVar[dict[str, str]] = UNITS
     varied: ClassVar[tuple[str, ...]] = ("geom_size", "geom_pos", "body_inertia")
     kind_names: ClassVar[tuple[str, ...]] = tuple(f"L/D {ratio:g}" for ratio in shapes.RATIOS)
     score: ClassVar[str] = "turns"
 
     def spec(self) -> mujoco.MjSpec:
-        """Return hand and pen, with physics steps of 5 ms."""
+        """Return hand and pen, with physics steps of 5 ms as published, of 10 ms if fast."""
         spec = allegro.scene()
         radius = shapes.RADIUS * self.cfg.scales[0]
         allegro.add_pen(spec, radius, radius * shapes.RATIOS[0], 0.015)
@@ -183,12 +68,18 @@ class PenTask(Task[C]):
             body.gravcomp = 0.0
         option = spec.option
         option.gravity = [0.0, 0.0, 0.0]  # see `place`
-        option.timestep = 0.005
+        option.timestep = TIMESTEP
         option.integrator = mujoco.mjtIntegrator.mjINT_EULER
         option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
         option.impratio = 10.0
         option.iterations, option.ls_iterations = 10, 20
+        if self._is_fast:
+            allegro.simplify(spec)
         return spec
+
+    @property
+    def _is_fast(self) -> bool:
+        return self.cfg.physics == "fast"
 
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
@@ -205,14 +96,20 @@ class PenTask(Task[C]):
 
     def randomize(self) -> list[Randomize]:
         """Vary the pen's mass, middle and contacts once, the controller's gains at every reset."""
-        touching = "hand_.*|pen"
+        touching, once = "hand_.*|pen", "startup"
+
+        def row(field: str, names: str, low: float, high: float, middle: float, **more: Any) -> Any:
+            if (width := self.cfg.difficulty) < 1.0:
+                low, high = (middle + width * (end - middle) for end in (low, high))
+            return Randomize(field, names, low, high, **more)
+
         return [
-            Randomize("body_mass", names="pen", low=0.010, high=0.020, when="startup"),
-            Randomize("body_ipos", "pen", -0.001, 0.001, operation="add", when="startup"),
-            Randomize("geom_friction", touching, 0.3, 3.0, column=0, shared=True, when="startup"),
-            Randomize("geom_solref", touching, 0.5, 1.0, column=1, shared=True, when="startup"),
-            Randomize("actuator_gainprm", low=2.5, high=3.5, column=0),
-            Randomize("actuator_biasprm", low=-0.11, high=-0.09, column=2),
+            row("body_mass", "pen", 0.010, 0.020, 0.015, when=once),
+            row("body_ipos", "pen", -0.001, 0.001, 0.0, operation="add", when=once),
+            row("geom_friction", touching, 0.3, 3.0, 1.0, column=0, shared=True, when=once),
+            row("geom_solref", touching, 0.5, 1.0, 1.0, column=1, shared=True, when=once),
+            row("actuator_gainprm", ".*", 2.5, 3.5, 3.0, column=0),
+            row("actuator_biasprm", ".*", -0.11, -0.09, -0.1, column=2),
         ]
 
     def vary(self, sim: Sim, rng: torch.Generator) -> None:
@@ -223,15 +120,21 @@ class PenTask(Task[C]):
         ]
         nominal = torch.tensor(self.cfg.scales, device=device)[self._slots(sim)]
         jitter = 2.0 * torch.rand(n, generator=rng, device=device) - 1.0
-        radius = shapes.RADIUS * (nominal + self.cfg.scale_jitter * jitter)
-        band = sim.model.geom("pen_band").id  # is only drawn
-        drawn = (band, allegro.BAND_WIDE, allegro.BAND_LONG)
-        for geom, wide, long in ((self.geom, 1.0, 1.0), drawn):
-            size = sim.params.geom_size[:, geom]
-            size[:, 0], size[:, 1] = wide * radius, long * radius * ratio
-        sim.params.geom_pos[:, band, 2] = (allegro.BAND_PLACE * radius * ratio).to(
-            sim.params.geom_pos.dtype
-        )
+        scale = nominal + self.cfg.scale_jitter * jitter
+        if (width := self.cfg.difficulty) < 1.0:
+            scale = torch.lerp(nominal.new_tensor(self.cfg.scales).mean(), scale, width)
+            ratio = torch.lerp(ratio.new_tensor(shapes.RATIOS).mean(), ratio, width)
+        radius = shapes.RADIUS * scale
+        size = sim.params.geom_size[:, self.geom]
+        size[:, 0], size[:, 1] = radius, radius * ratio - self._cap * radius
+        if not self._is_fast:
+            band = sim.model.geom("pen_band").id  # is only drawn
+            size = sim.params.geom_size[:, band]
+            size[:, 0] = allegro.BAND_WIDE * radius
+            size[:, 1] = allegro.BAND_LONG * radius * ratio
+            sim.params.geom_pos[:, band, 2] = (allegro.BAND_PLACE * radius * ratio).to(
+                sim.params.geom_pos.dtype
+            )
         mass = sim.params.body_mass[:, self.body].to(radius.dtype)
         moments = shapes.inertia(mass, radius, radius * ratio)
         sim.params.body_inertia[:, self.body] = moments.to(sim.params.body_inertia.dtype)
@@ -244,7 +147,6 @@ class PenTask(Task[C]):
         self.dof = int(model.jnt_dofadr[model.joint("pen").id])
         first = int(model.jnt_qposadr[model.joint(hand.JOINTS[0]).id])
         tips = [model.site(name).id for name in hand.TIPS]
-        adr = int(model.sensor_adr[model.sensor(allegro.TACTILE[0]).id])
         # views of the live fields, taken once
         self.qpos = sim.data.qpos[:, first : first + 16]
         self.qvel = sim.data.qvel[:, :16]
@@ -253,12 +155,21 @@ class PenTask(Task[C]):
         self.pen_mat = sim.data.xmat[:, self.body]
         self.tips = sim.data.site_xpos
         self.tip_ids = torch.tensor(tips, device=device)
-        self.touch = sim.data.sensordata[:, adr : adr + len(allegro.TACTILE)]
+        self.spin_velocity = sim.data.qvel[:, self.dof : self.dof + 6]
         limits = (hand.LOWER, hand.UPPER)
         self.low, self.high = (torch.tensor(limit, device=device) for limit in limits)
         self.cloud = shapes.surface_points(device)
         self.grasps = self.load_grasps(device)
+        self._odds = gait.balanced_odds(self.grasps) if self.cfg.balanced else None
         self.read = {name for terms in self.cfg.observation.values() for name in terms}
+        if self._is_fast and "tactile" in self.read:
+            raise ValueError("task.physics=fast has no touch sensors: observe no `tactile`")
+        self.touch = torch.zeros(n, len(allegro.TACTILE), device=device)
+        if not self._is_fast:
+            adr = int(model.sensor_adr[model.sensor(allegro.TACTILE[0]).id])
+            self.touch = sim.data.sensordata[:, adr : adr + len(allegro.TACTILE)]
+        # a capsule's length is counted without its caps
+        self._cap = allegro.CAP if self._is_fast else 0.0
         joints, channels = (torch.zeros(n, k, device=device) for k in (16, len(allegro.TACTILE)))
         self.memory = {
             "target": joints.clone(),
@@ -279,12 +190,18 @@ class PenTask(Task[C]):
         """Start from a grasp of the cache of each environment's nominal scale."""
         n, device = sim.num_envs, sim.device
         slots, count = self._slots(sim), self.grasps.shape[1]
-        row = self.grasps[slots, torch.randint(count, (n,), generator=rng, device=device)]
+        if self._odds is not None:
+            u = torch.rand(n, 1, generator=rng, device=device)
+            ids = torch.searchsorted(self._odds[slots], u)[:, 0].clamp(max=count - 1)
+        else:
+            ids = torch.randint(count, (n,), generator=rng, device=device)
+        row = self.grasps[slots, ids]
         self.place(sim, mask, row)
         for name, (std, _) in (
             ("joint_offset", self.cfg.joint_noise),
             ("action_offset", self.cfg.action_noise),
         ):
+            std *= self.cfg.difficulty
             self._set(name, mask, std * torch.randn(n, 16, generator=rng, device=device))
 
     def load_grasps(self, device: torch.device) -> Tensor:
@@ -324,22 +241,25 @@ class PenTask(Task[C]):
         self.memory["turned"].add_(self._turn())
         self.memory["last_pos"].copy_(self.pen)
         self.memory["last_quat"].copy_(self.pen_quat)
-        self.memory["tactile"].copy_(self._tactile())
+        if not self._is_fast:
+            self.memory["tactile"].copy_(self._tactile())
 
     def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Disturb targets and pen in each physics step; draw the sensors' noise of this step."""
-        num, device = sim.num_envs, sim.device
+        num, device, width = sim.num_envs, sim.device, self.cfg.difficulty
         shape = (num, len(allegro.TACTILE))
         hold = torch.rand(shape, generator=rng, device=device) < self.cfg.tactile_hold
         drop = torch.rand(shape, generator=rng, device=device) < self.cfg.tactile_dropout
         self.memory["tactile_hold"].copy_(hold)
         self.memory["tactile_drop"].copy_(drop)
         noise = torch.randn(num, 16, generator=rng, device=device)
-        self.memory["joint_noise"].copy_(self.cfg.joint_noise[1] * noise)
+        self.memory["joint_noise"].copy_(width * self.cfg.joint_noise[1] * noise)
         noise = torch.randn(n, num, 16, generator=rng, device=device)
         target = self.memory["target"] + self.memory["action_offset"]
-        inputs = {"ctrl": target + self.cfg.action_noise[1] * noise}
-        if self.cfg.push_probability > 0:
+        # white noise of the same strength, however long a physics step is
+        std = width * self.cfg.action_noise[1] * math.sqrt(TIMESTEP / sim.timestep)
+        inputs = {"ctrl": target + std * noise}
+        if width * self.cfg.push_probability > 0:
             inputs["qfrc_applied"] = self._pushes(sim, n, rng)
         return inputs
 
@@ -362,12 +282,34 @@ class PenTask(Task[C]):
             "fingertips": lambda: allegro.fingertips(measured),
             "pen_ends": lambda: self.ends(sim) - self.pen.new_tensor(hand.PALM_POS),
         }
+        if self.cfg.observes == "invariant":
+            terms |= self._invariant(sim)
         return {name: terms[name]() for name in self.read}
 
-    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return PenSpin's terms, from differences over the control step, and 1 for `alive`.
+    def _invariant(self, sim: Sim) -> dict[str, Callable[[], Tensor]]:
+        """Return the terms that a roll of the pen and a swap of its ends do not change."""
+        axis, velocity = self.pen_mat[:, :, 2], self.spin_velocity.float()
+        size = self.size(sim)
+        seen = gait.tip_features(self.tips[:, self.tip_ids], self.pen, axis, size[:, 0])
+        return {
+            **{name: (lambda value=value: value) for name, value in seen.items()},
+            "joint_pos": self.qpos.float,
+            "target_error": lambda: self.memory["target"] - self.qpos.float(),
+            "joint_vel": self.qvel.float,
+            "pen_offset": lambda: self.pen - self.pen.new_tensor(gait.MIDDLE),
+            "pen_line": lambda: gait.line_features(axis),
+            "pen_linvel": lambda: velocity[:, :3],
+            "pen_rate": lambda: rotation.rotate(self.pen_quat, velocity[:, 3:]),
+            "pen_size": lambda: size[:, :2],
+        }
 
-        Without that one to drop a pen pays more than to hold it: short trainings need some of it.
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return PenSpin's terms, from differences over the control step, and those not published.
+
+        Without `alive` to drop a pen pays more than to hold it. `posture`, in [0, 1], is near 1 for
+        a hand that holds the pen well at its present angle, `sides` for fingertips on the sides of
+        the pen where they belong there; `drop` is 1 where the pen falls. What has the weight 0 is
+        not computed.
         """
         spin = self._angvel()[:, 2]
         linvel = (self.pen - self.memory["last_pos"]) / self.cfg.control_dt
@@ -375,16 +317,29 @@ class PenTask(Task[C]):
         offset = torch.cat((self.pen[:, :2], self.pen[:, 2:] - HOLD_HEIGHT), dim=1)
         spread = shapes.vertical_extent(self.size(sim), self.pen_mat[:, :, 2])
         return {
-            "rotate": spin.clamp(-0.5, 0.5),
-            "over_speed": (spin - 1.0).clamp(min=0.0),
+            "rotate": spin.clamp(-self.cfg.paid_rate, self.cfg.paid_rate),
+            "over_speed": (spin - self.cfg.free_rate).clamp(min=0.0),
             "linvel": linvel.abs().sum(dim=1),
             "pose_diff": (self.qpos.float() - self.memory["grasp"]).square().sum(dim=1),
             "torque": self.torque.square().sum(dim=1),
-            "work": power.square(),
+            "work": power.square().clamp(max=self.cfg.work_limit),
             "z_spread": torch.where(spread > FLAT, spread, 0.0),
             "position": offset.square().sum(dim=1),
             "alive": torch.ones_like(spin),
+            **self._shaping(sim, torch.zeros_like(spin)),
         }
+
+    def _shaping(self, sim: Sim, zero: Tensor) -> dict[str, Tensor]:
+        """Return the terms that lead to a gait, zero where they do not count."""
+        axis, weights = self.pen_mat[:, :, 2], self.cfg.reward
+        drop, posture, sides = zero, zero, zero
+        if weights["drop"]:
+            drop = self.terminated(sim).float()
+        if weights["posture"]:
+            posture = torch.exp(-gait.posture_cost(self.qpos.float(), self.pen, axis))
+        if weights["sides"]:
+            sides = 1.0 - gait.side_error(self.tips[:, self.tip_ids], self.pen, axis)
+        return {"drop": drop, "posture": posture, "sides": sides}
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the pen, or one of its ends, has left the band of heights."""
@@ -393,7 +348,32 @@ class PenTask(Task[C]):
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the pen has turned by half a turn since the episode began."""
-        return self.memory["turned"] + self._turn() >= 0.5
+        return self.progress(sim) >= 0.5
+
+    def progress(self, sim: Sim) -> Tensor:
+        """Return the turns made since the episode began."""
+        return self.memory["turned"] + self._turn()
+
+    def start_state(self, sim: Sim) -> Tensor:
+        """Return joints and pen, their velocities, and the targets, (num_envs, 61)."""
+        pen = sim.data.qpos[:, self.at : self.at + 7]
+        parts = (self.qpos, pen, self.qvel, self.spin_velocity, self.memory["target"])
+        return torch.cat([part.float() for part in parts], dim=1)
+
+    def set_start_state(self, sim: Sim, mask: Tensor, rows: Tensor, rng: torch.Generator) -> None:
+        """Start from such rows (num_envs, 61)."""
+        where = mask[:, None]
+        pose, velocity, target = rows.split((grasps.SIZE, 22, 16), dim=1)
+        self.place(sim, mask, pose)
+        for live, value in ((self.qvel, velocity[:, :16]), (self.spin_velocity, velocity[:, 16:])):
+            live.copy_(torch.where(where, value.to(live.dtype), live))
+        self._set("target", mask, target)
+        control = sim.data.ctrl
+        control.copy_(torch.where(where, target.to(control.dtype), control))
+
+    def start_bank(self, device: torch.device) -> Tensor:
+        """Return states along searched trajectories, at rest, (n, 61)."""
+        return gait.bank().to(device)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the turns made, and how far the nearest fingertip is from the pen's middle, m."""
@@ -416,7 +396,10 @@ class PenTask(Task[C]):
 
     def size(self, sim: Sim) -> Tensor:
         """Return radius and half length of each pen, (num_envs, 3) m, the last one unused."""
-        return self._param(sim, "geom_size", self.geom)
+        size = self._param(sim, "geom_size", self.geom)
+        if self._cap:
+            size = size + self._cap * size[:, :1] * size.new_tensor((0.0, 1.0, 0.0))
+        return size
 
     def kinds(self, sim: Sim) -> Tensor:
         """Return which of the four shapes each environment's pen has."""
@@ -453,11 +436,13 @@ class PenTask(Task[C]):
     def _pushes(self, sim: Sim, n: int, rng: torch.Generator) -> Tensor:
         """Return forces on the pen's middle in two physics steps, (n, num_envs, nv) N."""
         num, device, cfg = sim.num_envs, sim.device, self.cfg
+        odds = cfg.difficulty * cfg.push_probability
         forces = torch.zeros(n, num, sim.model.nv, device=device)
         when = torch.randint(n, (2, num), generator=rng, device=device).sort(dim=0).values
-        new = torch.rand(2, num, 1, generator=rng, device=device) < cfg.push_probability
+        new = torch.rand(2, num, 1, generator=rng, device=device) < odds
         draw = torch.randn(2, num, 3, generator=rng, device=device)
-        mass = self._param(sim, "body_mass", self.body)[:, None]
+        # the same momentum, however long the physics step that pushes is
+        mass = self._param(sim, "body_mass", self.body)[:, None] * (TIMESTEP / sim.timestep)
         decay = cfg.push_decay ** (sim.timestep / cfg.push_interval)
         envs, push = torch.arange(num, device=device), self.memory["push"]
         for i in range(2):

@@ -15,7 +15,7 @@ from penspin_style.nets.encoder import NatureCNN, save_encoder
 from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.policy import load_policy, save_policy
 from penspin_style.train.checkpoint import Checkpoints
-from tests.env.test_collecting import waits
+from tests.support.waits import waits
 from tests.support.watched import expected, layout, make
 
 CPU = torch.device("cpu")

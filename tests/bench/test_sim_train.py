@@ -1,10 +1,13 @@
 """The benchmarks of simulation and training: the engine alone does the same work."""
 
+import types
+
 import pytest
 import torch
 
+from penspin_style.bench import sim_train
 from penspin_style.bench.alternate import make_env
-from penspin_style.bench.sim_train import Tape
+from penspin_style.bench.sim_train import Tape, train
 from penspin_style.sim.batch_sim import BatchSim
 from penspin_style.train.compose import compose_train
 
@@ -49,3 +52,17 @@ def test_the_walk_behind_a_tape_is_the_usual_one():
         step(plain)
     assert isinstance(heard.sim, BatchSim)
     assert torch.equal(heard.sim.get_state(), plain.sim.get_state())
+
+
+@pytest.mark.parametrize(
+    "algo", [("task=panda_lift_cube", "algo=ppo"), ("task=pen_spin_student", "algo=distill")]
+)
+def test_any_algorithm_that_collects_is_measured(algo, monkeypatch):
+    small = ("num_envs=4", "device=cpu", "algo.horizon=2")
+    cfg, which, _ = compose_train([*algo, *small, "learn_threads=1"])
+    found = train(cfg, which, rounds=1, steps=3)
+    assert found["train_per_s"][0] > 0 and found["ratio"] > 0
+    recorded = types.SimpleNamespace(collects=False)
+    monkeypatch.setattr(sim_train, "make_algorithm", lambda *_, **settings: recorded)
+    with pytest.raises(ValueError, match="collects nothing"):
+        train(cfg, which, rounds=1, steps=3)

@@ -27,3 +27,7 @@ def check_refused(load, folder, name, damage):
     damage(folder / name)
     with pytest.raises(ValueError, match=re.escape(name)):
         load(folder)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+"""YAML of some lines that stands for 2**40 values."""

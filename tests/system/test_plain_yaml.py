@@ -5,9 +5,8 @@ import os
 import pytest
 
 from penspin_style.system.plain_yaml import MAX_BYTES, parse_mapping, read_mapping
+from tests.support.damage import BOMB
 from tests.support.work import at_most
-
-BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 
 
 def test_values_are_those_that_omegaconf_writes():

@@ -284,10 +284,30 @@ def test_an_installed_package_registers_its_tasks(own, monkeypatch):
 # Named changes.
 
 
+INGREDIENTS = {  # of recipe=teacher_cpu: what each ablation changes
+    "no_posture": {"task.reward.posture": 0.0},
+    "no_sides": {"task.reward.sides": 0.0},
+    "no_starts": {f"algo.starts.{kind}": 0.0 for kind in ("far", "falls", "bank")},
+    "published_observation": {
+        "algo.encoders.privileged": [64, 32],
+        "task.observes": "published",
+        "task.point_cloud": False,
+        "task.tactile": False,
+    },
+    "published_physics": {
+        "curriculum": [
+            {"task": {"balanced": True, "difficulty": 0.2}, "samples": 3000000, "until": None},
+            {"task": {"balanced": True, "difficulty": 0.5}, "samples": 3000000, "until": None},
+            {"task": {"balanced": True}, "samples": 0, "until": None},
+        ]
+    },
+    "stall_as_limit": {"algo.stall.fails": False, "algo.stall.penalty": 0.0},
+}
 NAMED = [
     (task, group, file.stem)
     for group, task in (("ablation", "pen_spin"), ("student", "pen_spin_student"))
     for file in sorted((FOLDER / group).glob("*.yaml"))
+    if file.stem not in INGREDIENTS
 ]
 
 
@@ -298,6 +318,15 @@ def test_there_are_the_published_changes():
     modes = {"proprio", "proprio_ends", "proprio_tactile", "proprio_tactile_ends"}
     students = {name for group, name in names if group == "student"}
     assert students == {*modes, *(f"dagger_{mode}" for mode in modes), "proprio_points"}
+
+
+@pytest.mark.parametrize("name", INGREDIENTS)
+def test_an_ablation_of_the_recipe_takes_one_ingredient_out(name):
+    recipe, without = (
+        dict(leaves(compose_train(["task=pen_spin", "recipe=teacher_cpu", *more])[2]))
+        for more in ([], [f"ablation={name}"])
+    )
+    assert {k: v for k, v in without.items() if recipe[k] != v} == INGREDIENTS[name]
 
 
 @pytest.mark.parametrize(("task", "group", "name"), NAMED)

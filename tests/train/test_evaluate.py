@@ -20,6 +20,7 @@ NEWCOMBE = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (
 def test_the_interval_is_wilsons(counts, interval):
     successes, n = counts
     assert wilson(successes / n, n) == pytest.approx(interval, abs=5e-5)
+    assert wilson(0.0, 0) == (0.0, 1.0)
 
 
 def test_the_interval_worked_out_for_half_of_four():

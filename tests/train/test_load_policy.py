@@ -19,9 +19,9 @@ from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.compose import UsageError, compose_train
 from penspin_style.train.load_policy import open_policy
 from penspin_style.train.run import Run
+from tests.support.damage import BOMB
 from tests.support.terminal import call, check_refusal
 from tests.support.work import at_most
-from tests.system.test_plain_yaml import BOMB
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHIPPED = ROOT / "outputs" / "pretrained"

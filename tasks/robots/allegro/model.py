@@ -39,6 +39,10 @@ BAND_PLACE, BAND_LONG = 0.55, 0.12
 BAND_WIDE = 1.02
 """The band's radius, in the pen's."""
 
+CAP = 0.5
+"""What a capsule pen of `simplify` is longer than the cylinder at each end, in radii."""
+_NEVER_MET = ("palm", "ff_base", "mf_base", "rf_base", "th_base", "th_proximal")
+_NEVER_MET = tuple(f"hand_{name}" for name in _NEVER_MET)
 _MODEL = pathlib.Path(__file__).with_name("allegro.xml")
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -144,6 +148,33 @@ def add_pen(spec: mujoco.MjSpec, radius: float, half_length: float, mass: float)
         group=2,
         rgba=[0.80, 0.15, 0.15, 1],
     )
+
+
+def simplify(spec: mujoco.MjSpec) -> None:
+    """Make the world of hand and pen cheap: for trainings that are evaluated in the full one.
+
+    A capsule pen of nearly the same length, 5 steps of 10 ms, damped joints in place of friction
+    loss; no touch sensors, nothing that is only drawn, nor the links that a held pen never meets.
+    """
+    for sensor in list(spec.sensors):
+        spec.delete(sensor)
+    for site in list(spec.sites):
+        if site.name.startswith("touch_"):
+            spec.delete(site)
+    for geom in list(spec.geoms):
+        if geom.name in _NEVER_MET or not (geom.name.startswith("hand_") or geom.name == PEN):
+            spec.delete(geom)
+    for geom in spec.geoms:
+        if geom.name == PEN:
+            geom.type = mujoco.mjtGeom.mjGEOM_CAPSULE
+            radius, half, _ = geom.size
+            geom.size = [radius, half - CAP * radius, 0]
+    for joint in spec.joints:
+        if joint.type == mujoco.mjtJoint.mjJNT_HINGE:
+            joint.frictionloss, joint.damping = 0.0, [0.02, 0, 0]
+    option = spec.option
+    option.timestep = 0.01
+    option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
 
 
 class Kinematics:

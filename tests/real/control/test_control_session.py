@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from penspin_style.system.interrupt import Interrupted
 from real.control.loop import Loop, PolicySource
 from real.control.session import Opened, connected
 from real.control.success import SuccessCheck
@@ -74,8 +75,16 @@ def test_a_robot_that_does_not_stop_in_the_end_is_said(monkeypatch):
     assert safe.stopping
 
 
-@pytest.mark.parametrize("error", [RobotError("the cable is out"), KeyboardInterrupt(), OSError()])
-def test_a_control_loop_that_fails_stops_its_robot_before_anything_else(error):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RobotError("the cable is out"), "its control loop failed"),
+        (OSError(), "its control loop failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (Interrupted(signal.SIGTERM), "interrupted by SIGTERM"),
+    ],
+)
+def test_a_control_loop_that_is_left_stops_its_robot_before_anything_else(error, reason):
     carts = Slow()
     told = []
     with pytest.raises(type(error)), connected(opened(carts, realtime=False)) as (safe, _):
@@ -93,7 +102,7 @@ def test_a_control_loop_that_fails_stops_its_robot_before_anything_else(error):
             loop.run(5)
         finally:
             told += carts.told[-1:]
-    assert told == ["stop"] and safe.reason == "its control loop failed"
+    assert told == ["stop"] and safe.reason == reason
 
 
 def test_hold_and_stop_are_in_time_while_a_call_of_the_driver_hangs(monkeypatch):

@@ -362,7 +362,7 @@ def test_a_signal_at_a_bad_moment_leaves_no_lock_behind_and_the_robot_safe(twin_
     with pytest.raises(interrupt.Interrupted), connected(opened) as (safe, watchdog):
         watchdog._wake.__class__ = Struck
         Loop(safe, Still(), SuccessCheck(), watchdog=watchdog, realtime=True).run(50)
-    assert safe.reason == "its control loop failed" and not watchdog._thread.is_alive()
+    assert safe.reason == "interrupted by SIGHUP" and not watchdog._thread.is_alive()
 
 
 def test_a_server_under_attack_never_moves_the_twin_wrongly(monkeypatch):

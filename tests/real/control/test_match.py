@@ -24,9 +24,9 @@ from real.control.safety import SafeRobot
 from real.control.success import SuccessCheck
 from real.replay import replay
 from real.serving.server import PolicyServer
-from tests.real.replay.test_replay import carts_opened, trajectory
 from tests.support.cart import CHANNELS, DT, Carts, Script, card
 from tests.support.episodes import columns, vector_card
+from tests.support.replays import carts_opened, trajectory
 from tests.support.terminal import call, check_refusal
 
 ROOT = pathlib.Path(__file__).parents[3]

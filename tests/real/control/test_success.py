@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from real.control.success import SUCCESS, Label, SuccessRule, ask, check_watched, wilson
+from real.control.success import SUCCESS, Label, SuccessRule, ask, check_watched
 from real.robot import RobotError
 
 
@@ -58,11 +58,3 @@ def test_nobody_to_ask_is_an_error():
     check_watched(is_asking=False)
     with pytest.raises(RobotError, match="needs a terminal"):  # pytest's input is none
         check_watched(is_asking=True)
-
-
-def test_intervals_are_those_of_the_evaluation():
-    from penspin_style.train import evaluate as evaluate
-
-    for k, n in ((0, 10), (3, 10), (200, 200), (57, 200)):
-        assert wilson(k, n) == pytest.approx(evaluate.wilson(k / n, n), abs=1e-12)
-    assert wilson(0, 0) == (0.0, 1.0)

@@ -1,22 +1,21 @@
 """Trajectories of a teacher: made in simulation, repeated on twins, recorded and labelled."""
 
-import dataclasses
 import pathlib
 import types
 
 import numpy as np
 import pytest
 
-from penspin_style.data.episodes.episode import Episode, Header, commands, episodes, write_episode
+from penspin_style.data.episodes.episode import Episode, episodes
 from penspin_style.deploy.actions import Decoder
-from penspin_style.features import PolicyCard
 from penspin_style.train.load_policy import open_policy
-from real.control.session import Opened, open_robot, place_by_hand
+from real.control.session import open_robot, place_by_hand
 from real.control.success import SUCCESS, SuccessCheck, SuccessRule
 from real.replay import replay
 from real.replay.collect import Stage, choose, keep
 from real.robot import RobotError
-from tests.support.cart import CHANNELS, DT, Carts
+from tests.support.cart import CHANNELS
+from tests.support.replays import carts_opened, trajectory
 from tests.support.terminal import call, check_refusal
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -150,23 +149,6 @@ def open_channels(episode):
 
     assert episode.header.task == "panda_lift_cube"
     return PandaLiftCube(Config()).actions
-
-
-def trajectory(folder, steps=8, start=None, channels=CHANNELS, dt=DT, **facts):
-    """Write one for the carts: to the right by 5 cm a step."""
-    card = PolicyCard("carts", (), channels, (), dt)
-    start = {"left": [0.1], "right": [0.0], "cube": [0.0] * 7} if start is None else start
-    head = Header("carts", "sim", "carts", dt, commands(card), None, {"start": start, **facts})
-    target = np.stack([0.05 * np.arange(1, steps + 1), np.zeros(steps)], axis=1)
-    zeros = np.zeros((steps, 2), np.float32)
-    columns = {"time": dt * np.arange(steps), "action": zeros, "target": target, "sent": target}
-    return write_episode(folder, head, columns, True)
-
-
-def carts_opened(**changes):
-    opened = Opened(Carts(), "carts", "carts", "twin", False, 100)
-    opened.robot.seed = lambda seed: opened.robot.told.append(f"seed {seed}")
-    return dataclasses.replace(opened, **changes)
 
 
 def test_every_repetition_begins_at_the_start_with_a_seed_of_its_own(tmp_path):

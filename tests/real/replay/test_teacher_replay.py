@@ -11,8 +11,8 @@ import pytest
 from penspin_style.data.episodes.episode import Episode, Header, commands, episodes, write_episode
 from penspin_style.features import PolicyCard
 from real.robot_controller import teacher_replay
-from tests.real.replay.test_replay import trajectory
 from tests.support.cart import CHANNELS
+from tests.support.replays import trajectory
 
 SCRIPT = pathlib.Path(teacher_replay.__file__)
 
