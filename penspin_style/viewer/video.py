@@ -10,6 +10,7 @@ import torch
 
 from penspin_style.data.formats.video import VideoWriter
 from penspin_style.env.env import Env
+from penspin_style.env.statistics import SCORES
 from penspin_style.render.gl_renderer import GLRenderer
 from penspin_style.train.evaluate import Act, evaluate
 from penspin_style.viewer.strip import side_by_side, write_strip
@@ -28,7 +29,7 @@ class Shot:
     views: list[np.ndarray]
     """What the policy saw at each frame, side by side; empty if it sees no images."""
     end: int
-    """The frame shortly after the first success, or the last one."""
+    """The frame shortly after the first success, or the last one where that is not the end."""
 
 
 def shoot(
@@ -77,7 +78,9 @@ def shoot(
 
             result = evaluate(env, act, seed=seed, on_step=note)
         if not successful or result.success_rate == 1.0:
-            end = min(len(frames), round(result.first_success or len(frames)) + STRIP_TAIL)
+            # a task that scores by its own figure, as turns, is not over with the first success
+            first = result.first_success if env.task.score in SCORES else None
+            end = min(len(frames), round(first or len(frames)) + STRIP_TAIL)
             shots.append(Shot(frames, views, end))
         if len(shots) == episodes:
             return shots
