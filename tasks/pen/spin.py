@@ -282,7 +282,7 @@ class PenTask(Task[C]):
             "fingertips": lambda: allegro.fingertips(measured),
             "pen_ends": lambda: self.ends(sim) - self.pen.new_tensor(hand.PALM_POS),
         }
-        if self.cfg.observes == "invariant":
+        if self.read - terms.keys():
             terms |= self._invariant(sim)
         return {name: terms[name]() for name in self.read}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from penspin_style import rotation
+from penspin_style.env.task import ObsTerm
 from tasks.pen import gait, grasps
 from tests.support.pen_world import QUIET, make, step
 
@@ -44,6 +45,11 @@ def test_an_observation_is_the_same_for_a_rolled_pen_and_one_with_swapped_ends()
     torch.testing.assert_close(flat[0], flat[1], atol=2e-5, rtol=0.0)
     torch.testing.assert_close(flat[0], flat[2], atol=2e-5, rtol=0.0)
     torch.testing.assert_close(seen["pen_rate"][0], world.float(), atol=1e-5, rtol=0.0)
+
+
+def test_its_terms_are_there_for_any_observation_that_lists_them():
+    env = make("pen_spin", 2, observation={"teacher": {"tip_gap": ObsTerm(), "proprio": ObsTerm()}})
+    assert env.current()["teacher"].shape == (2, 4 + 32)
 
 
 def test_the_line_of_a_pen_does_not_tell_its_ends_apart_but_its_direction():
