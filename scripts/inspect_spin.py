@@ -47,12 +47,12 @@ class Watch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sim, name)
 
-    def step(self, nstep: int, inputs: Mapping[str, Tensor]) -> None:
+    def step(self, nstep: int, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
         """Step as told; note what the pen and the fingers do."""
         task, turned = self.task, []
         for i in range(nstep):
             before = task.pen_mat[:, :, 2].clone()
-            self.sim.step(1, {name: values[i : i + 1] for name, values in inputs.items()})
+            self.sim.step(1, {name: values[i : i + 1] for name, values in inputs.items()}, mask)
             turned.append(shapes.turns(before, task.pen_mat[:, :, 2]))
         tips, axis = task.tips[:, task.tip_ids], task.pen_mat[:, :, 2]
         distance = shapes.distance(tips, task.pen, axis, task.size(self.sim))

@@ -24,7 +24,7 @@ NETS |= {"system.plugins", "system.tensors"}
 RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}
 RUN_TIME |= {"deploy.policy"}
 LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
-TRAIN = ENV | LEARN | RUN_TIME | {"deploy", "train"}
+TRAIN = ENV | LEARN | RUN_TIME | {"algo.search", "deploy", "train"}
 # needs no torch
 ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
 ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
@@ -53,9 +53,11 @@ LAYERS: dict[str, set[str]] = {
     "nets": NETS,
     "data.episodes": {"features", "storage"},
     "data.formats": {"features", "storage", "system.terminal", "data.episodes"},
-    "data": {"features", "storage", "system.terminal", "data.episodes", "data.formats"}
-    | {"deploy.actions", "deploy.history"},
+    "data": {"features", "storage", "data.episodes", "data.formats"}
+    | {"system.tensors", "system.terminal", "deploy.actions", "deploy.history"},
     "algo": LEARN,
+    # plans are tried in worlds
+    "algo.search": ENV | {"data"},
     "pretrain": LEARN | {"train"},
     "deploy.actions": {"features"},
     "deploy.history": {"features"},
@@ -66,7 +68,7 @@ LAYERS: dict[str, set[str]] = {
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
-    "viewer": ENV | {"train", "data.formats"},
+    "viewer": ENV | {"train", "data", "data.formats"},
     "bench": TRAIN,
     "cli": TRAIN | {"bench", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},

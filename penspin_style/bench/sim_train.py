@@ -146,7 +146,9 @@ class Tape:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sim, name)
 
-    def step(self, nstep: int, inputs: Mapping[str, torch.Tensor]) -> None:
+    def step(
+        self, nstep: int, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
+    ) -> None:
         """Note what was written since the last step, and the inputs; step the simulation."""
         writes = []
         for name, value in self._live.items():
@@ -155,7 +157,7 @@ class Tape:
                 ids = np.flatnonzero(changed)
                 writes.append(_Write(name, ids, value[ids].copy()))
         self._frames.append(_Frame(writes, {k: v.clone() for k, v in inputs.items()}))
-        self.sim.step(nstep, inputs)
+        self.sim.step(nstep, inputs, mask)
         self._left = self._snapshot()
 
     def ready(self, i: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
+from penspin_style.algo.search.config import METHODS
 from penspin_style.cli import data
 from penspin_style.system.arguments import Parser, above_zero, add_json, natural, positive
 
@@ -53,6 +54,7 @@ def parser() -> Parser:
     _add_play(verbs)
     _add_export(verbs)
     _add_record(verbs)
+    _add_search(verbs)
     _add_pretrain(verbs)
     _add_bench(verbs)
     doctor = _add(verbs, "doctor", "Check what this machine can do.", overrides="")
@@ -125,6 +127,13 @@ def _add_record(verbs: Any) -> None:
     sub.add_argument("--episodes", type=positive, default=500)
     sub.add_argument("--num-envs", type=positive, default=50)
     sub.add_argument("--seed", type=natural, default=3_000_003)
+
+
+def _add_search(verbs: Any) -> None:
+    sub = _add(verbs, "search", "Find trajectories by sampling plans.", overrides="task=NAME first")
+    sub.add_argument("--count", type=positive, default=1, help="trajectories, default 1")
+    sub.add_argument("--out", metavar="DIR", help="default outputs/search/TASK")
+    sub.add_argument("--method", choices=METHODS, help="default: search.method of the task")
 
 
 def _add_pretrain(verbs: Any) -> None:

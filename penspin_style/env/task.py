@@ -173,6 +173,8 @@ class Task(ABC, Generic[C]):
     largest: ClassVar[float] = 1e6
     """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
     single 1e38 would leave running means and variances useless for good."""
+    limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
     """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
 
@@ -310,6 +312,22 @@ class Task(ABC, Generic[C]):
         terminated: (n,) bool, whether the task ended it, and neither the time limit nor a fault.
         """
         return {}
+
+    def search_cost(self, sim: Sim, *, still: bool) -> dict[str, Tensor]:
+        """Return what a search shuns beside low rewards, (num_envs,) >= 0 each, as rates.
+
+        Their weights are `search.cost`, 1 where it does not name them. Called after `reward`.
+
+        still: whether this is the last stretch of a plan, in which the action is zero.
+        """
+        return {}
+
+    def propose(self, sim: Sim, steps: Tensor, rng: torch.Generator) -> Tensor | None:
+        """Return actions that a search may try from here, (num_envs, naction); None for none.
+
+        steps: (num_envs,) control steps for which each action will be held.
+        """
+        return None
 
     def kinds(self, sim: Sim) -> Tensor:
         """Return what each episode is about, (num_envs,) long into `kind_names`.

@@ -4,12 +4,13 @@
     world.advance()          physics, at once or in parts
     world.finish(action)     reward terms, termination, success
     world.restart(mask)      new episodes
+    world.snapshot()         what each world is in, to be restored into any others of the task
 
 A `World` draws from one generator in one order: an environment and a twin of the same seed repeat
 each other bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -97,11 +98,14 @@ class World:
         self.control_steps += 1
         self.substep = 0
 
-    def advance(self, count: int | None = None) -> None:
-        """Let physics steps pass: so many, or all that are left of the control step."""
+    def advance(self, count: int | None = None, mask: Tensor | None = None) -> None:
+        """Let physics steps pass: so many, or all that are left of the control step.
+
+        mask: the worlds that are still wanted, (num_envs,); see `Sim.step`.
+        """
         count = self.n_substeps - self.substep if count is None else count
         part = slice(self.substep, self.substep + count)
-        self.sim.step(count, {name: values[part] for name, values in self._inputs.items()})
+        self.sim.step(count, {name: values[part] for name, values in self._inputs.items()}, mask)
         self.substep += count
 
     def finish(self, action: Tensor) -> StepResult:
@@ -138,30 +142,51 @@ class World:
 
     # State.
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return every tensor that a bit-exact continuation needs, flat."""
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return what each world is in, between two control steps, (num_envs, ...) each.
+
+        `sim`: mjSTATE_INTEGRATION; `memory/NAME`: what the task remembers; `params/NAME`: the
+        parameters of its model.
+        """
         return {
             "sim": self.sim.get_state(),
-            "rng": self.rng.get_state(),
-            "total_steps": torch.tensor(self.control_steps),
             **{f"params/{k}": self.sim.params[k].clone() for k in dir(self.sim.params)},
             **{f"memory/{k}": v.clone() for k, v in self.task.memory.items()},
         }
 
+    def restore(self, snapshot: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
+        """Put every world into what one was in when the snapshot was taken, bit for bit.
+
+        rows: (num_envs,) long, the row for each world, of a snapshot of any number of worlds of
+            this task; None for each its own.
+        """
+
+        def row(name: str) -> Tensor:
+            return snapshot[name] if rows is None else snapshot[name][rows]
+
+        params = {name: row(f"params/{name}") for name in dir(self.sim.params)}
+        if any(not torch.equal(v, self.sim.params[name]) for name, v in params.items()):
+            for name, value in params.items():
+                self.sim.params[name].copy_(value)
+            if self.varied:
+                self.sim.set_const()
+            else:
+                self.randomizer.restore_constants()
+        self.sim.set_state(row("sim"))
+        self.sim.faults.zero_()
+        for name, value in self.task.memory.items():
+            value.copy_(row(f"memory/{name}"))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor that a bit-exact continuation needs, flat."""
+        rng = self.rng.get_state()
+        return {**self.snapshot(), "rng": rng, "total_steps": torch.tensor(self.control_steps)}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue exactly where `state_dict` was taken, between two control steps."""
-        for name in dir(self.sim.params):
-            self.sim.params[name].copy_(state[f"params/{name}"])
-        if self.varied:
-            self.sim.set_const()
-        else:
-            self.randomizer.restore_constants()
-        self.sim.set_state(state["sim"])
-        self.sim.faults.zero_()
+        self.restore(state)
         self.rng.set_state(state["rng"])
         self.control_steps = int(state["total_steps"])
-        for name, value in self.task.memory.items():
-            value.copy_(state[f"memory/{name}"])
 
     def _vary(self) -> None:
         """Draw what differs between the worlds: the table's startup rows, then the task's own."""

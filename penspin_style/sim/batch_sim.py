@@ -77,19 +77,29 @@ class BatchSim:
             self._output(name)  # now, since later nothing could tell what acted before
         self.batch.reset(stage=_ACC)
 
-    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
-        """Advance all simulations nstep substeps; then recompute position and velocity stages."""
+    def step(
+        self,
+        nstep: int = 1,
+        inputs: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Advance the masked simulations nstep substeps; then recompute position, velocity stages.
+
+        The others stand still, and cost nothing.
+        """
+        ids = self._ids(mask)
         if inputs:
             check_inputs(inputs, nstep, self.data)
             # one call for all substeps but the last: threads wait for the slowest world only twice
             if nstep > 1:
                 control, spec = controls({name: v[:-1] for name, v in inputs.items()})
+                control = control if ids is None else control[ids]
                 with self._noting_errors():
-                    self.batch.rollout(nstep - 1, control, spec, record=())
+                    self.batch.rollout(nstep - 1, control, spec, record=(), ids=ids)
             for name, values in inputs.items():
                 self.data[name].copy_(values[-1])
         with self._noting_errors():
-            self.batch.step(None, 1 if inputs else nstep, _VEL)
+            self.batch.step(ids, 1 if inputs else nstep, _VEL)
         self._collect_faults()
         self._refresh()
 

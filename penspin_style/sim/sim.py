@@ -149,12 +149,19 @@ class Sim(Protocol):
     faults: Tensor
     """(num_envs,) int32, `Fault` bits collected since the last `faults.zero_()`."""
 
-    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
+    def step(
+        self,
+        nstep: int = 1,
+        inputs: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         """Advance every simulation by nstep substeps.
 
         inputs: field of `INPUT_FIELDS` -> the values that it takes before each substep, (nstep,
             num_envs, ...); fields that are not named stay what they are. Afterwards a field holds
             its last values.
+        mask: (num_envs,) bool, the simulations whose state is still wanted; an engine may leave
+            the others where they are.
 
         Raises:
             ValueError: an input that is none of these fields, or of another shape.

@@ -137,8 +137,16 @@ class WarpSim:
         self._find_static_geoms(per_env)
         self.forward()
 
-    def step(self, nstep: int = 1, inputs: Mapping[str, Tensor] | None = None) -> None:
-        """Advance all simulations nstep substeps; then recompute position and velocity stages."""
+    def step(
+        self,
+        nstep: int = 1,
+        inputs: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Advance all simulations nstep substeps; then recompute position and velocity stages.
+
+        mask: changes nothing; a captured graph steps all.
+        """
         inputs = inputs or {}
         check_inputs(inputs, nstep, self.data)
         copies = []  # (from, to) of each substep; the graph reads the same buffers at every call

@@ -229,7 +229,7 @@ def saved_overrides(config: pathlib.Path, text: str | None = None) -> list[str]:
     groups = {group: saved.get(group) or {} for group in ("task", "algo", "sim")}
     if odd := [group for group, value in groups.items() if not isinstance(value, dict)]:
         raise UsageError(f"{config}: {odd[0]} must be a mapping")
-    leaves = [leaf for group, value in groups.items() for leaf in _leaves(value, group)]
+    leaves = [leaf for group in groups for leaf in _leaves(groups[group], group) if groups[group]]
     for key, value in (("task_name", saved["task_name"]), *leaves):
         if not _KEY.fullmatch(key):
             raise UsageError(f"{config}: {key!r} is not the name of a key")

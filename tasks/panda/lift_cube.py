@@ -149,7 +149,6 @@ class LiftCube(Task[C]):
             "placed": torch.zeros(n, dtype=torch.bool, device=device),
             "is_absent": torch.zeros(n, dtype=torch.bool, device=device),
         }
-        self.unplaced = True
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Put the arm at home with an open gripper and the cube somewhere on the floor."""
@@ -165,7 +164,6 @@ class LiftCube(Task[C]):
         self.memory["opening"].masked_fill_(mask, 1.0)
         self.memory["placed"].masked_fill_(mask, False)
         self.memory["is_absent"].masked_fill_(mask, False)
-        self.unplaced = True
 
     def remove_object(self, sim: Sim, mask: Tensor) -> None:
         """Put the cube behind the robot's back, where no camera looks."""
@@ -225,13 +223,10 @@ class LiftCube(Task[C]):
 
     def _place_target(self) -> None:
         """Start the target at the tool centre point, which is known once the reset is forwarded."""
-        if not self.unplaced:
-            return
         placed, target = self.memory["placed"], self.memory["target"]
         here = self.arm.position.clamp(self.low, self.high)
         target.copy_(torch.where(placed[:, None], target, here))
         placed.fill_(True)
-        self.unplaced = False
 
     def _distance(self) -> Tensor:
         return (self.box - self.arm.position).norm(dim=1)

@@ -36,6 +36,7 @@ SPREAD = 0.2  # m, half width of the draws of x and y, of the box and of the tar
 LIFT = (0.2, 0.4)  # m, of the target above START
 WORLD = 1.0  # m
 HOME = torch.tensor([0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, FINGER_OPEN])
+GRASP = 0.02  # m from gripper to box at which a search sees a gripper as there
 HAND = ("left_finger_pad", "right_finger_pad", "hand_capsule")  # the geoms that meet the floor
 
 
@@ -207,6 +208,23 @@ class PickCube(Task[P]):
             "box_target": near(to_target, 5.0) * reached,
             "no_floor_collision": 1.0 - touches.float(),
             "robot_target_qpos": near(from_home, 1.0),
+        }
+
+    def search_cost(self, sim: Sim, *, still: bool) -> dict[str, Tensor]:
+        """Return what the reward leaves open: how the gripper comes to the box, and what then.
+
+        `closed`: fingers shut, as a share, away from the box; `loose`: open there; `oblique`: the
+        gripper does not point down, 1 - cos; `lost`: the gripper has left the box behind, m.
+        """
+        gripper, box, _ = self._positions(sim)
+        to_box = (box - gripper).norm(dim=1)
+        at_box = near(to_box, 1.0 / GRASP)
+        opening = sim.data.qpos[:, len(ARM)].float() / FINGER_OPEN
+        return {
+            "closed": (1.0 - at_box) * (1.0 - opening).clamp(min=0.0),
+            "loose": at_box * (opening - HALF[1] / FINGER_OPEN).clamp(min=0.0),
+            "oblique": 1.0 + sim.data.site_xmat[:, self.tcp, 2, 2],
+            "lost": to_box * self.memory["reached"],
         }
 
     def terminated(self, sim: Sim) -> Tensor:

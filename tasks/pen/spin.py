@@ -37,7 +37,7 @@ from penspin_style.env.task import Task
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
-from tasks.pen import gait, grasps, shapes
+from tasks.pen import gait, grasps, search_cost, shapes
 from tasks.pen.config import UNITS, PenConfig
 from tasks.robots.allegro import description as hand
 from tasks.robots.allegro import model as allegro
@@ -58,6 +58,8 @@ class PenTask(Task[C]):
     varied: ClassVar[tuple[str, ...]] = ("geom_size", "geom_pos", "body_inertia")
     kind_names: ClassVar[tuple[str, ...]] = tuple(f"L/D {ratio:g}" for ratio in shapes.RATIOS)
     score: ClassVar[str] = "turns"
+    limbs: ClassVar[tuple[tuple[int, ...], ...]] = search_cost.FINGERS
+    search_cost, propose = search_cost.terms, search_cost.propose
 
     def spec(self) -> mujoco.MjSpec:
         """Return hand and pen, with physics steps of 5 ms as published, of 10 ms if fast."""

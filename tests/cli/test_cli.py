@@ -21,7 +21,18 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = "num_envs=2 algo.horizon=4 total_samples=8 eval_every=0 final_episodes=2 video=false"
 STUDENT = ROOT / "outputs" / "pretrained" / "panda_lift_cube_vision"
 BENCHES = tuple(f"bench {kind}" for kind in ("sim", "train", "render", "onnx"))
-VERBS = ["tasks", "train", "eval", "play", "export", "record", "pretrain", "bench", "doctor"]
+VERBS = [
+    "tasks",
+    "train",
+    "eval",
+    "play",
+    "export",
+    "record",
+    "search",
+    "pretrain",
+    "bench",
+    "doctor",
+]
 TASKS = f"there are {', '.join(tasks.task_names())}"
 TERM = "task.observation.teacher.box_pos"
 

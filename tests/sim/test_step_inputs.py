@@ -182,3 +182,14 @@ def test_invalid_inputs_are_refused_before_anything_moves(sim):
         with pytest.raises(ValueError, match=rf"inputs\['ctrl'\] must be {shape}, got {got}"):
             sim.step(NSTEP, {"ctrl": torch.zeros(wrong)})
     assert torch.equal(sim.get_state(), before)
+
+
+def test_inputs_reach_the_masked_simulations_alone():
+    sim, exact = (BatchSim(scenes.stack(), NUM, nthread=1) for _ in range(2))
+    inputs = draw_inputs(sim.model, 9)
+    mask = torch.arange(NUM) % 2 == 0
+    before = sim.data.qpos.clone()
+    sim.step(NSTEP, inputs, mask)
+    exact.step(NSTEP, inputs)
+    assert torch.equal(sim.data.qpos[mask], exact.data.qpos[mask])
+    assert torch.equal(sim.data.qpos[~mask], before[~mask])

@@ -122,6 +122,30 @@ def test_box_target_pays_only_once_the_box_has_been_reached_and_from_then_on():
     assert rewards(env)["box_target"].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_search_shuns_a_gripper_that_is_shut_on_the_way_and_open_at_the_box():
+    env = make(1)
+    here = gripper(env)
+
+    def cost(box, opening):
+        env.sim.data.qpos[:, 7] = opening
+        move_box(env, here + torch.tensor(box))
+        found = env.task.search_cost(env.sim, still=False)
+        return {name: value.item() for name, value in found.items()}
+
+    away = 1 - np.tanh(0.2 / 0.02)
+    found = cost([0.0, 0.2, 0.0], 0.03)
+    assert found["closed"] == pytest.approx(0.25 * (1 - away), abs=1e-5)
+    assert found["loose"] == pytest.approx(0.25 * away, abs=1e-5)
+    found = cost([0.0, 0.0, 0.0], 0.03)
+    assert (found["closed"], found["loose"]) == pytest.approx((0.0, 0.25), abs=1e-3)
+    assert cost([0.0, 0.0, 0.0], 0.02)["loose"] == pytest.approx(0.0, abs=1e-5)
+    down = 1.0 + env.sim.data.site_xmat[0, env.model.site("gripper").id, 2, 2].item()
+    assert found["oblique"] == pytest.approx(down, abs=1e-6) and down < 0.2
+    assert found["lost"] == 0.0
+    rewards(env)  # the box has been reached
+    assert cost([0.0, 0.2, 0.0], 0.02)["lost"] == pytest.approx(0.2, abs=1e-5)
+
+
 def test_the_latch_opens_at_the_reset_of_its_own_environment_only():
     env = make(3)
     env.task.memory["reached"].fill_(True)
