@@ -24,7 +24,7 @@ MIDDLE = (-0.01, -0.01, 0.62)
 TIP_RADIUS = 0.012
 """Radius of a fingertip, m."""
 _BANK = pathlib.Path(__file__).parents[1] / "assets" / "gait_starts"
-_ORDER = (0, 2, 3, 4, 0)
+CYCLE = (0, 2, 3, 4, 0)
 """Published grasps at 0, 45, 90, 135 and 180 degrees."""
 _ANGLES = (0, 8, 32, 45, 88, 98, 116, 135, 148, 174, 180)
 _SIDES = (  # mm from the pen's line to its left, of index, middle, ring, thumb, at these angles
@@ -48,13 +48,12 @@ def line_features(axis: Tensor) -> Tensor:
     return torch.stack((x * x - y * y, 2 * x * y, 4 * z * x, 4 * z * y, 4 * z * z), dim=1)
 
 
-def natural_grasp(axis: Tensor) -> Tensor:
-    """Return joints (n, 16) rad for a pen along axis (n, 3): published grasps, interpolated."""
-    table = _postures(axis.device)
-    place = angle(axis) * (4.0 / torch.pi)
+def natural_joints(yaw: Tensor) -> Tensor:
+    """Return joints (n, 16) rad for pens at yaw (n,) rad: published grasps, interpolated."""
+    table = _postures(yaw.device)
+    place = yaw.remainder(torch.pi) * (4.0 / torch.pi)
     lower = place.long().clamp(max=3)
-    share = (place - lower)[:, None]
-    return torch.lerp(table[lower], table[lower + 1], share)
+    return torch.lerp(table[lower], table[lower + 1], (place - lower)[:, None])
 
 
 def posture_cost(qpos: Tensor, centre: Tensor, axis: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def posture_cost(qpos: Tensor, centre: Tensor, axis: Tensor) -> Tensor:
     qpos: (n, 16) rad; centre: (n, 3) m; axis: (n, 3) unit vectors.
     """
     off = centre - centre.new_tensor(MIDDLE)
-    joints = qpos - natural_grasp(axis)
+    joints = qpos - natural_joints(angle(axis))
     height = (off[:, 2] / 0.01).square()
     tilt = (axis[:, 2] / 0.15).square()
     beside = (off[:, :2] / 0.015).square().sum(dim=1)
@@ -130,7 +129,7 @@ def bank() -> Tensor:
 
 @functools.cache
 def _postures(device: torch.device) -> Tensor:
-    return grasps.canonical()[list(_ORDER), :16].to(device)
+    return grasps.canonical()[list(CYCLE), :16].to(device)
 
 
 @functools.cache

@@ -5,25 +5,21 @@ that look alike. Fingers near the natural grasp of the pen's present yaw stay un
 on; without that a search comes to a dead end within a turn.
 """
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from penspin_style.sim.sim import Sim
-from tasks.pen import grasps, shapes
+from tasks.pen import shapes
+from tasks.pen.gait import MIDDLE, TIP_RADIUS, natural_joints
 
 if TYPE_CHECKING:  # two of whose methods stand here
     from tasks.pen.spin import PenTask
 
 FINGERS = tuple(tuple(range(i, i + 4)) for i in range(0, 16, 4))
 """The actions of each."""
-CYCLE = (0, 2, 3, 4, 0)
-"""Of `grasps.canonical`, by yaw of the pen, over half a turn."""
 FASTEST = 1.2  # rad/s about +z that cost nothing
-MIDDLE = (-0.01, -0.01, 0.62)  # m, where the pen's centre is wanted
-TIP = 0.012  # m, radius of a fingertip
 STRAY = 0.3  # rad from the natural grasp that a joint may be without the cost of straying
 APART = 0.022  # m, between index, middle and ring, along x
 BEHIND = 0.02  # m, of the thumb behind index and middle, along y
@@ -54,15 +50,6 @@ def propose(self: "PenTask[Any]", sim: Sim, steps: Tensor, rng: torch.Generator)
     return (away / (self.cfg.action_scale * steps)[:, None]).clamp(-1.0, 1.0)
 
 
-def natural_joints(yaw: Tensor) -> Tensor:
-    """Return the joints of the natural grasp of a pen at yaw (n,) rad, (n, 16) rad."""
-    table = grasps.canonical()[list(CYCLE), :16].to(yaw.device)
-    place = yaw.remainder(math.pi) / (math.pi / (len(CYCLE) - 1))
-    index = place.long().clamp(max=len(CYCLE) - 2)
-    part = (place - index)[:, None]
-    return table[index] * (1.0 - part) + table[index + 1] * part
-
-
 def yaw(axis: Tensor) -> Tensor:
     """Return the direction of axes (n, 3) about +z, (n,) rad."""
     return torch.atan2(axis[:, 1], axis[:, 0])
@@ -87,7 +74,7 @@ def cost_terms(
     velocity, angvel: (n, 3) m/s, rad/s, of the pen over the control step.
     """
     away = pen - pen.new_tensor(MIDDLE)
-    gap = shapes.distance(tips, pen, axis, size) - TIP
+    gap = shapes.distance(tips, pen, axis, size) - TIP_RADIUS
     stray = joints - natural_joints(yaw(axis))
     speed = velocity.square().sum(dim=1)
     terms = {

@@ -63,17 +63,17 @@ def test_the_natural_grasp_is_the_published_one_at_each_eighth_of_a_turn():
     published = grasps.canonical()[:, :16]
     angles = torch.tensor([0.0, 45.0, 90.0, 135.0, 179.999]) * math.pi / 180
     axes = torch.stack((angles.cos(), angles.sin(), torch.zeros(5)), dim=1)
-    found = gait.natural_grasp(axes)
+    found = gait.natural_joints(gait.angle(axes))
     torch.testing.assert_close(found, published[[0, 2, 3, 4, 0]], atol=1e-3, rtol=0.0)
-    between = gait.natural_grasp(torch.tensor([[math.cos(0.3927), math.sin(0.3927), 0.0]]))
+    between = gait.natural_joints(torch.tensor([math.pi / 8]))
     torch.testing.assert_close(between[0], (published[0] + published[2]) / 2, atol=1e-3, rtol=0.0)
     # swapping the ends changes nothing
-    torch.testing.assert_close(gait.natural_grasp(-axes[1:4]), found[1:4])
+    torch.testing.assert_close(gait.natural_joints(gait.angle(-axes[1:4])), found[1:4])
 
 
 def test_a_posture_costs_nothing_where_it_is_natural_and_the_pen_in_its_place():
     axis = torch.tensor([[0.0, 1.0, 0.0]]).repeat(4, 1)
-    qpos = gait.natural_grasp(axis)
+    qpos = gait.natural_joints(gait.angle(axis))
     centre = torch.tensor(gait.MIDDLE).repeat(4, 1)
     qpos[1, 0] += 0.5  # 0.3 (0.3 0.25 + 0.04)
     centre[2, 2] += 0.02  # 0.3 0.6 4
