@@ -349,6 +349,7 @@ def test_a_word_wins_over_a_named_change_wherever_it_stands():
 
 def test_a_teachers_ablation_and_a_students_inputs_go_together():
     overrides = ["task=pen_spin_student", "ablation=no_tactile", "student=dagger_proprio_tactile"]
+    overrides.append("task.observes=published")
     cfg, _, _ = compose_train(overrides)
     assert list(cfg.task.observation["student"]) == ["proprio", "fingertips", "tactile"]
     assert "tactile" not in cfg.task.observation["privileged"]
