@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.algo.algorithm import Interface
-from penspin_style.algo.recorded import Recorded, check_epochs, opened
+from penspin_style.algo.recorded import Recorded, RecordedConfig, opened
 from penspin_style.config import TrainConfig, require
 from penspin_style.data.dataset import Trajectories, Windows
 from penspin_style.features import Feature, Input, PolicyCard
@@ -33,20 +33,10 @@ _SIZES = ("num_queries", "hidden_dim", "dim_feedforward", "enc_layers", "dec_lay
 
 
 @dataclass
-class ACTConfig:
+class ACTConfig(RecordedConfig):
     """ACT learns from the robot's episodes; names and defaults are PenSpin's."""
 
     name: str = "act"
-    init_from: str = ""
-    """Run folder, or policy folder, of a student: what the robot measures and commands."""
-    data: str = ""
-    """Folder of episodes, or PenSpin's `real_data.h5`."""
-    hand: str = "allegro"
-    """Whose joints PenSpin's file holds, a folder of `tasks/robots`."""
-    failures: bool = False
-    """Learn from unsuccessful episodes too."""
-    input_mode: str = ""
-    """Features to read, as `joint_pos-obj_ends`; empty for all of the student's."""
     num_queries: int = 30
     """Actions of a chunk."""
     hidden_dim: int = 64
@@ -61,17 +51,15 @@ class ACTConfig:
     weight_decay: float = 1e-2
     num_epochs: int = 2000
     real_batch_size: int = 64
-    val_ratio: float = 0.1
     eval_freq: int = 100
     """Epochs between two validations; an epoch sees a chunk for every `num_queries` rows."""
     eval_start_epoch: int = 400
     patience: int = 0
-    """Validations without a better one after which training stops; 0: never."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         require(self.name == "act", "algo.name", self.name, "act")
-        check_epochs(self)
+        super().__post_init__()
         for key in (*_SIZES, "nheads", "latent_dim"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), "at least 1")
         legal = 0 <= self.kl_weight < float("inf")

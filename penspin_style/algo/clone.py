@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from penspin_style.algo.algorithm import Interface
 from penspin_style.algo.augment import AugmentConfig
 from penspin_style.algo.imitation import DistillConfig, Student, TemporalConfig, make_student
-from penspin_style.algo.recorded import Recorded, check_epochs, opened
+from penspin_style.algo.recorded import Recorded, RecordedConfig, opened
 from penspin_style.config import TrainConfig, require
 from penspin_style.data.dataset import Trajectories, Windows, join
 from penspin_style.features import PolicyCard
@@ -40,33 +40,10 @@ _ROWS = 512
 
 
 @dataclass
-class CloneConfig:
+class CloneConfig(RecordedConfig):
     """A student is fine-tuned on the robot's episodes; the names of its settings are PenSpin's."""
 
     name: str = "clone"
-    init_from: str = ""
-    """Run folder, or policy folder, of the student to begin with."""
-    data: str = ""
-    """Folder of episodes, or PenSpin's `real_data.h5`."""
-    hand: str = "allegro"
-    """Whose joints PenSpin's file holds, a folder of `tasks/robots`."""
-    failures: bool = False
-    """Learn from unsuccessful episodes too."""
-    input_mode: str = ""
-    """Refuse a student that reads anything less, as `proprio-ends`; empty for any."""
-    real_batch_size: int = 512
-    """Rows of a gradient step; all there are if there are fewer."""
-    val_ratio: float = 0.1
-    """Share of the trajectories that only validate; one at least, unless 0."""
-    lr: float = 1e-4
-    num_epochs: int = 1000
-    weight_decay: float = 0.0
-    eval_freq: int = 10
-    """Epochs between two validations."""
-    eval_start_epoch: int = 0
-    """The first epoch after which weights may be kept."""
-    patience: int = 20
-    """Validations without a better one after which training stops; 0: never."""
     loss: str = "l1"
     """Distance to the label, mean over all numbers: `l1` or `l2`."""
     views: int = 1
@@ -78,7 +55,7 @@ class CloneConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         require(self.name == "clone", "algo.name", self.name, "clone")
-        check_epochs(self)
+        super().__post_init__()
         require(self.views >= 1, "algo.views", self.views, "at least 1")
         norm = self.max_grad_norm
         require(0 < norm < float("inf"), "algo.max_grad_norm", norm, "positive and finite")

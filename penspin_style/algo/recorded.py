@@ -26,12 +26,55 @@ from penspin_style.features import PolicyCard
 from penspin_style.nets.policy import load_policy
 
 
+@dataclasses.dataclass
+class RecordedConfig:
+    """What such an algorithm can be told; the names of its settings are PenSpin's."""
+
+    name: str = ""
+    init_from: str = ""
+    """Run folder, or policy folder, of the student to begin with, or whose inputs are read."""
+    data: str = ""
+    """Folder of episodes, or PenSpin's `real_data.h5`."""
+    hand: str = "allegro"
+    """Whose joints PenSpin's file holds, a folder of `tasks/robots`."""
+    failures: bool = False
+    """Learn from unsuccessful episodes too."""
+    input_mode: str = ""
+    """What the student must read, or what is read of it, as `proprio-ends`; empty for any."""
+    real_batch_size: int = 512
+    """Rows of a gradient step; all there are if there are fewer."""
+    val_ratio: float = 0.1
+    """Share of the trajectories that only validate; one at least, unless 0."""
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    num_epochs: int = 1000
+    eval_freq: int = 10
+    """Epochs between two validations."""
+    eval_start_epoch: int = 0
+    """The first epoch after which weights may be kept."""
+    patience: int = 20
+    """Validations without a better one after which training stops; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("real_batch_size", "num_epochs", "eval_freq"):
+            require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), "at least 1")
+        for key in ("patience", "eval_start_epoch"):
+            require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), "at least 0")
+        legal = 0 <= self.weight_decay < float("inf")
+        require(legal, "algo.weight_decay", self.weight_decay, "at least 0 and finite")
+        require(0 < self.lr < float("inf"), "algo.lr", self.lr, "positive and finite")
+        require(0 <= self.val_ratio < 1, "algo.val_ratio", self.val_ratio, "in [0, 1)")
+        legal = self.eval_start_epoch <= self.num_epochs
+        most = f"at most {self.num_epochs}, algo.num_epochs"
+        require(legal, "algo.eval_start_epoch", self.eval_start_epoch, most)
+
+
 class Recorded(abc.ABC):
     """An `Algorithm` that collects nothing and needs no environment.
 
     A subclass makes `policy`, draws all that it draws from `rng`, and ends its constructor with
-    `_start`. Its `Config` has `data`, `init_from`, `hand`, `failures`, `val_ratio`, `num_epochs`,
-    `eval_freq`, `eval_start_epoch`, `patience`, `lr` and `weight_decay`.
+    `_start`. Its `Config` is a `RecordedConfig`.
     """
 
     Config: ClassVar[Any]
@@ -237,25 +280,6 @@ def split(count: int, ratio: float, seed: int) -> tuple[list[int], list[int]]:
         )
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[validating:]), sorted(order[:validating])
-
-
-def check_epochs(cfg: Any) -> None:
-    """Refuse what no algorithm of this kind can mean.
-
-    Raises:
-        ValueError: names the key and what is legal.
-    """
-    for key in ("real_batch_size", "num_epochs", "eval_freq"):
-        require(getattr(cfg, key) >= 1, f"algo.{key}", getattr(cfg, key), "at least 1")
-    for key in ("patience", "eval_start_epoch"):
-        require(getattr(cfg, key) >= 0, f"algo.{key}", getattr(cfg, key), "at least 0")
-    legal = 0 <= cfg.weight_decay < float("inf")
-    require(legal, "algo.weight_decay", cfg.weight_decay, "at least 0 and finite")
-    require(0 < cfg.lr < float("inf"), "algo.lr", cfg.lr, "positive and finite")
-    require(0 <= cfg.val_ratio < 1, "algo.val_ratio", cfg.val_ratio, "in [0, 1)")
-    legal = cfg.eval_start_epoch <= cfg.num_epochs
-    most = f"at most {cfg.num_epochs}, algo.num_epochs"
-    require(legal, "algo.eval_start_epoch", cfg.eval_start_epoch, most)
 
 
 def origin(folder: pathlib.Path, card: PolicyCard) -> dict[str, Any]:
