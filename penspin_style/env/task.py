@@ -51,6 +51,10 @@ class ObsTerm:
     history: int = 1
     """How many values are stacked, oldest first."""
 
+    def __post_init__(self) -> None:
+        """Make lists, as files hold them, equal to tuples."""
+        self.delay = tuple(self.delay)  # type: ignore[assignment]  (checked by TaskConfig)
+
 
 @dataclass
 class Latency:

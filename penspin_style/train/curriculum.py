@@ -68,6 +68,8 @@ class Curriculum:
 
 
 def _merged(task: Any, stage: StageConfig, index: int) -> Any:
+    if not stage.task:
+        return task
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(task), stage.task))
     except OmegaConfBaseException as error:

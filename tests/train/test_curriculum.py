@@ -52,6 +52,15 @@ def test_a_stage_that_cannot_be_is_refused(stage, message):
         Curriculum(stages(stage, {}), Config())
 
 
+def test_a_stage_changes_a_task_whose_observation_is_made_of_switches():
+    from tasks.pen.spin import Config as PenConfig
+
+    task = PenConfig(tactile=False, point_cloud=False)
+    plan = Curriculum(stages({"task": {"physics": "fast"}, "samples": 1}, {}), task)
+    assert plan.task.physics == "fast" and plan.tasks[1] == task
+    assert plan.task.observation == task.observation
+
+
 def test_a_run_goes_through_its_stages_and_is_evaluated_on_the_task_as_it_is(tmp_path):
     run = make(tmp_path, STAGES)
     lengths = []

@@ -20,6 +20,7 @@ TEACHER = (
 STUDENT = (
     *(
         "task=pen_spin_student",
+        "task.observes=published",  # as these teachers read
         "algo.minibatch_size=16",
         "algo.epochs=2",
         "algo.temporal.trunk=[8]",
