@@ -336,7 +336,14 @@ def test_a_checkpoint_of_no_numbers_is_passed_over(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["panda_lift_cube", "panda_lift_cube_vision", "pen_spin/teacher", "pen_spin/student"]
+    "name",
+    [
+        "panda_lift_cube",
+        "panda_lift_cube_vision",
+        "pen_spin/teacher",
+        "pen_spin/student_ends",
+        "pen_spin/student",
+    ],
 )
 def test_the_shipped_policies_hold_the_configuration_of_their_run(name):
     folder = SHIPPED / name
