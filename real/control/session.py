@@ -1,6 +1,6 @@
 """The verb `rollout`, and what every verb that drives a robot needs: names, arguments, a session.
 
-A robot is a twin (`penspin twins` lists them, or a YAML file of one's own) or a driver. Heavy
+A robot is a twin (`penspin twin` lists them, or a YAML file of one's own) or a driver. Heavy
 modules are imported where they are used: a hand's computer has neither torch nor MuJoCo.
 """
 
