@@ -18,11 +18,11 @@ LIMITS = {"hip": (-1.0, 1.0), "knee": (0.0, 2.0)}
 def test_a_driver_says_what_it_is_before_it_connects(name):
     driver = open_driver(name, "left")
     assert driver.features and driver.channels and 0 < driver.control_dt < 1
-    assert len(set(driver.joints)) == len(driver.joints) >= 7
+    assert len(set(driver.joints)) == len(driver.joints) >= 1
     opened = open_robot(f"{name}:left", task="t")
     assert type(opened.robot) is type(driver)
     assert (opened.name, opened.source, opened.joints) == (name, "real", driver.joints)
-    assert opened.steps == 400  # 20 s at 20 Hz
+    assert opened.steps == round(20.0 / driver.control_dt)  # 20 s
 
 
 def test_the_names_of_drivers_import_none_and_a_driver_no_torch():
