@@ -7,6 +7,7 @@ no reader looks at and the next writer removes.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 MANIFEST = "manifest.json"
 MAX_FILE = 2**36
@@ -83,6 +84,22 @@ def make_folder(folder: pathlib.Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         flush_folder(folder.parent)
+
+
+def lock(folder: pathlib.Path) -> IO[str] | None:
+    """Make a folder and claim it; return the file whose closing gives it free, None if it is taken.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    make_folder(folder)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def open_file(path: pathlib.Path) -> io.BufferedReader:

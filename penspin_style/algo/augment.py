@@ -81,6 +81,21 @@ class AugmentConfig:
             legal = len(value) == 2 and 0 <= value[0] <= value[1] < float("inf")
             require(legal, f"algo.augment.{key}", value, "[low, high] with 0 <= low <= high")
 
+    @classmethod
+    def off(cls) -> "AugmentConfig":
+        """Return one that changes nothing."""
+        return cls(
+            shift=0,
+            brightness=[1.0, 1.0],
+            noise=0.0,
+            depth_edge=0.0,
+            depth_jitter=0.0,
+            depth_disparity=0.0,
+            depth_dropout=0.0,
+            depth_lines=0,
+            depth_blackout=0.0,
+        )
+
 
 class Augment:
     """Change the images of a batch at random, as the config says.

@@ -24,17 +24,6 @@ from penspin_style.features import PolicyCard
 
 _KINDS = {"student": "images", "temporal": "temporal"}
 """Network on the card -> that of a distillation."""
-_PLAIN = {
-    "shift": 0,
-    "brightness": [1.0, 1.0],
-    "noise": 0.0,
-    "depth_edge": 0.0,
-    "depth_jitter": 0.0,
-    "depth_disparity": 0.0,
-    "depth_dropout": 0.0,
-    "depth_lines": 0,
-    "depth_blackout": 0.0,
-}
 _ROWS = 512
 """Rows whose images are encoded at a time."""
 
@@ -140,7 +129,7 @@ class Clone(Recorded):
         parts = []
         for view in range(views if images is not None else 1):
             if images is not None:
-                images.cfg = AugmentConfig(**(_PLAIN if view == 0 else {}))
+                images.cfg = AugmentConfig.off() if view == 0 else AugmentConfig()
             for rows in raw.split(_ROWS):
                 rows = rows.to(self.device)
                 rows.update(self.student.see(rows))

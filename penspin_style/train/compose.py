@@ -116,7 +116,7 @@ def compose_train(
 
 
 def typed(overrides: Sequence[str], key: str) -> str:
-    """Return the value that parsed give a key, the last one, empty for none."""
+    """Return the value that overrides give a key, the last one; empty if none do."""
     values = [str(o.value()) for o in _parse(overrides) if o.key_or_group == key]
     return values[-1] if values else ""
 

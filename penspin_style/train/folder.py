@@ -7,7 +7,6 @@ earlier stretch can be told.
 """
 
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -46,13 +45,9 @@ def lock(folder: pathlib.Path) -> IO[str]:
         BusyError: another process has it.
         OSError: it cannot be made.
     """
-    storage.make_folder(folder)
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise BusyError(f"another process trains in {folder}; choose another name") from error
+    file = storage.lock(folder)
+    if file is None:
+        raise BusyError(f"another process trains in {folder}; choose another name")
     return file
 
 

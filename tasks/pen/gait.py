@@ -23,6 +23,9 @@ MIDDLE = (-0.01, -0.01, 0.62)
 """Where the pen's centre is held, m."""
 TIP_RADIUS = 0.012
 """Radius of a fingertip, m."""
+STRAY = 0.3
+"""Radians from the natural grasp that a joint may be without the cost of straying."""
+_WEIGHTS = {"height": 0.6, "tilt": 0.4, "offset": 0.3, "posture": 0.3, "stray": 1.0}
 _BANK = pathlib.Path(__file__).parents[1] / "assets" / "gait_starts"
 CYCLE = (0, 2, 3, 4, 0)
 """Published grasps at 0, 45, 90, 135 and 180 degrees."""
@@ -61,14 +64,24 @@ def posture_cost(qpos: Tensor, centre: Tensor, axis: Tensor) -> Tensor:
 
     qpos: (n, 16) rad; centre: (n, 3) m; axis: (n, 3) unit vectors.
     """
+    terms = posture_terms(qpos, centre, axis)
+    total = torch.zeros_like(centre[:, 0])
+    for name, weight in _WEIGHTS.items():
+        total = total + weight * terms[name]
+    return 0.3 * total
+
+
+def posture_terms(qpos: Tensor, centre: Tensor, axis: Tensor) -> dict[str, Tensor]:
+    """Return of what `posture_cost` is made, without weights, (n,) each."""
     off = centre - centre.new_tensor(MIDDLE)
     joints = qpos - natural_joints(angle(axis))
-    height = (off[:, 2] / 0.01).square()
-    tilt = (axis[:, 2] / 0.15).square()
-    beside = (off[:, :2] / 0.015).square().sum(dim=1)
-    near = joints.square().sum(dim=1)
-    far = (joints.abs() - 0.3).clamp(min=0.0).square().sum(dim=1)
-    return 0.3 * (0.6 * height + 0.4 * tilt + 0.3 * beside + 0.3 * near + far)
+    return {
+        "height": (off[:, 2] / 0.01).square(),
+        "tilt": (axis[:, 2] / 0.15).square(),
+        "offset": (off[:, :2] / 0.015).square().sum(dim=1),
+        "posture": joints.square().sum(dim=1),
+        "stray": (joints.abs() - STRAY).clamp(min=0.0).square().sum(dim=1),
+    }
 
 
 def side_error(tips: Tensor, centre: Tensor, axis: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from penspin_style.sim.sim import Sim
 from tasks.pen import shapes
-from tasks.pen.gait import MIDDLE, TIP_RADIUS, natural_joints
+from tasks.pen.gait import TIP_RADIUS, natural_joints, posture_terms
 
 if TYPE_CHECKING:  # two of whose methods stand here
     from tasks.pen.spin import PenTask
@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # two of whose methods stand here
 FINGERS = tuple(tuple(range(i, i + 4)) for i in range(0, 16, 4))
 """The actions of each."""
 FASTEST = 1.2  # rad/s about +z that cost nothing
-STRAY = 0.3  # rad from the natural grasp that a joint may be without the cost of straying
 APART = 0.022  # m, between index, middle and ring, along x
 BEHIND = 0.02  # m, of the thumb behind index and middle, along y
 LEVER = 0.012  # m from the pen's middle at which it must be supported, on both sides
@@ -73,21 +72,15 @@ def cost_terms(
     tips: (n, 4, 3) m, index, middle, ring, thumb; joints, target: (n, 16) rad.
     velocity, angvel: (n, 3) m/s, rad/s, of the pen over the control step.
     """
-    away = pen - pen.new_tensor(MIDDLE)
     gap = shapes.distance(tips, pen, axis, size) - TIP_RADIUS
-    stray = joints - natural_joints(yaw(axis))
     speed = velocity.square().sum(dim=1)
     terms = {
-        "height": (away[:, 2] / 0.01).square(),
-        "tilt": (axis[:, 2] / 0.15).square(),
-        "offset": (away[:, :2] / 0.015).square().sum(dim=1),
+        **posture_terms(joints, pen, axis),
         "speed": speed / 0.1**2,
         "over_speed": (angvel[:, 2] - FASTEST).clamp(min=0.0),
         "gap": _gap(gap),
         "support": _support(gap, ((tips - pen[:, None]) * axis[:, None]).sum(dim=2)),
         "thumb": gap[:, 3].clamp(0.0, 0.06) / 0.01,
-        "posture": stray.square().sum(dim=1),
-        "stray": (stray.abs() - STRAY).clamp(min=0.0).square().sum(dim=1),
         "tangle": _tangle(tips),
         "effort": ((target - joints) / 0.05).square().clamp(max=16.0).sum(dim=1),
         "drift": torch.zeros_like(speed),

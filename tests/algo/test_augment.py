@@ -12,17 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from penspin_style.algo import augment
 from penspin_style.algo.augment import Augment, AugmentConfig
 
-OFF = {
-    "shift": 0,
-    "brightness": [1.0, 1.0],
-    "noise": 0.0,
-    "depth_edge": 0.0,
-    "depth_jitter": 0.0,
-    "depth_disparity": 0.0,
-    "depth_dropout": 0.0,
-    "depth_lines": 0,
-    "depth_blackout": 0.0,
-}
+OFF = dataclasses.asdict(AugmentConfig.off())
+OFF.pop("depth_line_value")  # there is no line
 COLOR = ("brightness", "noise")
 DEPTH = tuple(key for key in OFF if key.startswith("depth"))
 

@@ -1,7 +1,6 @@
 """From overrides to a configuration and back: which algorithm, which values, what is refused."""
 
 import dataclasses
-import pathlib
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -16,7 +15,6 @@ from penspin_style.algo.imitation import DistillConfig
 from penspin_style.algo.ppo import PPOConfig
 from penspin_style.algo.registry import algorithm_names, find_algorithm
 from penspin_style.config import TrainConfig, weights_folder
-from penspin_style.env.task import load_task
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.train.compose import (
     FOLDER,
@@ -27,15 +25,9 @@ from penspin_style.train.compose import (
     task_names,
 )
 from penspin_style.train.folder import check_changes
+from tests.support.composed import is_as_recorded, saved
 
 VISION = "task=panda_lift_cube_vision"
-
-
-def saved(folder, *overrides):
-    """The file that a run of these overrides leaves, and its text."""
-    path, text = folder / "config.yaml", compose_train(overrides)[2]
-    path.write_text(text)
-    return path, text
 
 
 # Which algorithm.
@@ -126,32 +118,6 @@ def test_every_file_of_a_pair_names_a_task_and_an_algorithm():
         assert (file.parent.name, file.stem) in {
             (task, algo) for task in tasks.task_names() for algo in algorithm_names()
         }
-
-
-def is_as_recorded(text, *overrides):
-    """Compare a composed configuration with `composed.yaml`; task.observation is the task's."""
-    cfg = OmegaConf.create(text)
-    name = cfg.task_name
-    plain = TrainConfig(task=load_task(name).Config(), algo=find_algorithm(cfg.algo.name).Config())
-    expected = dict(leaves(OmegaConf.to_yaml(OmegaConf.structured(plain))))
-    for line in (f"task={name}", " ".join(overrides)):
-        expected |= RECORDED[line]
-    return dict(leaves(text)) == {"task_name": name, **expected}
-
-
-def leaves(text):
-    """Yield the keys and values of a configuration, without what a task makes of its own."""
-    for key, (value, _) in differences(text, "{}").items():
-        if not key.startswith("task.observation") and value != "{}":
-            yield key, parse_mapping(f"x: {value}")["x"]
-
-
-RECORDED = parse_mapping((pathlib.Path(__file__).parent / "composed.yaml").read_text())
-
-
-@pytest.mark.parametrize("line", [line for line in RECORDED if "recipe" in line])
-def test_a_recipe_says_what_it_said(line):
-    assert is_as_recorded(compose_train(line.split())[2], *line.split())
 
 
 # Texts.
@@ -279,85 +245,6 @@ def test_an_installed_package_registers_its_tasks(own, monkeypatch):
         UsageError, match="it is for task=pen_spin"
     ):  # the broken one is passed over
         compose_train(["ablation=no_z_reward"])
-
-
-# Named changes.
-
-
-INGREDIENTS = {  # of recipe=teacher_cpu: what each ablation changes
-    "no_posture": {"task.reward.posture": 0.0},
-    "no_sides": {"task.reward.sides": 0.0},
-    "no_starts": {f"algo.starts.{kind}": 0.0 for kind in ("far", "falls", "bank")},
-    "published_observation": {
-        "algo.encoders.privileged": [64, 32],
-        "task.observes": "published",
-        "task.point_cloud": False,
-        "task.tactile": False,
-    },
-    "published_physics": {
-        "curriculum": [
-            {"task": {"balanced": True, "difficulty": 0.2}, "samples": 3000000, "until": None},
-            {"task": {"balanced": True, "difficulty": 0.5}, "samples": 3000000, "until": None},
-            {"task": {"balanced": True}, "samples": 0, "until": None},
-        ]
-    },
-    "stall_as_limit": {"algo.stall.fails": False, "algo.stall.penalty": 0.0},
-}
-NAMED = [
-    (task, group, file.stem)
-    for group, task in (("ablation", "pen_spin"), ("student", "pen_spin_student"))
-    for file in sorted((FOLDER / group).glob("*.yaml"))
-    if file.stem not in INGREDIENTS
-]
-
-
-def test_there_are_the_published_changes():
-    names = [(group, name) for _, group, name in NAMED]
-    ablations = {"no_tactile", "no_point_cloud", "no_privileged", "no_z_reward"}
-    assert {name for group, name in names if group == "ablation"} == ablations
-    modes = {"proprio", "proprio_ends", "proprio_tactile", "proprio_tactile_ends"}
-    students = {name for group, name in names if group == "student"}
-    assert students == {*modes, *(f"dagger_{mode}" for mode in modes), "proprio_points"}
-
-
-@pytest.mark.parametrize("name", INGREDIENTS)
-def test_an_ablation_of_the_recipe_takes_one_ingredient_out(name):
-    recipe, without = (
-        dict(leaves(compose_train(["task=pen_spin", "recipe=teacher_cpu", *more])[2]))
-        for more in ([], [f"ablation={name}"])
-    )
-    assert {k: v for k, v in without.items() if recipe[k] != v} == INGREDIENTS[name]
-
-
-@pytest.mark.parametrize(("task", "group", "name"), NAMED)
-def test_a_named_change_comes_back_from_the_saved_configuration(tmp_path, task, group, name):
-    path, text = saved(tmp_path, f"task={task}", f"{group}={name}")
-    assert is_as_recorded(text, f"task={task}", f"{group}={name}")
-    default = compose_train([f"task={task}"])[2]
-    assert bool(differences(text, default)) is (name != "proprio")  # that one is the default
-    again = compose_train(saved_overrides(path))
-    assert differences(text, again[2]) == {}
-    assert again[0] == compose_train([f"task={task}", f"{group}={name}"])[0]
-
-
-def test_a_word_wins_over_a_named_change_wherever_it_stands():
-    overrides = ["task=pen_spin", "ablation=no_tactile", "task.tactile=true"]
-    for order in (overrides, overrides[::-1]):
-        assert compose_train(order)[0].task.tactile
-    assert not compose_train(overrides[:2])[0].task.tactile
-
-
-def test_a_teachers_ablation_and_a_students_inputs_go_together():
-    overrides = ["task=pen_spin_student", "ablation=no_tactile", "student=dagger_proprio_tactile"]
-    overrides.append("task.observes=published")
-    cfg, _, _ = compose_train(overrides)
-    assert list(cfg.task.observation["student"]) == ["proprio", "fingertips", "tactile"]
-    assert "tactile" not in cfg.task.observation["privileged"]
-    assert (cfg.algo.driver, cfg.algo.beta_iterations, cfg.algo.network) == (
-        "student",
-        0,
-        "temporal",
-    )
 
 
 # And back.

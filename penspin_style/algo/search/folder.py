@@ -6,7 +6,6 @@
     000.partial        the checkpoint of one that is under way
 """
 
-import fcntl
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -125,15 +124,12 @@ class SearchFolder:
 
     def _claim(self) -> None:
         try:
-            storage.make_folder(self.folder)
-            self._lock = (self.folder / ".lock").open("w")
+            claimed = storage.lock(self.folder)
         except OSError as error:
             raise ValueError(f"--out {self.folder}: cannot write there ({error})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ValueError(f"another process searches in {self.folder}; give --out") from error
+        if claimed is None:
+            raise ValueError(f"another process searches in {self.folder}; give --out")
+        self._lock = claimed
         storage.remove_stages(self.folder)
         config = self.folder / CONFIG
         if not config.exists():

@@ -41,8 +41,9 @@ BAND_WIDE = 1.02
 
 CAP = 0.5
 """What a capsule pen of `simplify` is longer than the cylinder at each end, in radii."""
-_NEVER_MET = ("palm", "ff_base", "mf_base", "rf_base", "th_base", "th_proximal")
-_NEVER_MET = tuple(f"hand_{name}" for name in _NEVER_MET)
+_NEVER_MET = tuple(
+    f"hand_{link}" for link in ("palm", "ff_base", "mf_base", "rf_base", "th_base", "th_proximal")
+)
 _MODEL = pathlib.Path(__file__).with_name("allegro.xml")
 Array = TypeVar("Array", Tensor, np.ndarray)
 

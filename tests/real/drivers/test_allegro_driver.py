@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,18 +22,10 @@ from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, LOWER, UPPER, fingertips
 from tests.support.robot_contract import Hang, check_robot
 from tests.support.ros_fake import Graph, Message, Publisher, Subscriber
+from tests.support.ros_marks import MARKS
 
 ROOT = pathlib.Path(__file__).parents[3]
-INSTALLED = ros.is_installed() and shutil.which("rosmaster")
-needs_ros = pytest.mark.skipif(
-    not INSTALLED, reason="ROS 1 is not installed: run scripts/install_ros.sh"
-)
-pytestmark = [  # rospy is of 2020
-    pytest.mark.clock,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ros"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 # Without ROS.

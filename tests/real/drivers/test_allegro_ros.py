@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,18 +26,10 @@ from real.robot import RobotError
 from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, fingertips
 from tests.support.robot_contract import check_robot
+from tests.support.ros_marks import MARKS, needs_ros
 
 ROOT = pathlib.Path(__file__).parents[3]
-INSTALLED = ros.is_installed() and shutil.which("rosmaster")
-needs_ros = pytest.mark.skipif(
-    not INSTALLED, reason="ROS 1 is not installed: run scripts/install_ros.sh"
-)
-pytestmark = [  # rospy is of 2020
-    pytest.mark.clock,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ros"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 # With ROS.

@@ -11,7 +11,7 @@ from penspin_style.algo.search.trajectory import Search
 from penspin_style.data.trajectory import read_trajectory
 from penspin_style.env.world import World
 from penspin_style.train.compose_search import compose_search
-from tasks.pen import grasps, search_cost
+from tasks.pen import gait, grasps, search_cost
 from tasks.pen.spin import Config, PenSpin
 
 SHIPPED = pathlib.Path(__file__).parents[3] / "outputs" / "pretrained" / "pen_search"
@@ -22,11 +22,11 @@ def terms(still=False, **changes):
     """Costs of a pen in the middle along x, tips around it, joints as natural there."""
     joints = search_cost.natural_joints(torch.zeros(1))
     given = {
-        "pen": torch.tensor([search_cost.MIDDLE]),
+        "pen": torch.tensor([gait.MIDDLE]),
         "axis": torch.tensor([[1.0, 0.0, 0.0]]),
         "size": torch.tensor([[0.01, 0.06, 0.0]]),
         # all touch the pen's side: index and middle on one side, ring and thumb on the other
-        "tips": torch.tensor([search_cost.MIDDLE]).expand(4, 3)
+        "tips": torch.tensor([gait.MIDDLE]).expand(4, 3)
         + torch.tensor([[-0.04, -0.022, 0], [0.0, -0.022, 0], [0.04, 0.022, 0], [0.0, 0.022, 0]]),
         "joints": joints,
         "target": joints,
@@ -74,14 +74,14 @@ def test_joints_cost_by_their_square_and_again_beyond_a_hinge():
 
 
 def test_a_pen_that_no_finger_holds_on_one_side_of_its_middle_lacks_support():
-    tips = torch.tensor([search_cost.MIDDLE]).expand(4, 3) + torch.tensor(
+    tips = torch.tensor([gait.MIDDLE]).expand(4, 3) + torch.tensor(
         [[-0.04, -0.022, 0], [-0.018, -0.022, 0], [0.004, -0.022, 0], [-0.03, 0.022, 0]]
     )
     assert terms(tips=tips)["support"] == pytest.approx((0.012 - 0.004) / 0.01, abs=1e-4)
 
 
 def test_a_thumb_away_from_the_pen_costs_as_a_gap_that_counts_little_and_as_itself():
-    base = torch.tensor([search_cost.MIDDLE]).expand(4, 3)
+    base = torch.tensor([gait.MIDDLE]).expand(4, 3)
     tips = base + torch.tensor(
         [[-0.04, -0.022, 0], [0.0, -0.022, 0], [0.04, 0.022, 0], [0.0, 0.042, 0]]
     )
