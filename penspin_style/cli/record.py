@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if named:
         cfg, task, _ = compose_train(overrides)
         source = LoadedPolicy(cfg, task, source.card, source.act)
-    env = source.env(args.num_envs, args.seed)
+    env = source.env(args.num_envs, args.seed, training=True)
     facts = {"task": task_name(task), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
     writer = RolloutWriter(pathlib.Path(args.out), env.inputs, facts)
