@@ -177,6 +177,8 @@ class Task(ABC, Generic[C]):
     largest: ClassVar[float] = 1e6
     """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
     single 1e38 would leave running means and variances useless for good."""
+    policies: ClassVar[tuple[str, ...]] = ()
+    """Keys of the config that name policies which act in the task, see `FrozenPolicy`."""
     limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
