@@ -102,9 +102,7 @@ def denormalize(channels: np.ndarray) -> np.ndarray:
     return _with_grippers(channels, gripper_position)
 
 
-def _with_grippers(
-    channels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _with_grippers(channels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     n = len(CHANNELS)
     channels = np.array(channels, float)
     if not channels.ndim or not channels.shape[-1] or channels.shape[-1] % n:
