@@ -29,7 +29,7 @@ from tasks.robots.aloha import description
 from tasks.robots.aloha import model as aloha
 from tasks.robots.aloha.keyframes import KEYFRAMES
 
-HOME, COMMAND = (torch.tensor(part) for part in KEYFRAMES["handover"]["home"])
+HOME, COMMAND = KEYFRAMES["handover"]["home"]
 SPREAD = (0.05, 0.1)  # m, half widths of the draws of the box's x and y
 TARGET = (0.20, 0.0, 0.25)  # m
 TARGET_SPREAD = 0.15  # m, half width of the draws of each axis
@@ -61,6 +61,8 @@ class Config(TaskConfig):
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {"teacher": {name: ObsTerm() for name in HandOver.units}}
     )
+    clock: int = 250
+    """Control steps after which `episode_time` is 1, whatever the time limit is."""
     action_scale: float = 0.015
     """Change of a target for an action of 1: rad, and m for the grippers."""
     left_gripper_low: float = 0.01
@@ -82,6 +84,8 @@ class Config(TaskConfig):
                 f"task.potential must weigh {', '.join(_POTENTIAL)}, with a sum above 0; "
                 f"got {self.potential}"
             )
+        if self.clock < 1:
+            raise ValueError(f"task.clock must be at least 1, got {self.clock}")
         low, high = description.GRIPPER_CLOSED, description.GRIPPER_OPEN
         if not low <= self.left_gripper_low < high:
             raise ValueError(
@@ -139,7 +143,7 @@ class HandOver(Task[Config]):
     @property
     def joints(self) -> tuple[Joint, ...]:
         """Return the arms' joints and grippers."""
-        return aloha.joints(self.spec().compile(), COMMAND.tolist())
+        return aloha.joints(self.spec().compile(), COMMAND)
 
     def start(self, sim: Sim) -> None:
         """Look up ids; allocate what the reward remembers of an episode."""
@@ -152,7 +156,7 @@ class HandOver(Task[Config]):
         self.fingers = [*range(6, 8), *range(arms.QPOS + 6, arms.QPOS + 8)]
         names = (f"{s}_{f}_touches_table" for s in description.SIDES for f in arms.FINGERS)
         self.table = [int(model.sensor_adr[model.sensor(name).id]) for name in names]
-        self.home, self.command = HOME.to(device), COMMAND.to(device)
+        self.home, self.command = (torch.tensor(x, device=device) for x in (HOME, COMMAND))
         self.meeting = torch.tensor(MEETING, device=device)
         self.memory = {
             "steps": torch.zeros(sim.num_envs, device=device),
@@ -196,7 +200,7 @@ class HandOver(Task[Config]):
             "right_gripper_mat": self.right.matrix(sim)[:, 1:],
             "box_mat": data.xmat[:, self.box, 1:],
             "target_to_box": data.xpos[:, self.box] - data.mocap_pos[:, self.target],
-            "episode_time": self.memory["steps"][:, None] / self.cfg.episode_length,
+            "episode_time": self.memory["steps"][:, None] / self.cfg.clock,
         }
 
     def potential(self, sim: Sim) -> dict[str, Tensor]:

@@ -309,7 +309,7 @@ def joints(model: mujoco.MjModel, home: Sequence[float] = ARM_HOME * 2) -> tuple
         ARM_LOWER * arms,
         ARM_UPPER * arms,
         gain.tolist(),
-        (-bias).tolist(),
+        (0.0 - bias).tolist(),
         home,
         strict=True,
     )
