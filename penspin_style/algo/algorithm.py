@@ -1,21 +1,20 @@
 """What every algorithm answers, and the loop that collects its data."""
 
 import contextlib
-import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from penspin_style import SPINS_UNBOUNDED
-from penspin_style.config import TrainConfig, weights_folder
-from penspin_style.features import ActionChannel, Input, PolicyCard, channel_differences
-from penspin_style.nets.policy import load_policy
+from penspin_style.config import TrainConfig
+from penspin_style.features import ActionChannel, Input, channel_differences
+from penspin_style.nets.policy import open_policy
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -163,31 +162,6 @@ class Algorithm(Protocol):
         ...
 
 
-def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
-    """Return the policy, and its card, of the folder that a key of the configuration names.
-
-    Raises:
-        ValueError: it holds none, or one that is damaged.
-    """
-    return load_policy(policy_folder(key, path))
-
-
-def policy_folder(key: str, path: str) -> pathlib.Path:
-    """Return the policy folder, or that of the run folder, that a key of the configuration names.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    folder = weights_folder(path)
-    folder = folder / "policy" if (folder / "policy").is_dir() else folder
-    if not (folder / "card.json").exists():
-        raise ValueError(
-            f"{key}={path} holds no policy: train a policy to the end, or give its folder (an "
-            ".onnx or .pth file cannot be trained further)"
-        )
-    return folder
-
-
 def begin_from(policy: Any, path: str, env: Interface) -> None:
     """Give a policy the weights of a trained one, statistics of observations among them.
 
@@ -256,6 +230,14 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def own_steps(td: TensorDictBase) -> Tensor | None:
+    """Return where the coming step is the learner's own, bool in the batch's shape; None: all are.
+
+    In the others the task acts itself (`Task.learner_acts`): an algorithm learns nothing from them.
+    """
+    return td["learner_acts"].squeeze(-1) if "learner_acts" in td.keys() else None  # noqa: SIM118
 
 
 def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
