@@ -168,6 +168,7 @@ class HandOver(Task[Config]):
         }
         whole = sum(self.cfg.potential.values())
         self.weights = {name: weight / whole for name, weight in self.cfg.potential.items()}
+        self.terms: dict[str, Tensor] = {}  # the last step's, for its metrics
         self.best = RunningMax(self.memory, "best", self.weights, sim)
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
@@ -230,7 +231,7 @@ class HandOver(Task[Config]):
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return what the potential gained above its best, a bonus for holding on, the drop."""
         memory = self.memory
-        terms = self.potential(sim)
+        terms = self.terms = self.potential(sim)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(dim=0)
         first = memory["best"].isinf()
         memory["first"].copy_(torch.where(first, total, memory["first"]))
@@ -277,7 +278,7 @@ class HandOver(Task[Config]):
         """Return the potential's terms, and whether the box is lifted, is past the middle."""
         box = sim.data.xpos[:, self.box]
         return {
-            **self.potential(sim),
+            **(self.terms or self.potential(sim)),
             "lifted": (box[:, 2] > self.cfg.lifted_height).float(),
             "past": (box[:, 0] >= PAST).float(),
         }
