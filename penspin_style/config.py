@@ -80,7 +80,9 @@ class StartsConfig:
     falls: float = 0.0
     """In states shortly before it failed."""
     bank: float = 0.0
-    """In states of the task's own bank, as along recorded trajectories."""
+    """In states of a bank, as along recorded trajectories."""
+    states: str = ""
+    """Folder of the bank, as `penspin search --bank` writes it; empty for the task's own."""
     rivals: int = 4
     """Candidates of which each draw takes the best."""
     capacity: int = 20_000

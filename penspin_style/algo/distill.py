@@ -178,7 +178,7 @@ class Distill:
         if own is not None:
             self._fresh["rollout/learner_share"] = own.float().mean().item()
         numbers = self._numbers(flat)
-        if numbers is not None:
+        if numbers is not None and len(numbers):
             self._update_normalizer(numbers, flat["weight"] > 0)
         self._batch = flat
         self._replay.add(flat)

@@ -134,6 +134,7 @@ def _add_search(verbs: Any) -> None:
     sub.add_argument("--count", type=positive, default=1, help="trajectories, default 1")
     sub.add_argument("--out", metavar="DIR", help="default outputs/search/TASK")
     sub.add_argument("--method", choices=METHODS, help="default: search.method of the task")
+    sub.add_argument("--bank", metavar="NEW", help="folder for states along them that hold")
 
 
 def _add_pretrain(verbs: Any) -> None:

@@ -7,20 +7,23 @@ import sys
 import time
 from typing import Any
 
+from penspin_style.algo.search.bank import held_states
 from penspin_style.algo.search.folder import SearchFolder, check_same
 from penspin_style.algo.search.trajectory import ReplayError, Search
 from penspin_style.data.trajectory import read_trajectory
+from penspin_style.env.start_bank import write_bank
 from penspin_style.env.task import task_name
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.system import interrupt
 from penspin_style.system.terminal import one_line, print_json
-from penspin_style.train.compose import differences
+from penspin_style.train.compose import UsageError, differences
 from penspin_style.train.compose_search import compose_search
 from penspin_style.train.run import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK
 from penspin_style.viewer.trajectory import write_trajectory_strip
 
 _STOPPING = "saving; the same command goes on. A second signal ends at once"
 _EVERY = 10.0  # seconds between two lines of progress
+_HOLD = 1.6  # seconds for which a state of a bank must hold
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     cfg, search, kind, resolved = compose_search(args.overrides, args.method)
     name = task_name(kind)
     out = pathlib.Path(args.out or f"outputs/search/{name}")
+    if args.bank and pathlib.Path(args.bank).exists():
+        raise UsageError(f"--bank {args.bank}: exists already; name a new folder")
     check_same(out, resolved, differences)
     task = kind(cfg.task)
     folder = SearchFolder(out, task, search, cfg.sim, seed=cfg.seed, resolved=resolved)
@@ -35,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         with interrupt.asking(_STOPPING) as stop:
             code = _find_missing(folder, args.count, name, stop)
         cards = list(folder.cards(args.count))
+        if args.bank and code == EXIT_OK:
+            _write_bank(folder, args.count, pathlib.Path(args.bank))
     except ReplayError as error:
         print(f"penspin: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
@@ -63,6 +70,22 @@ def _find_missing(folder: SearchFolder, count: int, name: str, stop: interrupt.S
         if stop.is_set():
             return EXIT_INTERRUPTED
     return EXIT_OK
+
+
+def _write_bank(folder: SearchFolder, count: int, bank: pathlib.Path) -> None:
+    """Keep the states along the trajectories in which doing nothing is safe."""
+    found = [read_trajectory(folder.path(index)) for index in range(count)]
+    states, tried = held_states(folder.worlds, found, seconds=_HOLD)
+    if not len(states):
+        raise UsageError(f"--bank {bank}: none of {tried} states holds for {_HOLD:g} s")
+    card = {
+        "task": task_name(type(folder.task)),
+        "origin": f"{count} trajectories of penspin search",
+        "held_seconds": _HOLD,
+        "tried": tried,
+    }
+    write_bank(bank, states, card)
+    print(f"{len(states)} of {tried} states hold: {bank}", file=sys.stderr)
 
 
 def _draw(folder: SearchFolder, index: int) -> bool:

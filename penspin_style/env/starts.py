@@ -2,8 +2,8 @@
 
 `Starts` keeps states that the policy has reached (`Task.start_state`) in two archives: **far**,
 from which it went on making progress, and **falls**, shortly before a failure. A third, the
-**bank**, is the task's own: states along recorded trajectories. A share of the episodes of a
-training begins there; evaluations never use them.
+**bank**, is given: states along recorded trajectories (`start_bank.py`). A share of the episodes of
+a training begins there; evaluations never use them.
 
 The candidates of a draw compete: in **far** the one of the largest progress wins, so that episodes
 begin ever further along; in the others the one whose success, over the last episodes that began
@@ -14,12 +14,14 @@ later.
 it, or as a time limit.
 """
 
+import pathlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from penspin_style.config import StallConfig, StartsConfig
+from penspin_style.env.start_bank import read_bank
 from penspin_style.env.task import Task
 from penspin_style.sim.sim import Sim
 
@@ -110,21 +112,18 @@ class Starts:
     """The archives of one environment, and what its running episodes are put in from."""
 
     def __init__(self, cfg: StartsConfig, task: Task[Any], sim: Sim) -> None:
-        """Allocate; take the task's bank.
+        """Allocate; take the bank.
 
         Raises:
-            ValueError: a share of the bank is wanted and the task has none.
+            ValueError: a share of the bank is wanted and there is none, or it is another task's.
+            DamagedError: its folder is missing or damaged.
         """
         n, device = sim.num_envs, sim.device
         self.cfg, self.task = cfg, task
         self.shares = torch.tensor([cfg.far, cfg.falls, cfg.bank], device=device).cumsum(0)
         state = task.start_state(sim)
-        bank = task.start_bank(device)
-        if cfg.bank and bank is None:
-            raise ValueError(
-                f"algo.starts.bank={cfg.bank:g}: {type(task).__name__} has no bank of states; use 0"
-            )
         width = state.shape[1]
+        bank = _bank(cfg, task, width, device)
         sizes = (cfg.capacity, cfg.capacity, 1 if bank is None else len(bank))
         self.archives = {
             k: Archive(size, width, state) for k, size in zip(KINDS, sizes, strict=True)
@@ -257,3 +256,22 @@ class Starts:
             for name in Archive.TENSORS:
                 mine, theirs = (getattr(s.archives[kind], name) for s in (self, other))
                 mine.copy_(theirs)
+
+
+def _bank(cfg: StartsConfig, task: Task[Any], width: int, device: torch.device) -> Tensor | None:
+    """Return the states of the bank, (n, width)."""
+    if cfg.states:
+        bank = read_bank(pathlib.Path(cfg.states)).to(device)
+        if bank.shape[1] != width:
+            raise ValueError(
+                f"algo.starts.states={cfg.states}: its rows have {bank.shape[1]} numbers, not the "
+                f"{width} of {type(task).__name__}.start_state"
+            )
+        return bank
+    own = task.start_bank(device)
+    if cfg.bank and own is None:
+        raise ValueError(
+            f"algo.starts.bank={cfg.bank:g}: {type(task).__name__} has no bank of states; use 0, "
+            "or name one as algo.starts.states"
+        )
+    return own

@@ -15,8 +15,8 @@ import pathlib
 import torch
 from torch import Tensor
 
-from penspin_style import rotation, storage
-from penspin_style.system.tensors import read_tensors
+from penspin_style import rotation
+from penspin_style.env.start_bank import read_bank
 from tasks.pen import grasps
 
 MIDDLE = (-0.01, -0.01, 0.62)
@@ -135,9 +135,7 @@ def bank() -> Tensor:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    _, contents = storage.read_verified(_BANK, limit=storage.MAX_WEIGHTS)
-    found = read_tensors(contents.get("states.safetensors", b""), _BANK)
-    return found["states"]
+    return read_bank(_BANK)
 
 
 @functools.cache

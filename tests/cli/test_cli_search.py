@@ -8,6 +8,7 @@ import torch
 from penspin_style.algo.search.trajectory import Search
 from penspin_style.cli.search import summary
 from penspin_style.data.trajectory import read_trajectory
+from penspin_style.env.start_bank import read_bank
 from penspin_style.env.world import World
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.train.compose_search import compose_search
@@ -41,6 +42,7 @@ REFUSED = {
     "search task=pen_spin seed=-1": "seed must be >= 0",
     "search task=pen_spin --out file.txt": "--out file.txt: cannot write there",
     "search task=pen_spin --out other": "other holds a search with ",
+    "search task=pen_spin --bank other": "--bank other: exists already; name a new folder",
     "search task=pen_spin --out odd": "odd/config.yaml is unreadable",
 }
 
@@ -158,3 +160,24 @@ def test_the_task_file_comes_before_the_command_line():
     _, search, _, text = compose_search(["task=pen_spin", "search.cost.tilt=9"], "mppi")
     assert (search.method, search.beams, search.cost["tilt"]) == ("mppi", 12, 9.0)
     assert search.cost["height"] == 0.6 and "lowest: 0.608" in text
+
+
+def test_states_along_the_trajectories_that_hold_become_a_bank(here, capfd):
+    assert call(f"{TOY} --count 2 --out found --bank bank") == 0
+    assert "4 of 4 states hold: bank" in capfd.readouterr().err  # every 12 of 20 steps
+    rows = read_bank(here / "bank")
+    for i, row in enumerate(rows):
+        state = read_trajectory(here / "found" / f"00{i // 2}.safetensors").state[i % 2 * 12]
+        # mjSTATE_INTEGRATION begins with time, qpos, qvel; a row is qpos, qvel, ctrl
+        assert row[0] == pytest.approx(float(state[1])) and row[1] == 0.0
+    card = json.loads((here / "bank" / "card.json").read_text())
+    assert card["task"] == "tests.support.toy" and card["states"] == card["tried"] == 4
+
+
+def test_states_that_do_not_hold_stay_out_of_a_bank(here, capfd, monkeypatch):
+    def leaves(self, sim):
+        return sim.data.qpos[:, 0] > 0.0
+
+    monkeypatch.setattr("tests.support.toy.Cart.terminated", leaves)
+    assert call(f"{TOY} --count 4 --out found --bank bank") == 0
+    assert (read_bank(here / "bank")[:, 0] <= 0.0).all()

@@ -5,7 +5,9 @@ import torch
 
 from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.env import Env
+from penspin_style.env.start_bank import read_bank, write_bank
 from penspin_style.env.starts import Archive, Stall
+from penspin_style.storage import DamagedError
 from tests.support.toy import Cart, Config
 from tests.support.toy_env import column, differing, draw_actions, drive, place, step
 
@@ -162,6 +164,34 @@ def test_a_task_without_progress_or_bank_says_so():
 
     with pytest.raises(ValueError, match=r"starts\.bank=0\.5: Poor has no bank of states; use 0"):
         make(1, kind=Poor, starts=StartsConfig(bank=0.5))
+
+
+def test_a_bank_from_a_folder_takes_the_place_of_the_tasks_own(tmp_path):
+    write_bank(tmp_path / "bank", torch.tensor([[-0.4, 0.1, 0.0]]), {"origin": "a test"})
+    starts = StartsConfig(bank=1.0, states=str(tmp_path / "bank"))
+    env = make(3, starts=starts)
+    assert column(env.world.sim.data.qpos) == pytest.approx([-0.4] * 3)
+    assert column(env.world.sim.data.qvel) == pytest.approx([0.1] * 3)
+
+
+def test_a_bank_that_is_damaged_or_another_tasks_is_refused_by_its_folder(tmp_path):
+    folder = tmp_path / "bank"
+    starts = StartsConfig(bank=1.0, states=str(folder))
+    with pytest.raises(DamagedError, match="bank"):
+        make(1, starts=starts)
+    write_bank(folder, torch.zeros(5, 2), {})
+    with pytest.raises(
+        ValueError, match=r"starts\.states=.*bank: its rows have 2 .*not the 3 of R"
+    ):
+        make(1, starts=starts)
+    with pytest.raises(FileExistsError):
+        write_bank(folder, torch.zeros(5, 3), {})
+    for i, bad in enumerate(
+        (torch.zeros(0, 3), torch.zeros(3), torch.tensor([[float("nan")] * 3]))
+    ):
+        write_bank(tmp_path / f"bad{i}", bad, {})
+        with pytest.raises(DamagedError, match=f"bad{i}"):
+            read_bank(tmp_path / f"bad{i}")
 
 
 def test_without_starts_nothing_is_drawn_for_them():

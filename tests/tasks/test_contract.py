@@ -28,6 +28,9 @@ SELDOM = {"tactile"}  # terms of which a few random steps do not move every numb
 # what engines may disagree on after a step: 0.002 in SI units, a light pen's rates between contacts
 # more
 APART = {"pen_angvel": 0.02}
+APART_IN = {  # the published ten iterations leave the arms' dry friction unsolved by that much
+    "aloha_handover": {"qvel": 0.05}
+}
 
 
 @pytest.fixture(params=tasks.task_names(), scope="module")
@@ -381,7 +384,8 @@ def test_the_time_limit_truncates_and_does_not_terminate(name):
 def rows(env):
     """Everything that belongs to single environments, by name."""
     state = env.state_dict()
-    return {k: v for k, v in state.items() if v.ndim and v.shape[0] == 5 and k != "rng"}
+    others = ("rng", "episode")  # of the latter's rows each is a figure
+    return {k: v for k, v in state.items() if v.ndim and v.shape[0] == 5 and k not in others}
 
 
 @pytest.mark.usefixtures("endless")
@@ -480,7 +484,8 @@ def test_warp_and_mujoco_agree_on_a_step(name, on_warp):
     action = draw_actions(exact, 1, seed=2)[0]
     expected, seen = transition(exact, action)["next"], transition(on_warp, action)["next"]
     one, other = vectors(exact, seen), vectors(exact, expected)
-    atol = torch.tensor([APART.get(name, 2e-3) for name in owners(exact)])
+    apart = APART | APART_IN.get(name, {})
+    atol = torch.tensor([apart.get(term, 2e-3) for term in owners(exact)])
     assert ((one - other).abs() <= atol + 1e-3 * other.abs()).all()
     for image in exact.groups.images:  # an edge may fall on the next pixel
         one, other = seen[image].float(), expected[image].float()

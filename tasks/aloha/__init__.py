@@ -1,0 +1,1 @@
+"""The tasks on ALOHA's two arms, after MuJoCo Playground."""

@@ -1,0 +1,69 @@
+"""Bring a gripper of ALOHA to a pose in the world by inverse kinematics, for scripted experts.
+
+The servos sag and lag, so that steps computed from measured joints would wind up. The kinematics
+are those of a second simulation that stands where the commands are: its arms follow the poses, and
+the slow remainder between the measured gripper and the wanted one is added to the wish.
+"""
+
+import torch
+from torch import Tensor
+
+from penspin_style.rotation import rotation_vector
+from penspin_style.sim.sim import Sim
+from tasks.aloha.arms import Arm
+from tasks.robots.aloha.description import ARM
+
+DAMPING = 0.03
+TURN_WEIGHT = 0.15
+"""m that an error of one radian counts for: the position comes first."""
+
+
+class Reach:
+    """The joint targets that lead one gripper to poses, by damped least squares.
+
+    sim: what moves; ghost: a simulation of the same model that nobody steps.
+    """
+
+    def __init__(self, sim: Sim, ghost: Sim, arm: Arm) -> None:
+        n = len(ARM)
+        first = ghost.model.joint(f"{arm.side}_{ARM[0]}").id
+        self.sim, self.ghost, self.arm = sim, ghost, arm
+        self._anchor = ghost.data.xanchor[:, first : first + n]
+        self._axis = ghost.data.xaxis[:, first : first + n]
+        weights = torch.tensor([1.0] * 3 + [TURN_WEIGHT] * 3, device=sim.device)
+        self._weights = weights[:, None]
+        self._ridge = DAMPING**2 * torch.eye(6, device=sim.device)
+        self.sag = torch.zeros(sim.num_envs, 3, device=sim.device)
+        """m, what the measured gripper lacks in the end."""
+
+    def error(self, position: Tensor) -> Tensor:
+        """Return how far the measured gripper is from a place, (num_envs,) m."""
+        return (position - self.arm.position(self.sim)).norm(dim=1)
+
+    def step(self, position: Tensor, matrix: Tensor, *, speed: float) -> Tensor:
+        """Return the change of the six joint targets towards a pose, (num_envs, 6) rad.
+
+        The ghost stands at the present targets (`follow`). speed: rad, the largest change.
+        """
+        left = position - self.arm.position(self.sim)
+        near = left.norm(dim=1, keepdim=True) < 0.03
+        self.sag.copy_(
+            torch.where(near, (self.sag + 0.05 * left).clamp(-0.04, 0.04), 0.9 * self.sag)
+        )
+        here = self.arm.position(self.ghost)
+        turn = rotation_vector(matrix @ self.arm.matrix(self.ghost).transpose(1, 2))
+        wish = torch.cat((position + self.sag - here, turn), dim=1)[:, :, None] * self._weights
+        lever = here[:, None] - self._anchor
+        jac = torch.cat((torch.linalg.cross(self._axis, lever), self._axis), dim=2)
+        jac = jac.transpose(1, 2) * self._weights  # (num_envs, 6, 6)
+        gram = torch.baddbmm(self._ridge, jac, jac.transpose(1, 2))
+        change = (jac.transpose(1, 2) @ torch.linalg.solve_ex(gram, wish)[0]).squeeze(2)
+        largest = change.abs().amax(dim=1, keepdim=True)
+        return change * (speed / largest.clamp(min=speed))
+
+
+def follow(ghost: Sim, sim: Sim, arms: tuple[Arm, ...]) -> None:
+    """Put the ghost's arms where the simulation's commands are."""
+    for arm in arms:
+        ghost.data.qpos[:, arm.qpos][:, :7] = sim.data.ctrl[:, arm.ctrl]
+    ghost.forward()
