@@ -23,10 +23,10 @@ class SACConfig(OffPolicyConfig):
     """Soft actor-critic (Haarnoja et al. 2018)."""
 
     name: str = "sac"
-    init_temperature: float = 0.1
+    init_temperature: float = 0.02
     """Weight of the entropy to begin with, in units of scaled rewards."""
     learn_temperature: bool = True
-    temperature_learning_rate: float = 3e-4
+    temperature_learning_rate: float = 1e-3
     target_entropy: float | None = None
     """Nats that the temperature steers the entropy to; null for one less than zero of each number
     of the action."""
