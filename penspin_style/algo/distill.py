@@ -30,6 +30,7 @@ from penspin_style.algo.algorithm import (
 )
 from penspin_style.algo.imitation import DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
+from penspin_style.data.replay import Replay
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input, PolicyCard, command_differences
 from penspin_style.nets.policy import open_policy
@@ -84,7 +85,7 @@ class Distill:
         self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
         self._guard = GuardedOptimizer(self.optimizer, (self.policy,), cfg.max_grad_norm)
         self.iteration = 0
-        self._replay = _Replay(cfg.replay_capacity)
+        self._replay = Replay(cfg.replay_capacity)
         self._batch: TensorDict | None = None
         self._has_statistics = False  # whether the normaliser has seen anything
 
@@ -305,50 +306,6 @@ class _Learner(TensorDictModuleBase):
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("action", self.learn(td))
-
-
-class _Replay:
-    """A ring of samples on the device."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.ring: TensorDict | None = None
-        self.count = 0
-        """Samples that were ever added."""
-
-    @property
-    def content(self) -> TensorDict:
-        """The samples that are there, oldest anywhere."""
-        assert self.ring is not None
-        return self.ring[: min(self.count, self.capacity)]  # type: ignore[return-value]
-
-    def add(self, batch: TensorDict) -> None:
-        """Write a batch over the oldest samples."""
-        if not self.capacity or not len(batch):
-            return
-        batch = batch[-self.capacity :]  # type: ignore[assignment]
-        if self.ring is None:
-            self.ring = batch[:1].expand(self.capacity).clone()  # type: ignore[assignment]
-        rows = (self.count + torch.arange(len(batch), device=batch.device)) % self.capacity
-        self.ring[rows] = batch  # type: ignore[index]
-        self.count += len(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the samples."""
-        if self.ring is None:
-            return {"count": 0}
-        return {"count": self.count, "samples": dict(self.content.items())}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
-        self.ring, self.count = None, 0
-        if state["count"]:
-            samples = state["samples"]
-            n = len(next(iter(samples.values())))
-            batch = TensorDict(samples, batch_size=[n], device=device)
-            self.ring = batch[:1].expand(self.capacity).clone()  # type: ignore[assignment]
-            self.ring[:n] = batch  # type: ignore[index]
-            self.count = int(state["count"])
 
 
 def _reads(cfg: DistillConfig, env: Interface) -> tuple[str, ...]:

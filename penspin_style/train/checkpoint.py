@@ -11,7 +11,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penspin_style import __version__, storage
+from penspin_style.data.replay import Replay
 from penspin_style.system.tensors import check_finite, read_tensors
+from penspin_style.train.replay_files import ReplayFiles
 
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
@@ -28,6 +30,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep_last: int = 3) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self._replays = ReplayFiles(folder.parent / "replay")
 
     def save(
         self, iteration: int, state: dict[str, Any], score: float | None, *, again: bool = False
@@ -44,7 +47,7 @@ class Checkpoints:
             OSError: nothing was published.
         """
         tensors: dict[str, Tensor] = {}
-        values = _flatten(state, "", tensors)
+        values = self._flatten(state, "", tensors)
         for name, tensor in tensors.items():
             if name.startswith(_LEARNED) and not torch.isfinite(tensor.double()).all():
                 raise ValueError(f"{name} is not finite")
@@ -81,7 +84,7 @@ class Checkpoints:
             {k: v for k, v in tensors.items() if k.startswith(_LEARNED)}, folder / _TENSORS
         )
         try:
-            return _unflatten(json.loads(contents[_VALUES]), tensors)
+            return self._unflatten(json.loads(contents[_VALUES]), tensors)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise storage.DamagedError(
                 f"{folder / _VALUES} is not a checkpoint's: {error!r}"
@@ -130,37 +133,51 @@ class Checkpoints:
             if folder not in keep:
                 with contextlib.suppress(OSError):  # one too many does no harm; next time again
                     storage.remove(folder)
+        self._replays.prune([_values(folder) for folder in self.published()])
+
+    def _flatten(self, value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+        """Return value with every tensor replaced by a reference, and the tensors collected."""
+        if isinstance(value, Tensor):
+            if path in tensors:
+                raise TypeError(f"two keys of a checkpoint are spelled {path}")
+            tensors[path] = value.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(value, Replay):
+            return {"replay": self._replays.write(value)}
+        if isinstance(value, dict):
+            if odd := [k for k in value if not isinstance(k, str | int)]:
+                raise TypeError(f"a checkpoint's keys are words and numbers; {path} has {odd[0]!r}")
+            # pairs keep keys that are not strings, such as an optimiser's parameter numbers
+            pairs = value.items()
+            return {
+                "dict": [
+                    [k, self._flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in pairs
+                ]
+            }
+        if isinstance(value, list | tuple):
+            return {"list": [self._flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(
+            f"a checkpoint holds tensors and plain values; {path} is {type(value).__name__}"
+        )
+
+    def _unflatten(self, value: Any, tensors: dict[str, Tensor]) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "replay":
+            return self._replays.read(content)
+        if kind == "list":
+            return [self._unflatten(v, tensors) for v in content]
+        return {k: self._unflatten(v, tensors) for k, v in content}
 
 
-def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Return value with every tensor replaced by a reference, and the tensors collected."""
-    if isinstance(value, Tensor):
-        if path in tensors:
-            raise TypeError(f"two keys of a checkpoint are spelled {path}")
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"tensor": path}
-    if isinstance(value, dict):
-        if odd := [k for k in value if not isinstance(k, str | int)]:
-            raise TypeError(f"a checkpoint's keys are words and numbers; {path} has {odd[0]!r}")
-        # a list of pairs keeps keys that are not strings, such as an optimiser's parameter numbers
-        return {
-            "dict": [[k, _flatten(v, f"{path}/{k}".lstrip("/"), tensors)] for k, v in value.items()]
-        }
-    if isinstance(value, list | tuple):
-        return {"list": [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(
-        f"a checkpoint holds tensors and plain values; {path} is {type(value).__name__}"
-    )
-
-
-def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "list":
-        return [_unflatten(v, tensors) for v in content]
-    return {k: _unflatten(v, tensors) for k, v in content}
+def _values(folder: pathlib.Path) -> Any:
+    """Return a checkpoint's plain values, None if they are unreadable."""
+    try:
+        return json.loads((folder / _VALUES).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,120 @@
+"""Samples that are kept on the device, the oldest written over: what is learned from again.
+
+A checkpoint keeps them in blocks of rows, one file each, and `versions` tells which have changed:
+saving a million samples again costs what is new of them.
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+BLOCK = 16_384
+"""Rows of a block."""
+
+
+class Replay:
+    """A ring of samples; their keys, shapes and types are those of the first that are added."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.ring: TensorDict | None = None
+        self.count = 0
+        """Samples that were ever added."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return min(self.count, self.capacity)
+
+    @property
+    def content(self) -> TensorDict:
+        """The samples that are there, oldest anywhere."""
+        assert self.ring is not None
+        return self.ring[: len(self)]  # type: ignore[return-value]
+
+    def add(self, batch: TensorDict) -> None:
+        """Write a batch [n] over the oldest samples."""
+        if not self.capacity or not len(batch):
+            return
+        rows = batch[-self.capacity :]
+        if self.ring is None:
+            self.ring = rows[:1].expand(self.capacity).clone()  # type: ignore[assignment]
+        first = self.count + len(batch) - len(rows)
+        ids = (first + torch.arange(len(rows), device=rows.device)) % self.capacity
+        self.ring[ids] = rows  # type: ignore[index]
+        self.count += len(batch)
+
+    def sample(self, n: int, rng: torch.Generator) -> TensorDict:
+        """Return n samples, drawn with replacement."""
+        assert self.ring is not None
+        ids = torch.randint(len(self), (n,), generator=rng, device=rng.device)
+        return self.ring[ids]  # type: ignore[return-value]
+
+    # Blocks.
+
+    def versions(self) -> dict[int, int]:
+        """Return block -> the number of samples that had been added when it was last written to.
+
+        The same block with the same number has the same content.
+        """
+        found = {}
+        for block in range(-(-len(self) // BLOCK)):
+            last = min((block + 1) * BLOCK, self.capacity) - 1  # its last row
+            rounds = (self.count - 1 - last) // self.capacity
+            whole = rounds * self.capacity + last + 1 if rounds >= 0 else 0
+            head = (self.count - 1) % self.capacity  # the row written to last
+            found[block] = self.count if block == head // BLOCK else whole
+        return found
+
+    def block(self, block: int) -> dict[str, Tensor]:
+        """Return the rows of a block, on the CPU, under flat names."""
+        rows: Any = self.content[block * BLOCK : (block + 1) * BLOCK]
+        return {_flat(key): value.cpu() for key, value in rows.items(True, True)}
+
+    @classmethod
+    def from_blocks(cls, capacity: int, count: int, blocks: list[dict[str, Tensor]]) -> "Replay":
+        """Return the samples of all blocks, in their order, on the CPU.
+
+        Raises:
+            ValueError: they are not as many as there must be.
+        """
+        made = cls(capacity)
+        rows = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        n = len(next(iter(rows.values())))
+        if n != min(count, capacity):
+            raise ValueError(f"there are {n} samples, there must be {min(count, capacity)}")
+        batch = TensorDict({}, batch_size=[n])
+        for name, value in rows.items():
+            batch[tuple(name.split("/"))] = value
+        made.add(batch)
+        made.count = count
+        return made
+
+    # Without files.
+
+    def copy_(self, other: "Replay", device: torch.device) -> None:
+        """Take the samples of another ring of this capacity."""
+        if other.capacity != self.capacity:
+            raise ValueError(f"a replay buffer of {other.capacity} samples, not {self.capacity}")
+        self.ring = None if other.ring is None else other.ring.to(device).clone()
+        self.count = other.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the samples as tensors."""
+        if self.ring is None:
+            return {"count": 0}
+        return {"count": self.count, "samples": dict(self.content.items())}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what `state_dict` returned."""
+        self.ring, self.count = None, 0
+        if state["count"]:
+            samples = state["samples"]
+            n = len(next(iter(samples.values())))
+            self.add(TensorDict(samples, batch_size=[n], device=device))
+            self.count = state["count"]
+
+
+def _flat(key: str | tuple[str, ...]) -> str:
+    return key if isinstance(key, str) else "/".join(key)
