@@ -159,6 +159,14 @@ class StageConfig:
 
 
 @dataclass
+class EvalConfig:
+    """How the world that policies are evaluated in differs from the one that they learn in."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    """Keys of the task, with their values in every evaluation."""
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -170,6 +178,8 @@ class TrainConfig:
     curriculum: list[StageConfig] = field(default_factory=list)
     """Worlds to train in, one after another; empty for the task as it is. Evaluations and the
     policy's card know only the task as it is."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """`eval.task.KEY=VALUE`: the task as it is evaluated, in the run and afterwards."""
     num_envs: int = 512
     device: str = "auto"
     """`cpu`, `cuda:N`, or `auto`: a GPU if there is one."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
@@ -256,6 +256,14 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def own_steps(td: TensorDictBase) -> Tensor | None:
+    """Return where the coming step is the learner's own, bool in the batch's shape; None: all are.
+
+    In the others the task acts itself (`Task.learner_acts`): an algorithm learns nothing from them.
+    """
+    return td["learner_acts"].squeeze(-1) if "learner_acts" in td.keys() else None  # noqa: SIM118
 
 
 def masked_mean(value: Tensor, weight: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from penspin_style.algo.algorithm import (
     begin_from,
     masked_mean,
     open_policy,
+    own_steps,
 )
 from penspin_style.algo.imitation import DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
@@ -141,7 +142,9 @@ class Distill:
         """Label, see and act; write `label`, what was seen, `action` and `imitated`."""
         numbers = self._numbers(td)
         if numbers is not None and not self._has_statistics:
-            self._update_normalizer(numbers)
+            own = own_steps(td)
+            if own is None or own.any():
+                self._update_normalizer(numbers, own)
         label = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
         if "is_absent" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
             label = torch.where(td["is_absent"], 0.0, label)
@@ -162,14 +165,17 @@ class Distill:
         if batch is None:
             self._batch = self._recorded()
             return
-        nxt: Any = batch["next"]
-        flat: Any = batch.select(*self.student.keys, "label").reshape(-1)
-        flat["weight"] = (~nxt["fault"]).float().reshape(-1)
-        self._fresh = {
-            "train/imitation_error": batch["imitated"].mean().item(),
-            "train/beta": self.beta,
-            "rollout/rewards": nxt["reward"].mean().item(),
-        }
+        own = own_steps(batch)
+        rows: Any = batch.reshape(-1) if own is None else batch[own]
+        after: Any = rows["next"]
+        flat: Any = rows.select(*self.student.keys, "label")
+        flat["weight"] = (~after["fault"]).float().reshape(-1)
+        self._fresh = {"train/beta": self.beta}
+        if len(rows):
+            self._fresh["train/imitation_error"] = rows["imitated"].mean().item()
+            self._fresh["rollout/rewards"] = after["reward"].mean().item()
+        if own is not None:
+            self._fresh["rollout/learner_share"] = own.float().mean().item()
         numbers = self._numbers(flat)
         if numbers is not None:
             self._update_normalizer(numbers, flat["weight"] > 0)
@@ -181,12 +187,12 @@ class Distill:
         if self._batch is None:
             raise RuntimeError("update() needs a batch: call process() first")
         n, size = len(self._batch), self.cfg.minibatch_size
-        source = self._replay.content if self.cfg.replay_capacity else self._batch
+        source = self._replay.content if self.cfg.replay_capacity and n else self._batch
         losses, skipped = [], 0
         self._set_learning_rate()
         for _ in range(self.cfg.epochs):
             order = torch.randperm(len(source), generator=self.rng, device=self.rng.device)[:n]
-            for ids in order.split(size):
+            for ids in order.split(size) if n else ():
                 loss = self._step(source[ids])
                 if loss is None:
                     skipped += 1
@@ -318,7 +324,7 @@ class _Replay:
 
     def add(self, batch: TensorDict) -> None:
         """Write a batch over the oldest samples."""
-        if not self.capacity:
+        if not self.capacity or not len(batch):
             return
         batch = batch[-self.capacity :]  # type: ignore[assignment]
         if self.ring is None:

@@ -4,7 +4,7 @@ One iteration: `rollout` collects [horizon, num_envs] transitions with `act`; `p
 advantages and returns (generalised advantage estimation: truncation bootstraps from the true last
 observation, termination does not); `update` makes several passes of shuffled minibatches. Faulty
 transitions carry no weight anywhere: not in the losses, not in the advantage's scale, not in the
-normaliser.
+normaliser. Steps that another policy acts in (`learner_acts`) are left out altogether.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
-from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from penspin_style.algo.actor_critic import (
     Actor,
@@ -25,7 +24,14 @@ from penspin_style.algo.actor_critic import (
     make_policy,
     summary,
 )
-from penspin_style.algo.algorithm import GuardedOptimizer, Interface, begin_from, masked_mean
+from penspin_style.algo.advantages import advantages
+from penspin_style.algo.algorithm import (
+    GuardedOptimizer,
+    Interface,
+    begin_from,
+    masked_mean,
+    own_steps,
+)
 from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainConfig, require
 from penspin_style.features import Input
 from penspin_style.nets.gaussian import Gaussian
@@ -238,8 +244,10 @@ class PPO:
         Also `state_value` where the policy has a value head: it is not computed twice.
         """
         if not self._has_statistics:
-            self._update_normalizers(td)
-            self._has_statistics = True
+            own = own_steps(td)
+            if own is None or own.any():
+                self._update_normalizers(td, own)
+                self._has_statistics = True
         dist = self._actor.get_dist(td)
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
         if rho := self.cfg.noise_correlation:
@@ -262,26 +270,17 @@ class PPO:
         nxt: Any = batch["next"]
         fault = nxt["fault"]
         value, next_value = self._values(batch)
-        # a faulty transition gets advantage zero, so that the steps before it bootstrap where it
-        # began and nothing that it computed reaches them
-        next_value = torch.where(fault, 0.0, next_value)
-        reward = torch.where(fault, value, self.cfg.reward_scale * nxt["reward"])
-        advantage, target = generalized_advantage_estimate(
-            self.cfg.gamma,
-            self.cfg.gae_lambda,
-            value,
-            next_value,
-            reward,
-            nxt["done"],
-            nxt["terminated"],
-            time_dim=0,
-        )
-        weight = (~fault).float()
+        advantage, keep = advantages(self.cfg, batch, value, next_value)
+        target = advantage + value
+        weight = keep.float()
         mean = masked_mean(advantage, weight)
         std = masked_mean((advantage - mean) ** 2, weight).sqrt()
-        self._rollout_metrics = summary(nxt["reward"], advantage, target, ~fault)
+        self._rollout_metrics = summary(nxt["reward"], advantage, target, keep)
+        if (own := own_steps(batch)) is not None:
+            known = self._rollout_metrics if keep.any() else {}
+            self._rollout_metrics = {**known, "rollout/learner_share": own.float().mean().item()}
         if self.value_normalizer is not None:
-            self.value_normalizer.update(target.reshape(-1, 1), ~fault.reshape(-1))
+            self.value_normalizer.update(target.reshape(-1, 1), keep.reshape(-1))
             value, target = self.value_normalizer(value), self.value_normalizer(target)
         keys = {key for key, _ in self._normalizers()}
         self._batch = batch.select(*keys, "action", "log_prob", "loc", "scale")
@@ -292,12 +291,14 @@ class PPO:
         # a weight of 0 does not undo infinity: whatever the action was, its row becomes harmless
         self._batch["action"] = torch.where(fault, batch["loc"], batch["action"])
         self._batch["log_prob"] = batch["log_prob"].masked_fill(fault.squeeze(-1), 0.0)
+        if own is not None:  # minibatches are of what is learned from alone
+            self._batch = self._batch[keep.squeeze(-1)]
 
     def update(self) -> dict[str, float]:
         """Run `epochs` passes of shuffled minibatches over the processed batch."""
         if self._batch is None:
             raise RuntimeError("update() needs a batch: call process() first")
-        flat = self._batch.reshape(-1)
+        flat = self._batch if self._batch.ndim == 1 else self._batch.reshape(-1)
         n = len(flat)
         size = -(-n // self.cfg.num_minibatches)
         totals: list[Tensor] = []
@@ -306,7 +307,7 @@ class PPO:
         for epoch in range(1, self.cfg.epochs + 1):
             rate = self.optimizer.param_groups[0]["lr"]
             order = torch.randperm(n, generator=self.rng, device=self.rng.device)
-            for ids in order.split(size):
+            for ids in order.split(size) if n else ():
                 metrics = self._step(flat[ids])
                 if metrics is None:
                     skipped += 1
@@ -316,7 +317,8 @@ class PPO:
                 self._adapt_rate(totals[-self.cfg.num_minibatches :])
         out = {"train/actor/lr": rate, **self._report(totals, flat)}
         out["train/skipped_updates"] = float(skipped)
-        self._update_normalizers(flat, flat["weight"].view(-1) > 0)
+        if n:
+            self._update_normalizers(flat, flat["weight"].view(-1) > 0)
         self._batch = None
         return {**self._rollout_metrics, **out}
 
@@ -392,6 +394,8 @@ class PPO:
 
     def _report(self, totals: list[Tensor], flat: TensorDict) -> dict[str, float]:
         out: dict[str, float] = {}
+        if not len(flat):
+            return out
         if totals:
             means = torch.stack(totals).mean(dim=0).tolist()
             out |= {f"train/{name}": value for name, value in zip(_NAMES, means, strict=True)}

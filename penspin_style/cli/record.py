@@ -5,6 +5,7 @@ import pathlib
 
 import torch
 
+from penspin_style.algo.algorithm import own_steps
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import task_name
 from penspin_style.system.terminal import print_json
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     if named:
         cfg, task, _ = compose_train(overrides)
         source = LoadedPolicy(cfg, task, source.card, source.act)
-    env = source.env(args.num_envs, args.seed)
+    env = source.env(args.num_envs, args.seed, training=True)
     facts = {"task": task_name(task), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
     writer = RolloutWriter(pathlib.Path(args.out), env.inputs, facts)
@@ -31,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
         for _ in range(-(-args.episodes // args.num_envs) * env.cfg.episode_length):
             root.set("action", source.act(root))
             rows = {i.name: root[i.name] for i in env.inputs}
-            writer.add({**rows, LABEL: root["action"]})
+            rows[LABEL] = root["action"]
+            own = own_steps(root)  # the policy did nothing in the others
+            if own is None or own.any():
+                writer.add(rows if own is None else {k: v[own] for k, v in rows.items()})
             _, root = env.step_and_maybe_reset(root)
     writer.close()
     if args.json:

@@ -17,6 +17,7 @@ TensorDict with batch size [num_envs]:
 | success | (1,) bool | the task's success holds now |
 | fault | (1,) bool | this transition is not to be learned from |
 | is_absent | (1,) bool | only with `absent_object`: no object is in sight, doing nothing is right |
+| learner_acts | (1,) bool | only of tasks that say so: the coming step is the learner's own |
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from penspin_style.env.terms import Groups
 from penspin_style.env.world import World
 from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.perturb import Perturbation
-from penspin_style.sim.sim import Sim
+from penspin_style.sim.sim import Sim, check_mask
 
 
 class Env(EnvBase):
@@ -175,6 +176,7 @@ class Env(EnvBase):
         self.reward_terms.update(weighted)
         self.measures = self.statistics.task_metrics.add(self.sim, fault)
         self._last.update(observation)
+        self._note_turns()
         self.statistics.add(reward, weighted, success)
         ended = (terminated | truncated) & self.statistics.counted & ~fault & ~self.is_absent
         if not self._is_empty(ended):
@@ -234,6 +236,7 @@ class Env(EnvBase):
             self.statistics.counted.logical_and_(~(mask & begun))
         if self.stall is not None:
             self.stall.clear(mask)
+        self._note_turns()
         self.stagger = False
 
     def _begin(self, mask: Tensor) -> Tensor | None:
@@ -267,6 +270,11 @@ class Env(EnvBase):
             self.starts.step(self.sim, progress, terminated | fault, self.rng)
         return reward, terminated, truncated
 
+    def _note_turns(self) -> None:
+        """Note in which environments the coming step is the learner's own, if the task says so."""
+        if self.learner_acts is not None:
+            self.learner_acts = self.task.learner_acts(self.sim)
+
     def _remove_objects(self, mask: Tensor) -> None:
         draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
         self.is_absent.copy_(torch.where(mask, draw < self.absent_object, self.is_absent))
@@ -288,6 +296,9 @@ class Env(EnvBase):
         observed = self.task.observe(self.sim)
         rewarded = self.task.reward(self.sim, torch.zeros(n, self._naction, device=device))
         check_reward_keys(rewarded, self.cfg.reward)
+        self.learner_acts = self.task.learner_acts(self.sim)
+        if self.learner_acts is not None:
+            check_mask(self.learner_acts, n)
         self.groups = Groups(
             self.cfg.observation,
             {**observed, **self.cameras.empty()},
@@ -332,6 +343,8 @@ class Env(EnvBase):
         spec |= {"success": flag(), "fault": flag()}
         if self.absent_object:
             spec["is_absent"] = flag()
+        if self.learner_acts is not None:
+            spec["learner_acts"] = flag()
         self.observation_spec = Composite(spec, shape=n, device=device)
         self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
@@ -349,6 +362,8 @@ class Env(EnvBase):
     ) -> TensorDict:
         if self.absent_object:
             extra["is_absent"] = self.is_absent[:, None].clone()
+        if self.learner_acts is not None:
+            extra["learner_acts"] = self.learner_acts[:, None].clone()
         return TensorDict(
             {
                 **observation,
@@ -436,6 +451,7 @@ class Env(EnvBase):
         if "unusable" in state_dict:  # older checkpoints had no such episodes
             self.unusable.copy_(state_dict["unusable"])
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
+        self._note_turns()
         parts: dict[str, Any] = {"terms": self.groups, "starts": self.starts, "stall": self.stall}
         for name, part in parts.items():
             if part is not None:

@@ -261,6 +261,15 @@ class Task(ABC, Generic[C]):
         """
         return None
 
+    def learner_acts(self, sim: Sim) -> Tensor | None:
+        """Return where the coming step is the learner's own, (num_envs,) bool; None: everywhere.
+
+        In the other environments the task itself acts, as by a `FrozenPolicy`: `apply_action` takes
+        no notice of the action there, and nothing is learned from such steps. It follows from the
+        simulation and `memory` alone.
+        """
+        return None
+
     def start_state(self, sim: Sim) -> Tensor:
         """Return the present states as rows from which an episode can begin, (num_envs, k)."""
         return torch.cat((sim.data.qpos, sim.data.qvel, sim.data.ctrl), dim=1)

@@ -5,13 +5,12 @@ what is legal and the nearest match.
 """
 
 import contextlib
-import difflib
 import math
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -26,12 +25,13 @@ from penspin_style.algo.registry import algorithm_names, find_algorithm, own_nam
 from penspin_style.config import TrainConfig
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
+from penspin_style.train.keys import changed_task, keys_of, leaves, nearest
 
 FOLDER = (pathlib.Path(__file__).parents[1] / "cfg").resolve()
+_EVALUATED = "eval."
+"""Before a key of the task: its value in evaluations alone."""
 CHOICES = ("ablation", "recipe", "student")
 """Groups of named changes: the keys that `cfg/<group>/<name>.yaml` sets, for `<group>=<name>`."""
-_MANY = 20
-"""Legal names beyond which a message does not list them all."""
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*|")
 """Strings that need no quotation marks."""
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -48,17 +48,6 @@ _ODD_REASONS = {
 
 class UsageError(ValueError):
     """The overrides are invalid; exit code 2."""
-
-
-def nearest(word: str, legal: Iterable[str]) -> str:
-    """Return "; did you mean X?" with the closest legal word, or all of them."""
-    names = sorted(legal)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    if len(names) > _MANY:
-        return f"; penspin train --print-config shows all {len(names)}"
-    return f"; there are {', '.join(names)}"
 
 
 def check_installed() -> None:
@@ -99,12 +88,16 @@ def compose_train(
             defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
             overrides, saved = (_renamed(part, defaults) for part in (overrides, saved))
             typed = _parse(overrides)
+            saved = _still_said(saved, typed)
             parsed = [*_parse(saved), *typed]
             _check_choices(parsed, name, algo, defaults)
             _check_keys(parsed, defaults)
-            cfg = compose("train", [*saved, *(_as_typed(o, defaults) for o in typed)])
+            words = [*saved, *(_as_typed(o, defaults) for o in typed)]
+            # what evaluations have otherwise is in no schema until it is said
+            cfg = compose("train", [f"++{w}" if w.startswith(_EVALUATED) else w for w in words])
             _check_numbers(cfg)
-            checked = OmegaConf.to_object(cfg)
+            checked: Any = OmegaConf.to_object(cfg)
+            changed_task(checked.task, checked.eval.task, "eval")
             # what ${...} stands for here is kept, not the question: it is read elsewhere
             text = OmegaConf.to_yaml(cfg, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
@@ -211,9 +204,9 @@ def task_names() -> list[str]:
 def saved_overrides(config: pathlib.Path, text: str | None = None) -> list[str]:
     """Return overrides that reproduce a run's saved task and algorithm configuration.
 
-    Only what `task`, `algo` and `sim` set counts, as plain values: nothing in the file chooses
-    other files to compose it from (Hydra's `defaults`), a class (`_target_`), or looks anything up
-    (`${...}`).
+    Only what `task`, `algo`, `sim` and `eval` set counts, as plain values: nothing in the file
+    chooses other files to compose it from (Hydra's `defaults`), a class (`_target_`), or looks
+    anything up (`${...}`).
 
     config: the file; text: what it holds, if it has been read.
 
@@ -226,18 +219,19 @@ def saved_overrides(config: pathlib.Path, text: str | None = None) -> list[str]:
         raise UsageError(f"{config} is not readable as a run's configuration: {error}") from error
     if not isinstance(saved.get("task_name"), str):
         raise UsageError(f"{config} names no task: it is not the configuration of a run")
-    groups = {group: saved.get(group) or {} for group in ("task", "algo", "sim")}
+    groups = {group: saved.get(group) or {} for group in ("task", "algo", "sim", "eval")}
     if odd := [group for group, value in groups.items() if not isinstance(value, dict)]:
         raise UsageError(f"{config}: {odd[0]} must be a mapping")
-    leaves = [leaf for group in groups for leaf in _leaves(groups[group], group) if groups[group]]
-    for key, value in (("task_name", saved["task_name"]), *leaves):
+    said = [leaf for group in groups for leaf in leaves(groups[group], group) if groups[group]]
+    said = [leaf for leaf in said if leaf != (f"{_EVALUATED}task", {})]
+    for key, value in (("task_name", saved["task_name"]), *said):
         if not _KEY.fullmatch(key):
             raise UsageError(f"{config}: {key!r} is not the name of a key")
         if "${" in str(value):
             raise UsageError(f"{config}: {key} is {value!r}: write the value, not where it stands")
     overrides = [assignment("task", saved["task_name"])]
     overrides += [assignment("algo", groups["algo"].get("name", "ppo"))]
-    return overrides + [assignment(key, value) for key, value in leaves]
+    return overrides + [assignment(key, value) for key, value in said]
 
 
 def assignment(key: str, value: Any) -> str:
@@ -250,12 +244,14 @@ def differences(saved: str, resolved: str) -> dict[str, tuple[str, str]]:
 
     Values are written as after KEY=, or "absent".
     """
-    before, now = (dict(_leaves(parse_mapping(text))) for text in (saved, resolved))
+    before, now = (dict(leaves(parse_mapping(text))) for text in (saved, resolved))
 
     def written(values: dict[str, Any], key: str) -> str:
         return _literal(values[key]) if key in values else "absent"
 
     before = dict(_current(key, value, now) for key, value in before.items())
+    # nothing set is nothing said: older files do not even name it
+    before, now = ({k: v for k, v in each.items() if v != {}} for each in (before, now))
     return {
         key: (written(before, key), written(now, key))
         for key in {**before, **now}
@@ -271,9 +267,15 @@ def _current(key: str, value: Any, legal: Container[str]) -> tuple[str, Any]:
 
 def _renamed(overrides: Sequence[str], defaults: DictConfig) -> list[str]:
     """Return overrides with former names replaced."""
-    legal = _keys(defaults)
+    legal = _legal(defaults)
     pairs = (override.partition("=") for override in overrides)
     return ["=".join(_current(key, value, legal)) for key, _, value in pairs]
+
+
+def _still_said(saved: Sequence[str], typed: list[Override]) -> list[str]:
+    """Return saved overrides without what evaluations had otherwise of a key that is typed now."""
+    said = tuple(f"{_EVALUATED}{o.key_or_group}{end}" for o in typed for end in ("=", "."))
+    return [word for word in saved if not word.startswith(said)]
 
 
 def _literal(value: Any) -> str:
@@ -344,7 +346,8 @@ def _as_typed(override: Override, defaults: DictConfig) -> str:
     Hydra reads 1e45678 as infinity and 1.10 as 1.1 before anybody knows that it is a name.
     """
     word, value = str(override.input_line), override.value()
-    node: Any = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False)
+    key = override.key_or_group.removeprefix(_EVALUATED)
+    node: Any = OmegaConf.select(defaults, key, throw_on_missing=False)
     if isinstance(node, str) and isinstance(value, bool | int | float):
         return f"{override.key_or_group}={_literal(word.partition('=')[2].strip())}"
     return word
@@ -376,8 +379,8 @@ def _check_choices(
         known = {file.stem for file in (FOLDER / group).glob("*.yaml")}
         if name not in known:
             raise UsageError(f"{group}={name}: there is no such {group}{nearest(name, known)}")
-        changes = _keys(compose(f"{group}/{name}"))
-        if missing := sorted(changes - _keys(defaults)):
+        changes = keys_of(compose(f"{group}/{name}"))
+        if missing := sorted(changes - _legal(defaults)):
             takers = ((t, _taking(t, f"{group}={name}", changes)) for t in task_names())
             others = [f"task={t}{f' algo={a}' if t == task else ''}" for t, a in takers if a]
             raise UsageError(
@@ -396,7 +399,7 @@ def _taking(task: str, choice: str, changes: set[str]) -> str:
     except UsageError:  # another package's, which cannot be imported
         return ""
     defaults = compose("train", [f"task={task}"])
-    if not changes <= _keys(defaults):
+    if not changes <= _legal(defaults):
         return ""
     try:
         OmegaConf.to_object(compose("train", [f"task={task}", choice]))
@@ -406,7 +409,7 @@ def _taking(task: str, choice: str, changes: set[str]) -> str:
 
 
 def _check_keys(parsed: list[Override], defaults: DictConfig) -> None:
-    legal = {"task", "algo", *CHOICES} | _keys(defaults)
+    legal = {"task", "algo", *CHOICES} | _legal(defaults)
     nodes = {".".join(path.split(".")[:i]) for path in legal for i in range(1, path.count(".") + 1)}
     for override in parsed:
         key = override.key_or_group
@@ -423,7 +426,7 @@ def _check_numbers(cfg: DictConfig) -> None:
 
     A comparison with NaN is false, so range checks further on would let it through.
     """
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"{key} must be finite, got {number}")
@@ -435,19 +438,10 @@ def _child(group: str, legal: set[str]) -> str:
     return min(path.removeprefix(f"{group}.") for path in legal if path.startswith(f"{group}."))
 
 
-def _keys(node: DictConfig) -> set[str]:
-    return {path for path, _ in _leaves(node)}
-
-
-def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (dotted path, value) of every value below a node; lists are values."""
-    raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    if not isinstance(raw, dict) or not raw:
-        return [(prefix, raw)] if prefix else []
-    out: list[tuple[str, Any]] = []
-    for key, value in raw.items():
-        out += _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
+def _legal(defaults: DictConfig) -> set[str]:
+    """Return the keys that can be set: those that are there, the task's for evaluations too."""
+    keys = keys_of(defaults) - {f"{_EVALUATED}task"}
+    return keys | {f"{_EVALUATED}{key}" for key in keys if key.startswith("task.")}
 
 
 def _one_line(error: Exception) -> str:

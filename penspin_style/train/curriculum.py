@@ -7,15 +7,16 @@
 
 A stage changes keys of the task for the environments that the policy learns in. It ends with its
 samples, or as soon as an evaluation on the task as it is scores `until`; the last one does not end.
+The task as it is, for every evaluation, is the one of the configuration with what `eval.task` says
+otherwise: neither a stage nor where training's episodes begin changes it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from penspin_style.config import StageConfig
+from penspin_style.config import StageConfig, TrainConfig
+from penspin_style.env.env import Env
+from penspin_style.train.keys import changed_task
 
 
 class Curriculum:
@@ -33,7 +34,10 @@ class Curriculum:
         for i, stage in enumerate(self.stages[:-1]):
             if not stage.samples and stage.until is None:
                 raise ValueError(f"curriculum[{i}] has no end: give it samples or until")
-        self.tasks = [_merged(task, stage, i) for i, stage in enumerate(self.stages)]
+        self.tasks = [
+            changed_task(task, stage.task, f"curriculum[{i}]")
+            for i, stage in enumerate(self.stages)
+        ]
         self.index = 0
         self.since = 0
         """Samples with which the stage began."""
@@ -67,12 +71,24 @@ class Curriculum:
         self.index, self.since = state["index"], state["since"]
 
 
-def _merged(task: Any, stage: StageConfig, index: int) -> Any:
-    if not stage.task:
-        return task
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(task), stage.task))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"curriculum[{index}].task: {str(error).splitlines()[0]}") from error
-    except ValueError as error:
-        raise ValueError(f"curriculum[{index}]: {error}") from error
+def evaluated_task(cfg: TrainConfig) -> Any:
+    """Return the task's Config as evaluations know it.
+
+    Raises:
+        ValueError: `eval.task` has what the task does not.
+    """
+    return changed_task(cfg.task, cfg.eval.task, "eval")
+
+
+def check_evaluated(env: Env, training: Env) -> None:
+    """Check that what is learned in one environment can be evaluated in another.
+
+    Raises:
+        ValueError: it observes or takes something else than the one of the training.
+    """
+    if env.inputs != training.inputs or env.task.actions != training.task.actions:
+        what = "observation" if env.inputs != training.inputs else "action"
+        raise ValueError(
+            f"eval.task changes the task's {what}, which the policy could not be evaluated with; "
+            "set it by task.KEY, for training too"
+        )

@@ -38,6 +38,7 @@ from penspin_style.train.compose import (
     typed,
     typed_tasks,
 )
+from penspin_style.train.curriculum import evaluated_task
 from penspin_style.train.environment import interface, make_env, needs_env, resolve_device
 from penspin_style.train.evaluate import Act, acting
 from penspin_style.train.run import versions
@@ -49,14 +50,14 @@ class LoadedPolicy:
     def __init__(self, cfg: TrainConfig, task: Any, card: PolicyCard, act: Act) -> None:
         self.cfg, self.task, self.card, self.act = cfg, task, card, act
 
-    def env(self, num_envs: int, seed: int) -> Env:
-        """Return the environment.
+    def env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
+        """Return the environment that it is evaluated in, or the one that it was trained in.
 
         Raises:
             UsageError: it does not observe what the policy reads, takes other commands than the
                 policy gives, or takes them at another rate.
         """
-        task = self.task(self.cfg.task)
+        task = self.task(self.cfg.task if training else evaluated_task(self.cfg))
         self._check_commands(task)
         env = make_env(
             self.cfg.sim, task, resolve_device(self.cfg.device), num_envs=num_envs, seed=seed
@@ -72,8 +73,8 @@ class LoadedPolicy:
         return env
 
     def _check_commands(self, task: Any) -> None:
-        cfg = self.cfg.task
-        faults = command_differences(self.card, task.actions, cfg.control_dt, "environment")
+        dt = task.cfg.control_dt
+        faults = command_differences(self.card, task.actions, dt, "environment")
         if faults:
             more = f", and {len(faults) - 2} more" if len(faults) > 2 else ""
             raise UsageError(

@@ -29,7 +29,7 @@ from penspin_style.nets.policy import save_policy
 from penspin_style.system import interrupt
 from penspin_style.train import folder as run_folder
 from penspin_style.train.checkpoint import Checkpoints
-from penspin_style.train.curriculum import Curriculum
+from penspin_style.train.curriculum import Curriculum, check_evaluated, evaluated_task
 from penspin_style.train.environment import env_settings, interface, make_env, resolve_device
 from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
@@ -61,6 +61,8 @@ class Run:
         self.env: Env | None = None  # for an algorithm that learns from recorded episodes alone
         if env_settings(cfg, training=True) is not None:
             self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+            if cfg.eval.task:
+                check_evaluated(self._make_env(1, cfg.eval_seed), self.env)
         elif cfg.curriculum:
             raise ValueError(f"curriculum: algo={cfg.algo.name} learns in no world; leave it out")
         self.algo: Algorithm = make_algorithm(
@@ -268,9 +270,8 @@ class Run:
 
     def _make_up_for_evaluation(self, progress: Progress) -> None:
         """Evaluate what a signal kept from being evaluated, so that the run is as if it had not."""
-        if not self.iteration or self.scored == self.iteration:
-            return
-        if not (found := self._maybe_evaluate()):
+        known = not self.iteration or self.scored == self.iteration
+        if known or not (found := self._maybe_evaluate()):
             return
         if self.csv and (row := self.csv.last()):
             try:
@@ -479,7 +480,7 @@ class Run:
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         settings = {"num_envs": num_envs, "stagger": training and self.cfg.stagger}
         settings |= env_settings(self.cfg, training=training) or {}
-        task = self.task(self.curriculum.task if training else self.cfg.task)
+        task = self.task(self.curriculum.task if training else evaluated_task(self.cfg))
         return make_env(self.cfg.sim, task, self.device, seed=seed, **settings)
 
     def _check_use(self) -> None:

@@ -43,7 +43,10 @@ def test_a_stage_ends_with_its_samples_or_with_a_score():
     ("stage", "message"),
     [
         ({}, r"curriculum\[0\] has no end: give it samples or until"),
-        ({"task": {"rial": 1.0}, "samples": 1}, r"curriculum\[0\].task: .*rial"),
+        (
+            {"task": {"rial": 1.0}, "samples": 1},
+            r"curriculum\[0\].task: .*rial.*did you mean rail\?",
+        ),
         ({"task": {"control_dt": -1.0}, "samples": 1}, r"curriculum\[0\]: task.control_dt must be"),
     ],
 )
