@@ -28,14 +28,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from penspin_style.algo.act import ACT, ACTConfig, act_card, eyes_of  # noqa: E402
-from penspin_style.algo.algorithm import policy_folder  # noqa: E402
 from penspin_style.algo.clone import Clone, CloneConfig  # noqa: E402
 from penspin_style.algo.recorded import Recorded, origin  # noqa: E402
 from penspin_style.data.dataset import Trajectories, load  # noqa: E402
 from penspin_style.data.episodes.episode import Header, episodes, write_episode  # noqa: E402
 from penspin_style.deploy.policy import Policy  # noqa: E402
 from penspin_style.deploy.torch_policy import TorchPolicy, load_act  # noqa: E402
-from penspin_style.nets.policy import load_policy, load_policy_and_config, save_policy  # noqa: E402
+from penspin_style.nets.policy import (  # noqa: E402
+    load_policy,
+    load_policy_and_config,
+    policy_folder,
+    save_policy,
+)
 from penspin_style.system.interval import wilson  # noqa: E402
 from penspin_style.train.folder import versions  # noqa: E402
 from penspin_style.train.load_policy import config_of, open_policy  # noqa: E402

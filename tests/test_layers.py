@@ -18,13 +18,13 @@ SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
-NETS = {"penspin_style", "features", "storage", "rotation", "nets"}
+NETS = {"penspin_style", "config", "features", "storage", "rotation", "nets"}
 NETS |= {"system.plugins", "system.tensors"}
 # no torch
 RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}
 RUN_TIME |= {"deploy.policy"}
-LEARN = NETS | {"config", "algo", "data", "data.episodes", "data.formats"}
-TRAIN = ENV | LEARN | RUN_TIME | {"algo.search", "deploy", "train"}
+LEARN = NETS | {"algo", "data", "data.episodes", "data.formats"}
+TRAIN = ENV | LEARN | RUN_TIME | {"algo.search", "deploy", "train", "env.frozen_policy"}
 # needs no torch
 ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
 ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
@@ -50,6 +50,7 @@ LAYERS: dict[str, set[str]] = {
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
+    "env.frozen_policy": NETS | RUN_TIME,
     "nets": NETS,
     "data.episodes": {"features", "storage"},
     "data.formats": {"features", "storage", "system.terminal", "data.episodes"},
@@ -72,7 +73,9 @@ LAYERS: dict[str, set[str]] = {
     "bench": TRAIN,
     "cli": TRAIN | {"bench", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
-    "tasks": FLOOR | {"sim", "env", "tasks.robots", "tasks.robots.description"},
+    "tasks": FLOOR
+    | {"sim", "env", "env.frozen_policy"}
+    | {"tasks.robots", "tasks.robots.description"},
     "tasks.robots": FLOOR | {"sim", "env", "tasks.robots.description"},
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},

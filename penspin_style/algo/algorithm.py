@@ -1,7 +1,6 @@
 """What every algorithm answers, and the loop that collects its data."""
 
 import contextlib
-import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from penspin_style import SPINS_UNBOUNDED
-from penspin_style.config import TrainConfig, weights_folder
-from penspin_style.features import ActionChannel, Input, PolicyCard, channel_differences
-from penspin_style.nets.policy import load_policy
+from penspin_style.config import TrainConfig
+from penspin_style.features import ActionChannel, Input, channel_differences
+from penspin_style.nets.policy import open_policy
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -161,31 +160,6 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         ...
-
-
-def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
-    """Return the policy, and its card, of the folder that a key of the configuration names.
-
-    Raises:
-        ValueError: it holds none, or one that is damaged.
-    """
-    return load_policy(policy_folder(key, path))
-
-
-def policy_folder(key: str, path: str) -> pathlib.Path:
-    """Return the policy folder, or that of the run folder, that a key of the configuration names.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    folder = weights_folder(path)
-    folder = folder / "policy" if (folder / "policy").is_dir() else folder
-    if not (folder / "card.json").exists():
-        raise ValueError(
-            f"{key}={path} holds no policy: train a policy to the end, or give its folder (an "
-            ".onnx or .pth file cannot be trained further)"
-        )
-    return folder
 
 
 def begin_from(policy: Any, path: str, env: Interface) -> None:

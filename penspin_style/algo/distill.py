@@ -25,13 +25,13 @@ from penspin_style.algo.algorithm import (
     Interface,
     begin_from,
     masked_mean,
-    open_policy,
     own_steps,
 )
 from penspin_style.algo.imitation import DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
 from penspin_style.data.rollouts import Rollouts, shuffled
 from penspin_style.features import Input, PolicyCard, command_differences
+from penspin_style.nets.policy import open_policy
 
 
 class Distill:

@@ -18,12 +18,12 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from penspin_style import storage
-from penspin_style.algo.algorithm import GuardedOptimizer, Interface, policy_folder
+from penspin_style.algo.algorithm import GuardedOptimizer, Interface
 from penspin_style.config import TrainConfig, require
 from penspin_style.data.dataset import Trajectories, load
 from penspin_style.data.formats.penspin import Hand
 from penspin_style.features import PolicyCard
-from penspin_style.nets.policy import load_policy
+from penspin_style.nets.policy import load_policy, policy_folder
 
 
 @dataclasses.dataclass

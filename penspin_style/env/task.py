@@ -162,6 +162,21 @@ class Task(ABC, Generic[C]):
 
     Units of the observation terms are in `units`; names, scales and limits of the action in
     `actions`. Both end up in the policy card.
+
+    An environment is built in this order, before any reset:
+
+    1. `spec`, which is compiled; `actions` and `joints`, whose limits its joints must hold;
+       `randomize`;
+    2. `start`, once the simulation exists, at the model's defaults and with current derived fields;
+    3. `vary`, after the table's startup rows (this and `randomize` only if `cfg.randomize`);
+    4. for names, shapes and types alone, with an action of zero: `observe`, `reward`,
+       `learner_acts`, `step_metrics`, `episode_metrics`; `progress`, `start_bank` and `start_state`
+       where `algo.starts` or `algo.stall` ask for them.
+
+    So `start` must leave `memory` whole, and `reset` clear whatever `observe` and `reward` write
+    there. Then come `reset`, `observe` and `learner_acts` for every environment, and in each step
+    `apply_action`, `substeps`, physics, `reward`, `terminated`, `success`, `observe`,
+    `step_metrics`, `learner_acts`.
     """
 
     Config: ClassVar[type[TaskConfig]]
@@ -177,6 +192,8 @@ class Task(ABC, Generic[C]):
     largest: ClassVar[float] = 1e6
     """Absolute value beyond which an observation or a reward is a fault, as if it were infinite: a
     single 1e38 would leave running means and variances useless for good."""
+    policies: ClassVar[tuple[str, ...]] = ()
+    """Keys of the config that name policies which act in the task, see `FrozenPolicy`."""
     limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()

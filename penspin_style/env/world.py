@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.env.cameras import Images
-from penspin_style.env.checks import count_substeps
+from penspin_style.env.checks import check_joint_ranges, count_substeps
 from penspin_style.env.task import Task
 from penspin_style.sim.perturb import Perturbation, Perturber
 from penspin_style.sim.randomize import Randomizer, per_env_fields
@@ -54,12 +54,14 @@ class World:
         perturb: changes of the model on top of the randomisation.
 
         Raises:
-            ValueError: the control step is no multiple of the timestep; a row of the randomisation
-                or a perturbation names what the model does not have.
+            ValueError: the control step is no multiple of the timestep; a joint cannot go where an
+                action may send it; a row of the randomisation or a perturbation names what the
+                model does not have.
         """
         self.task, self.cfg = task, task.cfg
         self.rng = torch.Generator(device=torch.device(device)).manual_seed(seed)
         self.model = task.spec().compile()
+        check_joint_ranges(self.model, task.actions, task.joints)
         self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
         self.varied = task.varied if self.cfg.randomize else ()

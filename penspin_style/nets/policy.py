@@ -8,6 +8,7 @@ A family is a module of this folder that binds `NAME`, what a card calls it (`ne
 """
 
 import abc
+import hashlib
 import importlib
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from penspin_style import storage
+from penspin_style.config import weights_folder
 from penspin_style.features import PolicyCard
 from penspin_style.system.plugins import named_modules
 from penspin_style.system.tensors import check_finite, read_tensors
@@ -125,3 +127,40 @@ def load_policy_and_config(folder: pathlib.Path) -> tuple[Any, PolicyCard, str]:
             f"{folder}: the card's network {card.network} does not fit its weights: {error!r}"
         ) from error
     return policy.eval(), card, config
+
+
+def open_policy(key: str, path: str) -> tuple[Any, PolicyCard]:
+    """Return the policy, and its card, of the folder that a key of the configuration names.
+
+    Raises:
+        ValueError: it holds none, or one that is damaged.
+    """
+    return load_policy(policy_folder(key, path))
+
+
+def policy_folder(key: str, path: str) -> pathlib.Path:
+    """Return the policy folder, or that of the run folder, that a key of the configuration names.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    folder = weights_folder(path)
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    if not (folder / "card.json").exists():
+        raise ValueError(
+            f"{key}={path} holds no policy: train a policy to the end, or give its folder (an "
+            ".onnx or .pth file cannot be trained further)"
+        )
+    return folder
+
+
+def policy_content(folder: pathlib.Path) -> str:
+    """Return the SHA-256 of what a published policy is: of its weights and its card.
+
+    Raises:
+        storage.DamagedError: the folder has no manifest that names both.
+    """
+    sums = storage.read_manifest(folder)["sha256"]
+    if missing := {_WEIGHTS, _CARD} - {*sums}:
+        raise storage.DamagedError(f"{folder / min(missing)} is missing")
+    return hashlib.sha256(f"{sums[_WEIGHTS]}{sums[_CARD]}".encode()).hexdigest()

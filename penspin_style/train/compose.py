@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from penspin_style.algo.registry import algorithm_names, find_algorithm, own_names
 from penspin_style.config import TrainConfig
+from penspin_style.env.frozen_policy import pinned
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
 from penspin_style.train.keys import changed_task, keys_of, leaves, nearest
@@ -96,6 +97,7 @@ def compose_train(
             # what evaluations have otherwise is in no schema until it is said
             cfg = compose("train", [f"++{w}" if w.startswith(_EVALUATED) else w for w in words])
             _check_numbers(cfg)
+            _pin_policies(cfg, task)
             checked: Any = OmegaConf.to_object(cfg)
             changed_task(checked.task, checked.eval.task, "eval")
             # what ${...} stands for here is kept, not the question: it is read elsewhere
@@ -432,6 +434,14 @@ def _check_numbers(cfg: DictConfig) -> None:
                 raise UsageError(f"{key} must be finite, got {number}")
             if isinstance(number, int) and abs(number) >= 2**63:
                 raise UsageError(f"{key} must be below 2**63, got {number}")
+
+
+def _pin_policies(cfg: DictConfig, task: type[Task[Any]]) -> None:
+    """Add to the path of each policy that acts in the task what it is now."""
+    for part in (cfg.task, cfg.eval.task):
+        for key in task.policies:
+            if part.get(key):
+                part[key] = pinned(f"task.{key}", part[key])
 
 
 def _child(group: str, legal: set[str]) -> str:

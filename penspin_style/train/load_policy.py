@@ -22,13 +22,12 @@ import numpy as np
 import torch
 
 from penspin_style import storage
-from penspin_style.algo.algorithm import policy_folder
 from penspin_style.algo.registry import algorithm_names, find_algorithm
 from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import task_name
 from penspin_style.features import PolicyCard, command_differences
-from penspin_style.nets.policy import CONFIG, load_policy_and_config, read_policy
+from penspin_style.nets.policy import CONFIG, load_policy_and_config, policy_folder, read_policy
 from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.compose import (
