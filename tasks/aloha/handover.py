@@ -14,6 +14,7 @@ a penalty for it leaves policies with both hands clasping the box. A box that fa
 lifted ends the episode, and so does one that leaves the world.
 """
 
+import pathlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from penspin_style.env.start_bank import read_bank
 from penspin_style.env.task import ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
@@ -38,6 +40,7 @@ MEETING = (0.0, 0.0, 0.24)  # m, where the box changes hands
 BEFORE, PAST = -0.1, 0.0  # m, x of the box below which only the left hand has it, above the right
 GRIP_HALF = 0.015  # m, half of the box's width between the fingers
 WORLD = 1.0  # m
+_BANK = pathlib.Path(__file__).parents[1] / "assets" / "handover_starts"
 
 
 @dataclass
@@ -261,6 +264,14 @@ class HandOver(Task[Config]):
     def progress(self, sim: Sim) -> Tensor:
         """Return what the potential has gained since the episode's first step."""
         return self.memory["best"] - self.memory["first"]
+
+    def start_bank(self, device: torch.device) -> Tensor:
+        """Return states along scripted hand-overs (n, 59).
+
+        Raises:
+            DamagedError: the file is missing or damaged.
+        """
+        return read_bank(_BANK).to(device)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the potential's terms, and whether the box is lifted, is past the middle."""

@@ -1,10 +1,11 @@
-"""A scripted expert for `aloha_handover`: what the hands do one after the other, seven stages.
+"""A scripted expert for `aloha_handover`: what the hands do one after the other, in nine stages.
 
-Its states along the way are where a share of training episodes may begin (`algo.starts.bank`).
+The left hand goes above the box, to it, grasps, lifts and brings it to the middle; the right one
+takes it from below; the left lets go and leaves; the right carries the box to the target. States
+along the way are where a share of the training episodes may begin (`algo.starts.bank`).
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,110 +16,103 @@ from tasks.aloha.handover import MEETING, HandOver
 from tasks.aloha.reach import Reach, follow
 
 STAGES = ("above", "at_box", "grasp", "lift", "meet", "take", "give", "leave", "carry")
-PITCH = 0.45  # rad, by which the left hand points down
-SPEED = 0.015  # rad a step
-CLOSE_STEPS = 20
-CLOSED, OPEN = -1.0, 1.0
-
-
-class Wish(NamedTuple):
-    """Where a hand should be, and whether it is open."""
-
-    position: Tensor
-    matrix: Tensor
-    grip: Tensor
+TAKE = STAGES.index("take")
+PITCH = (0.45, 0.1)  # rad, by which the left and the right hand point down
+YAW_SHARE = 0.7  # of the box's bearing from the left base, to which the left hand is turned
+SPEED = 0.015  # rad a control step
+CLOSE_STEPS, OPEN_STEPS = 20, 15  # control steps for which grippers close and open
+LEFT_SHUT = (0, 0, 1, 1, 1, 1, 1, 0, 0)  # by stage
+RIGHT_SHUT = (0, 0, 0, 0, 0, 0, 1, 1, 1)
 
 
 class Expert:
     """Actions of the script in every environment of a simulation; it begins with `restart`."""
 
     def __init__(self, task: HandOver, sim: Sim) -> None:
+        """Build the simulation whose arms stand where the commands are."""
+        n, device = sim.num_envs, sim.device
         self.task, self.sim = task, sim
-        self.ghost = make_sim(sim.model, sim.num_envs, sim.device)
+        self.ghost = make_sim(sim.model, n, device)
         self.arms: tuple[Arm, Arm] = (task.left, task.right)
         self.reach = [Reach(sim, self.ghost, arm) for arm in self.arms]
-        n, device = sim.num_envs, sim.device
         self.stage = torch.zeros(n, dtype=torch.long, device=device)
+        """Into `STAGES`."""
         self.wait = torch.zeros(n, dtype=torch.long, device=device)
+        """Control steps in this stage."""
         self.yaw = torch.zeros(n, device=device)
-        self.grasp = torch.zeros(n, 3, device=device)
-        """Where the left hand takes the box."""
+        """rad, of the left hand while it grasps and lifts."""
+        self.grasp, self.taken = (torch.zeros(n, 3, device=device) for _ in range(2))
+        """m, where the left hand takes the box, and where the right one does."""
 
     def restart(self, mask: Tensor) -> None:
         """Begin anew where the mask says, with the box standing where it is."""
-        task, data = self.task, self.sim.data
-        self.stage.masked_fill_(mask, 0)
-        self.wait.masked_fill_(mask, 0)
-        top = data.site_xpos[:, task.top].float()
+        top = self.sim.data.site_xpos[:, self.task.top].float()
         off = top - self.arms[0].base
-        yaw = 0.7 * torch.atan2(off[:, 1], off[:, 0])
+        yaw = YAW_SHARE * torch.atan2(off[:, 1], off[:, 0])
         self.yaw.copy_(torch.where(mask, yaw, self.yaw))
         self.grasp.copy_(torch.where(mask[:, None], top, self.grasp))
+        for value in (self.stage, self.wait):
+            value.masked_fill_(mask, 0)
         for reach in self.reach:
             reach.sag.masked_fill_(mask[:, None], 0.0)
 
     def act(self) -> Tensor:
         """Return the actions of this step, (num_envs, 14), and go on to the next stages."""
         follow(self.ghost, self.sim, self.arms)
-        wishes = self._wishes()
-        scale = self.task.targets.scale
-        action = torch.zeros(self.sim.num_envs, 14, device=self.sim.device)
-        for arm, reach, wish in zip(self.arms, self.reach, wishes, strict=True):
-            change = reach.step(wish.position, wish.matrix, speed=SPEED)
-            first = arm.ctrl.start
-            action[:, first : first + 6] = change / scale[first : first + 6]
-            action[:, first + 6] = wish.grip
-        self._go_on(wishes)
+        n, stage, scale = self.sim.num_envs, self.stage, self.task.targets.scale
+        action = torch.zeros(n, len(scale), device=stage.device)
+        yaws = (self.yaw * (stage <= 3), torch.full_like(self.yaw, math.pi))
+        far = []
+        for i, place in enumerate(self._places()):
+            arm, reach = self.arms[i], self.reach[i]
+            change = reach.step(place, _turn(yaws[i], PITCH[i]), speed=SPEED)
+            *joints, gripper = range(arm.ctrl.start, arm.ctrl.stop)
+            action[:, joints] = change / scale[joints]
+            shut = torch.tensor((LEFT_SHUT, RIGHT_SHUT)[i], device=stage.device)[stage]
+            action[:, gripper] = 1.0 - 2.0 * shut
+            far.append(reach.error(place))
+        self._go_on(*far)
         return action.clamp(-1.0, 1.0)
 
-    def _wishes(self) -> tuple[Wish, Wish]:
-        task, data, stage = self.task, self.sim.data, self.stage
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Return where the hands should be now, (num_envs, 3) m each."""
+        task, data, n = self.task, self.sim.data, self.sim.num_envs
         bottom = data.site_xpos[:, task.bottom].float()
+        self.taken.copy_(torch.where((self.stage <= TAKE)[:, None], bottom, self.taken))
         target = data.mocap_pos[:, task.target].float()
-        meeting = torch.tensor(MEETING, device=stage.device)
-        yaw = torch.where(stage <= 3, self.yaw, torch.zeros_like(self.yaw))
-        left = self.grasp.clone()
-        back = torch.stack((yaw.cos(), yaw.sin(), torch.zeros_like(yaw)), dim=1)
-        left += torch.where((stage == 0)[:, None], _row(left, 0.0, 0.0, 0.06) - 0.06 * back, 0.0)
-        left = torch.where((stage == 3)[:, None], self.grasp + _row(left, 0, 0, 0.08), left)
-        left = torch.where((stage >= 4)[:, None], meeting + _row(left, -0.01, 0, 0.02), left)
-        left = torch.where((stage >= 7)[:, None], meeting + _row(left, -0.16, 0, 0.03), left)
-        right = meeting + _row(left, 0.13, 0.0, -0.02)
-        right = torch.where(((stage == 5) | (stage == 6) | (stage == 7))[:, None], bottom, right)
-        hold = right  # the right hand stays where it has taken the box
-        self._taken = torch.where((stage == 5)[:, None], bottom, getattr(self, "_taken", bottom))
-        right = torch.where(((stage == 6) | (stage == 7))[:, None], self._taken, hold)
-        right = torch.where((stage == 8)[:, None], target + _row(left, 0.0, 0.0, -0.02), right)
-        grip_left = torch.where((stage >= 2) & (stage <= 6), CLOSED, OPEN)
-        grip_left = torch.where(stage >= 7, OPEN, grip_left)
-        grip_right = torch.where(stage >= 6, CLOSED, OPEN)
-        return (
-            Wish(left, _turn(yaw, PITCH), grip_left),
-            Wish(right, _turn(torch.full_like(yaw, math.pi), 0.1), grip_right),
-        )
+        meeting = target.new_tensor(MEETING).expand(n, 3)
+        behind = torch.stack((self.yaw.cos(), self.yaw.sin(), -torch.ones(n).to(target)), dim=1)
+        above = self.grasp - 0.06 * behind
+        lifted = _off(self.grasp, 0.0, 0.08)
+        met, aside = _off(meeting, -0.01, 0.02), _off(meeting, -0.16, 0.03)
+        left = (above, self.grasp, self.grasp, lifted, met, met, met, aside, aside)
+        wait = _off(meeting, 0.13, -0.02)
+        right = (*[wait] * TAKE, bottom, self.taken, self.taken, _off(target, 0.0, -0.02))
+        here = torch.arange(n, device=target.device)
+        return torch.stack(left)[self.stage, here], torch.stack(right)[self.stage, here]
 
-    def _go_on(self, wishes: tuple[Wish, Wish]) -> None:
-        stage = self.stage
-        far = [reach.error(wish.position) for reach, wish in zip(self.reach, wishes, strict=True)]
-        near = torch.stack(
+    def _go_on(self, left: Tensor, right: Tensor) -> None:
+        """Begin the next stages where a stage is over; how far the hands are, (num_envs,) m."""
+        over = torch.stack(
             (
-                far[0] < 0.02,
-                far[0] < 0.008,
+                left < 0.02,
+                left < 0.008,
                 self.wait >= CLOSE_STEPS,
-                far[0] < 0.03,
-                (far[0] < 0.015) & (far[1] < 0.03),
-                far[1] < 0.01,
+                left < 0.03,
+                (left < 0.015) & (right < 0.03),
+                right < 0.01,
                 self.wait >= CLOSE_STEPS,
-                self.wait >= 15,
-                torch.zeros_like(stage, dtype=torch.bool),
+                self.wait >= OPEN_STEPS,
+                torch.zeros_like(left, dtype=torch.bool),
             )
-        ).gather(0, stage[None])[0]
-        self.wait.add_(1).mul_(~near)
-        stage.add_(near.long())
+        ).gather(0, self.stage[None])[0]
+        self.wait.add_(1).mul_(~over)
+        self.stage.add_(over.long())
 
 
-def _row(like: Tensor, x: float, y: float, z: float) -> Tensor:
-    return like.new_tensor((x, y, z)).expand_as(like)
+def _off(place: Tensor, x: float, z: float) -> Tensor:
+    """Return places (n, 3) moved by x and z m."""
+    return place + place.new_tensor((x, 0.0, z))
 
 
 def _turn(yaw: Tensor, pitch: float) -> Tensor:
