@@ -1,4 +1,4 @@
-"""A scripted expert for `aloha_peg_insertion`: each hand takes its object, then both put them together.
+"""A scripted expert for `aloha_peg_insertion`: each hand takes its object, then both join them.
 
 Before the switch it moves the arms as a policy would that has no frozen one before it
 (`task.pick_policy` empty). Its states along the way are where training may begin

@@ -1,4 +1,4 @@
-"""A frozen policy of `aloha_pick` that moves both arms of a task, each as if it were the only one."""
+"""A frozen policy of `aloha_pick` that moves both arms of a task, each as if it were alone."""
 
 from collections.abc import Mapping, Sequence
 
