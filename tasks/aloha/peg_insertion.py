@@ -21,6 +21,7 @@ defaults below; what this does otherwise than upstream:
 """
 
 import math
+import pathlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.env.rewards import near
+from penspin_style.env.start_bank import read_bank
 from penspin_style.env.task import Latency, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
@@ -51,6 +53,7 @@ FALLEN = 0.07  # m, height
 GRASPED = 0.03  # m
 TILT = math.cos(math.radians(80.0))
 WORLD = 1.0  # m
+_BANK = pathlib.Path(__file__).parents[1] / "assets" / "insertion_starts"
 _PER_ARM = tuple(f"{side}_{name}" for side in description.SIDES for name in one_arm.UNITS)
 _STATE = (*_PER_ARM, "tip_error")
 
@@ -370,6 +373,10 @@ class PegInsertion(Task[Config]):
         """Start from such rows."""
         super().set_start_state(sim, mask, rows[:, :-1], rng)
         self._begin(mask, rows[:, -1] > 0)
+
+    def start_bank(self, device: torch.device) -> Tensor:
+        """Return states along scripted insertions, evenly over the distance of the peg's tip."""
+        return read_bank(_BANK).to(device)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return whether the learner acts, whether something fell, and how near the tip is."""
