@@ -40,25 +40,13 @@ def add_table_sensors(spec: mujoco.MjSpec, side: str) -> None:
         )
 
 
-def add_table_sensor(spec: mujoco.MjSpec, geom: str) -> None:
-    """Add `GEOM_touches_table`, positive while this one geom touches it."""
-    is_geom = mujoco.mjtObj.mjOBJ_GEOM
-    _add_contact_sensor(spec, geom, is_geom, "table", _FOUND, of=is_geom)
-
-
 def _add_contact_sensor(
-    spec: mujoco.MjSpec,
-    link: str,
-    kind: mujoco.mjtObj,
-    other: str,
-    data: int,
-    *,
-    of: mujoco.mjtObj = mujoco.mjtObj.mjOBJ_BODY,
+    spec: mujoco.MjSpec, link: str, kind: mujoco.mjtObj, other: str, data: int
 ) -> None:
     spec.add_sensor(
         name=f"{link.removesuffix('_finger_link')}_touches_{other}",
         type=mujoco.mjtSensor.mjSENS_CONTACT,
-        objtype=of,
+        objtype=mujoco.mjtObj.mjOBJ_BODY,
         objname=link,
         reftype=kind,
         refname=other,

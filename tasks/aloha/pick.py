@@ -34,9 +34,10 @@ import mujoco
 import torch
 from torch import Tensor
 
-from penspin_style.env.rewards import near
-from penspin_style.env.task import Latency, ObsTerm, Task, TaskConfig
+from penspin_style.env.rewards import RunningMax, near
+from penspin_style.env.task import Expert, Latency, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
+from penspin_style.sim.contacts import Contact
 from penspin_style.sim.sim import Sim
 from tasks.aloha import arms, one_arm
 from tasks.robots.aloha import description
@@ -155,9 +156,12 @@ class Pick(Task[Config]):
             conaffinity=0,
         )
         arms.add_touch_sensors(spec, side, "box")
-        for name in _LOW_GEOMS:
-            arms.add_table_sensor(spec, f"{side}_{name}")
+        self._low().add_to(spec)
         return spec
+
+    def _low(self) -> Contact:
+        """Return what of the hand must not touch the table."""
+        return Contact("low", [f"{self.cfg.side}_{name}" for name in _LOW_GEOMS], ("table",))
 
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
@@ -179,23 +183,22 @@ class Pick(Task[Config]):
         self.geom = model.geom("box").id
         self.end = model.site("box_end").id
         self.target = int(model.body_mocapid[model.body("target").id])
-        names = (f"{cfg.side}_{name}_touches_table" for name in _LOW_GEOMS)
-        self.table = [int(model.sensor_adr[model.sensor(name).id]) for name in names]
+        self.low = self._low().view(sim)
         home = (*description.ARM_HOME, description.GRIPPER_OPEN)
         self.home = torch.tensor(home, device=device)
         self.limits = torch.tensor([DISTANCES, ERRORS], device=device)
         """Distance in m and error of success, (2, levels)."""
-        self.weights = torch.tensor([cfg.potential[name] for name in _POTENTIAL], device=device)
 
         def zeros(dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
 
         self.memory = {
             **self.one.memory,
-            **{name: zeros() for name in ("steps", "best", "first", "succeeded_at")},
+            **{name: zeros() for name in ("steps", "first", "succeeded_at")},
             **{name: zeros(torch.bool) for name in ("reached", "succeeded", "ever_succeeded")},
             "level": torch.full_like(zeros(torch.long), cfg.level or 0),
         }
+        self.record = RunningMax(self.memory, "best", cfg.potential, sim)
 
     def vary(self, sim: Sim, rng: torch.Generator) -> None:
         """Draw width and mass of the bars; their inertia is that of a solid box."""
@@ -239,6 +242,7 @@ class Pick(Task[Config]):
         arms.write(sim.data.ctrl, qpos[:, : len(description.CHANNELS)], mask)
         arms.write(sim.data.mocap_pos[:, self.target], target, mask)
         self.one.clear(mask, rng)
+        self.record.clear(mask)
         for name in _OF_EPISODE:
             self.memory[name].masked_fill_(mask, 0)
 
@@ -295,15 +299,13 @@ class Pick(Task[Config]):
         """Return what the potential gained above its best, its value, and the regularisers."""
         memory, data, arm = self.memory, sim.data, self.arm
         terms = self.potential(sim)
-        total = torch.stack([terms[name] for name in _POTENTIAL], dim=1) @ self.weights
+        total = sum(weight * terms[name] for name, weight in self.cfg.potential.items())
+        gain = self.record.gain(terms)
         first = memory["steps"] <= 1
-        memory["first"].copy_(torch.where(first, total, memory["first"]))
-        best = torch.where(first, total, memory["best"])
-        gain = (total - best).clamp(min=0.0)
-        memory["best"].copy_(torch.maximum(best, total))
+        memory["first"].copy_(torch.where(first, memory["best"], memory["first"]))
         left, right = arm.forces(sim)
         force = (left.norm(dim=1) + right.norm(dim=1)).clamp(max=FORCE) / FORCE
-        touched = (data.sensordata[:, self.table] > 0).any(dim=1)
+        touched = self.low.touching.any(dim=1)
         speed = data.qvel[:, arm.qpos].float().norm(dim=1)
         away = (data.qpos[:, arm.qpos].float() - self.home).norm(dim=1)
         return {
@@ -333,7 +335,8 @@ class Pick(Task[Config]):
 
     def progress(self, sim: Sim) -> Tensor:
         """Return what the potential has gained since the episode's first step."""
-        return self.memory["best"] - self.memory["first"]
+        begun = self.memory["steps"] > 0
+        return torch.where(begun, self.memory["best"] - self.memory["first"], 0.0)
 
     def start_state(self, sim: Sim) -> Tensor:
         """Return positions, velocities, commands, the target (3) and half the bar's width (1)."""
@@ -359,6 +362,12 @@ class Pick(Task[Config]):
             arms.write(field_, value, mask)
         arms.write(data.mocap_pos[:, self.target], target, mask)
 
+    def expert(self, sim: Sim) -> Expert:
+        """Return the script of `pick_expert.py`."""
+        from tasks.aloha.pick_expert import PickExpert
+
+        return PickExpert(self, sim)
+
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the level, and whether the bar is held, and lifted."""
         return {
@@ -378,7 +387,7 @@ class Pick(Task[Config]):
 OPENING = 0.02  # m, above which a gripper is commanded to be open
 LYING = 0.003  # m above the table, up to which a bar lies
 _LOW_GEOMS = ("left_finger_bottom", "right_finger_bottom", "palm")
-_OF_EPISODE = ("steps", "best", "first", "succeeded_at", "reached", "succeeded", "ever_succeeded")
+_OF_EPISODE = ("steps", "first", "succeeded_at", "reached", "succeeded", "ever_succeeded")
 
 NAME = "aloha_pick"
 TASK = Pick
