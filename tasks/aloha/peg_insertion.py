@@ -31,7 +31,7 @@ from torch import Tensor
 
 from penspin_style.env.rewards import near
 from penspin_style.env.start_bank import read_bank
-from penspin_style.env.task import Latency, ObsTerm, Task, TaskConfig
+from penspin_style.env.task import Expert, Latency, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
 from tasks.aloha import arms, one_arm
@@ -49,6 +49,7 @@ WAIST = 0.1  # rad, half width of the draw of the waists
 TARGETS = ((-0.1, 0.0, 0.25), (0.1, 0.0, 0.25))  # m, where the objects are to be held up
 AXIS = 0.01  # m from the socket's axis, within which the peg goes in
 HOME_DISTANCE = 0.01  # m
+FAR, NEAR = 0.25, 0.02  # m, scales of `approach`: to where the socket ends, to its axis
 FALLEN = 0.07  # m, height
 GRASPED = 0.03  # m
 TILT = math.cos(math.radians(80.0))
@@ -56,6 +57,7 @@ WORLD = 1.0  # m
 _BANK = pathlib.Path(__file__).parents[1] / "assets" / "insertion_starts"
 _PER_ARM = tuple(f"{side}_{name}" for side in description.SIDES for name in one_arm.UNITS)
 _STATE = (*_PER_ARM, "tip_error")
+_CRITIC = (*_STATE, "episode_time", "tip_in_socket", "peg_in_socket", "grips")
 
 
 @dataclass
@@ -79,12 +81,13 @@ class Config(TaskConfig):
             "right_grip_pos": 0.25,
             "align": 0.0,
             "angle": 0.0,
+            "approach": 0.0,
         }
     )
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
             "teacher": {name: ObsTerm() for name in _STATE},
-            "critic": {name: ObsTerm() for name in (*_STATE, "episode_time")},
+            "critic": {name: ObsTerm() for name in _CRITIC},
         }
     )
     latency: dict[str, Latency] = field(default_factory=lambda: {"teacher": Latency()})
@@ -127,6 +130,9 @@ class PegInsertion(Task[Config]):
         **{f"{s}_{name}": u for s in description.SIDES for name, u in one_arm.UNITS.items()},
         "tip_error": "m",
         "episode_time": "1",
+        "tip_in_socket": "m",
+        "peg_in_socket": "1",
+        "grips": "m",
     }
 
     def spec(self) -> mujoco.MjSpec:
@@ -280,7 +286,19 @@ class PegInsertion(Task[Config]):
         }
         terms["tip_error"] = xpos[:, self.rear] - xpos[:, self.tip] + self.memory["tip_shift"]
         terms["episode_time"] = self.memory["steps"][:, None] / self.cfg.episode_length
+        socket, peg = sim.data.xmat[:, self.bodies].unbind(dim=1)
+        local = socket.transpose(1, 2)
+        off = xpos[:, self.tip] - xpos[:, self.end]
+        terms["tip_in_socket"] = (local @ off[:, :, None])[:, :, 0]
+        terms["peg_in_socket"] = (local @ peg).transpose(1, 2)[:, ::2]
+        terms["grips"] = torch.cat([error.grip for error in self._errors()], dim=1)
         return terms
+
+    def _errors(self) -> list[one_arm.Errors]:
+        n = len(self.memory["steps"])
+        return [
+            hand.errors(aim.expand(n, 3)) for hand, aim in zip(self.hands, self.aims, strict=True)
+        ]
 
     def _arm_terms(self) -> list[dict[str, Tensor]]:
         return [
@@ -302,10 +320,7 @@ class PegInsertion(Task[Config]):
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return the published terms, zero before the switch."""
         memory, data = self.memory, sim.data
-        errors = [
-            hand.errors(aim.expand(sim.num_envs, 3))
-            for hand, aim in zip(self.hands, self.aims, strict=True)
-        ]
+        errors = self._errors()
         grip = [error.grip.norm(dim=1) for error in errors]
         turned = [near(error.mat.flatten(1).norm(dim=1), 5.0) for error in errors]
         last = memory["steps"] == self.cfg.episode_length
@@ -334,6 +349,7 @@ class PegInsertion(Task[Config]):
             "right_grip_pos": held[1],
             "align": near(beside, 20.0),
             "angle": torch.exp(-10.0 * (2.0 + facing - roll)),
+            "approach": (1.0 - distance / FAR).clamp(min=0.0) * torch.exp(-((beside / NEAR) ** 2)),
         }
         return {name: term * memory["switched"].float() for name, term in terms.items()}
 
@@ -377,6 +393,12 @@ class PegInsertion(Task[Config]):
     def start_bank(self, device: torch.device) -> Tensor:
         """Return states along scripted insertions, evenly over the distance of the peg's tip."""
         return read_bank(_BANK).to(device)
+
+    def expert(self, sim: Sim) -> Expert:
+        """Return the script of `peg_insertion_expert.py`."""
+        from tasks.aloha.peg_insertion_expert import InsertionExpert
+
+        return InsertionExpert(self, sim)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return whether the learner acts, whether something fell, and how near the tip is."""

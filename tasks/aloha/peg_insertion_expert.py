@@ -6,6 +6,7 @@ Before the switch it moves the arms as a policy would that has no frozen one bef
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,30 +14,38 @@ from torch import Tensor
 from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim, make_sim
 from tasks.aloha.one_arm import OneArm
-from tasks.aloha.peg_insertion import PegInsertion
 from tasks.aloha.reach import Reach, follow
 
-ABOVE, AT, GRASP, LIFT, CARRY = range(5)
+if TYPE_CHECKING:
+    from tasks.aloha.peg_insertion import PegInsertion
+
+STAGES = ("above", "at_object", "grasp", "lift", "carry")
+ABOVE, GRASP, LIFT, CARRY = (STAGES.index(name) for name in ("above", "grasp", "lift", "carry"))
 PITCH = (0.55, 0.8)  # rad, by which a hand points down; drawn
+RISE = 0.08  # m above the object, from where a hand comes down and to where it lifts
 SPREAD = 0.03  # m, half width of the draws of where the objects are carried
 CLOSE_STEPS = 8
 GAIN = 0.35  # share of what is measured to be wrong that a step makes good
 STEP, TURN = 0.015, 0.08  # m and rad that count as wrong at most
-OUTSIDE = 0.115  # m from where the socket ends, at which the peg waits until it is in line
+DEEPER = 0.012  # m, by which the tip is wanted nearer to the socket's end than it is
+INSIDE, OUTSIDE = 0.096, 0.115  # m from that end, where the tip goes in, and where it waits
 
 
-class Expert:
+class InsertionExpert:
     """Actions of the script in every environment of a simulation; it begins with `restart`."""
 
-    def __init__(self, task: PegInsertion, sim: Sim, seed: int = 0) -> None:
+    def __init__(self, task: "PegInsertion", sim: Sim, seed: int = 0) -> None:
+        """Build the simulation whose arms stand where the commands are."""
         self.task, self.sim = task, sim
-        self.ghost = make_sim(sim.model, sim.num_envs, sim.device)
+        self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)
         self.arms = tuple(hand.arm for hand in task.hands)
         self.reach = [Reach(sim, self.ghost, arm) for arm in self.arms]
         n, device = sim.num_envs, sim.device
         self.rng = torch.Generator(device=device).manual_seed(seed)
         self.stage = torch.zeros(n, 2, dtype=torch.long, device=device)
+        """Of each hand, into `STAGES`."""
         self.wait = torch.zeros_like(self.stage)
+        """Control steps in this stage."""
         self.pitch = torch.zeros(n, 2, device=device)
         self.carry = torch.zeros(n, 2, 3, device=device)
         """Where the objects are brought."""
@@ -71,17 +80,17 @@ class Expert:
         follow(self.ghost, self.sim, self.arms)
         switched = self.task.is_up(self.sim)
         scale = torch.where(switched[:, None], self.task.targets.scale, self.task.pick_scale)
-        together = self._put_together(scale)
+        together = self._put_together()
         action = torch.empty(self.sim.num_envs, 14, device=self.sim.device)
         for i, hand in enumerate(self.task.hands):
-            change, closed = self._pick(i, hand, scale)
+            change, closed = self._pick(i, hand)
             change = torch.where(switched[:, None], together[i], change)
             first = hand.arm.ctrl.start
             action[:, first : first + 6] = change / scale[:, first : first + 6]
             action[:, first + 6] = torch.where(closed | switched, -1.0, 1.0)
         return action.clamp(-1.0, 1.0)
 
-    def _pick(self, i: int, hand: OneArm, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _pick(self, i: int, hand: OneArm) -> tuple[Tensor, Tensor]:
         """Return the change of an arm's joint targets, and whether its hand closes."""
         arm, reach, stage = hand.arm, self.reach[i], self.stage[:, i]
         towards = torch.where(stage == CARRY, math.pi * i, self.yaw[:, i])
@@ -90,7 +99,7 @@ class Expert:
             arm.position(self.sim) - arm.tips(self.sim)
         ).unsqueeze(2)
         place = self.grip[:, i].clone()
-        place[:, 2] += 0.08 * (stage == ABOVE) + 0.08 * (stage == LIFT)
+        place[:, 2] += RISE * ((stage == ABOVE) | (stage == LIFT))
         forth = torch.stack((towards.cos(), towards.sin(), torch.zeros_like(towards)), dim=1)
         place = torch.where((stage == CARRY)[:, None], self.carry[:, i] - 0.02 * forth, place)
         wish = place + (matrix @ local).squeeze(2)
@@ -109,7 +118,7 @@ class Expert:
         self.stage[:, i] += near
         return change, stage >= GRASP
 
-    def _put_together(self, scale: Tensor) -> list[Tensor]:
+    def _put_together(self) -> list[Tensor]:
         """Return the changes of both arms' joint targets that bring the peg into the socket."""
         data, task = self.sim.data, self.task
         socket, peg = data.xmat[:, task.bodies].unbind(dim=1)
@@ -118,16 +127,16 @@ class Expert:
         depth, beside = off[:, 0], off[:, 1:].norm(dim=1)
         mirror = torch.diag(off.new_tensor((-1.0, -1.0, 1.0)))
         turn = rotation_vector(socket @ mirror @ peg.transpose(1, 2))
-        inside = depth < 0.096
+        inside = depth < INSIDE
         in_line = (beside < torch.where(inside, 0.02, 0.006)) & (
             turn.norm(dim=1) < torch.where(inside, 0.5, 0.12)
         )
-        back = torch.where(inside, depth, depth.clamp(min=OUTSIDE))
-        goal = torch.where(in_line, (depth - 0.012).clamp(min=0.004), back)
-        goal = torch.where(depth > OUTSIDE + 0.012, (depth - 0.012).clamp(min=OUTSIDE), goal)
+        deeper = (depth - DEEPER).clamp(min=0.004)
+        waits = torch.where(inside, depth, depth.clamp(min=OUTSIDE))
+        goal = torch.where(in_line, deeper, waits)
+        goal = torch.where(depth > OUTSIDE + DEEPER, deeper, goal)  # there is nothing to miss
         off = torch.cat((off[:, :1] - goal[:, None], off[:, 1:]), dim=1)
-        wrong = -(socket @ off[:, :, None])[:, :, 0]
-        wrong = GAIN * wrong.clamp(-STEP, STEP)
+        wrong = GAIN * -(socket @ off[:, :, None])[:, :, 0].clamp(-STEP, STEP)
         upright = rotation_vector(socket.transpose(1, 2))
         turns = (0.5 * upright.clamp(-TURN, TURN) * GAIN, turn.clamp(-TURN, TURN) * GAIN)
         changes = []

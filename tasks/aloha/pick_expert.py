@@ -62,9 +62,10 @@ class PickExpert:
         follow(self.ghost, self.sim, (self.arm,))
         tips, turn = self._pose()
         hand = self.arm.matrix(self.sim)
-        offset = hand.transpose(1, 2) @ (self.arm.tips(self.sim) - self.arm.position(self.sim))[
-            :, :, None
-        ]
+        offset = (
+            hand.transpose(1, 2)
+            @ (self.arm.tips(self.sim) - self.arm.position(self.sim))[:, :, None]
+        )
         place = tips - (turn @ offset)[:, :, 0]
         change = self.reach.step(place, turn, speed=SPEED)
         n = len(ARM)

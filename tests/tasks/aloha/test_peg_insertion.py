@@ -30,7 +30,7 @@ AIM = {"left": np.array([-0.1, 0, 0.25]), "right": np.array([0.1, 0, 0.25])}
 PUBLISHED = {
     "peg_insertion": 8, "socket_rot": 0.5, "peg_rot": 0.5, "success": 0, "drop": -10,
     "final_grasp": 10, "robot_target_qpos": 1, "left_joint_vel": 0.5, "right_joint_vel": 0.5,
-    "left_grip_pos": 0.25, "right_grip_pos": 0.25, "align": 0, "angle": 0,
+    "left_grip_pos": 0.25, "right_grip_pos": 0.25, "align": 0, "angle": 0, "approach": 0,
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def arm_errors(data, side, body, turn):
 
 
 def expected_rewards(data, last=False):
-    """The published terms after the switch, and the two of ours."""
+    """The published terms after the switch, and the three of ours."""
     out = {}
     tip, end, rear = on(data, "peg", 0.048), on(data, "socket", -0.048), data.body("socket").xpos
     axis = data.body("socket").xmat.reshape(3, 3)[:, 0]
@@ -127,6 +127,7 @@ def expected_rewards(data, last=False):
         "robot_target_qpos": sum(away) / 2,
         "align": 1 - math.tanh(20 * beside),
         "angle": math.exp(-10 * ((1 + opposite) + (1 - roll))),
+        "approach": max(1 - np.linalg.norm(tip - end) / 0.25, 0) * math.exp(-2500 * beside**2),
     }
 
 
@@ -189,7 +190,7 @@ def test_the_observation_is_the_published_109_numbers():
     terms = env.task.observe(env.sim)
     group = env.cfg.observation
     seen = torch.cat([terms[n].flatten(1).float() for n in group["critic"]], dim=1)
-    assert seen.shape == (6, 110) and list(group["critic"])[:-1] == list(group["teacher"])
+    assert seen.shape == (6, 110 + 15) and list(group["critic"])[:21] == list(group["teacher"])
     for row in range(6):
         model, data = mujoco_data(env, row)
         expected = []
@@ -209,9 +210,13 @@ def test_the_observation_is_the_published_109_numbers():
                 data.ctrl[7 * i : 7 * i + 7] - data.qpos[arm][:7],
             ]
         tip = data.body("socket").xpos - on(data, "peg", 0.048)
-        np.testing.assert_allclose(
-            seen[row], np.concatenate([*expected, tip, [40 / 160]]), atol=3e-6
-        )
+        expected += [tip, [40 / 160]]
+        # what the critic is told beyond the published: the truth
+        socket, peg = (data.body(b).xmat.reshape(3, 3) for b in ("socket", "peg"))
+        expected += [socket.T @ (on(data, "peg", 0.048) - on(data, "socket", -0.048))]
+        expected += [socket.T @ peg[:, 0], socket.T @ peg[:, 2]]
+        expected += [arm_errors(data, *side)[0] for side in SIDES]
+        np.testing.assert_allclose(seen[row], np.concatenate(expected), atol=3e-6)
 
 
 def test_the_tips_noise_is_the_difference_of_two_uniform_draws():
