@@ -10,14 +10,18 @@ published ones.
 
 A share of the training's episodes (`ring_starts`) begins after the switch, in one of the last ten
 states in which this environment's arms have switched; evaluations begin at the table. Rewards are
-paid after the switch alone. The published weights and scales are `ablation=published_scale` and the
-defaults below; what this does otherwise than upstream:
+paid after the switch alone. What this does otherwise than upstream:
 
 * joints move by 0.01 rad and grippers by 0.001 m for an action of 1: at the published 0.02 of both
-  a single action opens a hand and drops the peg. The picking policy keeps its own scale.
+  (`ablation=published_scale`) a single action opens a hand and drops the peg. The picking policy
+  keeps its own scale, and the learner has 100 steps instead of 60;
+* four reward terms are ours, without weight by default: `success`, `align`, `angle`, `approach`;
+* the critic is also told, without noise, how the peg lies to the socket and in the hands;
 * the left waist's command begins where the waist is, as the right one's does;
 * an action that comes late moves a target by the scale of when it was taken;
-* `final_grasp` is paid at step 160, as published: most episodes have ended by then.
+* each arm draws its own latency.
+
+`final_grasp` is paid at step 160 (`clock`), as published: most episodes have ended by then.
 """
 
 import math
@@ -57,7 +61,7 @@ WORLD = 1.0  # m
 _BANK = pathlib.Path(__file__).parents[1] / "assets" / "insertion_starts"
 _PER_ARM = tuple(f"{side}_{name}" for side in description.SIDES for name in one_arm.UNITS)
 _STATE = (*_PER_ARM, "tip_error")
-_CRITIC = (*_STATE, "episode_time", "tip_in_socket", "peg_in_socket", "grips")
+_TRUTH = ("episode_time", "tip_in_socket", "peg_in_socket", "grips")
 
 
 @dataclass
@@ -87,13 +91,16 @@ class Config(TaskConfig):
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
             "teacher": {name: ObsTerm() for name in _STATE},
-            "critic": {name: ObsTerm() for name in _CRITIC},
+            "critic": {name: ObsTerm() for name in (*_STATE, *_TRUTH)},
         }
     )
     latency: dict[str, Latency] = field(default_factory=lambda: {"teacher": Latency()})
     noise: one_arm.Noise = field(default_factory=lambda: one_arm.Noise(object_angle=7.5))
     """Alike in all groups."""
     action_latency: one_arm.ActionLatency = field(default_factory=one_arm.ActionLatency)
+    clock: int = 160
+    """Control steps after which `episode_time` is 1 and `final_grasp` is paid, whatever the time
+    limit is."""
     action_scale: float = 0.01
     """rad that a joint's target moves for an action of 1; published is 0.02."""
     gripper_scale: float = 0.001
@@ -105,8 +112,9 @@ class Config(TaskConfig):
     """rad and m that a target moves for an action of 1 before the switch."""
     switch_height: float = 0.17
     """m, of both fingertips' middles above which the learner takes over."""
-    window: int = 60
-    """Control steps from then on after which the episode is over."""
+    window: int = 100
+    """Control steps from then on after which the episode is over; published are 60, at twice the
+    speed."""
     ring_starts: float = 0.8
     """Share of episodes that begin after the switch, in the ring of such states."""
     preinsertion: str = ""
@@ -117,8 +125,9 @@ class Config(TaskConfig):
         super().__post_init__()
         if not 0 <= self.ring_starts <= 1:
             raise ValueError(f"task.ring_starts must be in [0, 1], got {self.ring_starts}")
-        if self.window < 1:
-            raise ValueError(f"task.window must be at least 1, got {self.window}")
+        for name in ("window", "clock"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class PegInsertion(Task[Config]):
@@ -173,6 +182,8 @@ class PegInsertion(Task[Config]):
         )
         self.bodies = [hand.body for hand in self.hands]
         self.home, self.command = (torch.tensor(x, device=device) for x in (HOME, COMMAND))
+        read = {name for terms in cfg.observation.values() for name in terms}
+        self.shows_truth = bool(read & set(_TRUTH))
         self.aims = torch.tensor(TARGETS, device=device)
         self.ring = Ring(sim, cfg.preinsertion)
         self.picker = None
@@ -285,14 +296,22 @@ class PegInsertion(Task[Config]):
             for name, value in arm.items()
         }
         terms["tip_error"] = xpos[:, self.rear] - xpos[:, self.tip] + self.memory["tip_shift"]
-        terms["episode_time"] = self.memory["steps"][:, None] / self.cfg.episode_length
+        if self.shows_truth:
+            terms |= self._truth(sim)
+        return terms
+
+    def _truth(self, sim: Sim) -> dict[str, Tensor]:
+        """Return what the critic alone is told."""
+        xpos = sim.data.site_xpos
         socket, peg = sim.data.xmat[:, self.bodies].unbind(dim=1)
         local = socket.transpose(1, 2)
         off = xpos[:, self.tip] - xpos[:, self.end]
-        terms["tip_in_socket"] = (local @ off[:, :, None])[:, :, 0]
-        terms["peg_in_socket"] = (local @ peg).transpose(1, 2)[:, ::2]
-        terms["grips"] = torch.cat([error.grip for error in self._errors()], dim=1)
-        return terms
+        return {
+            "episode_time": self.memory["steps"][:, None] / self.cfg.clock,
+            "tip_in_socket": (local @ off[:, :, None])[:, :, 0],
+            "peg_in_socket": (local @ peg).transpose(1, 2)[:, ::2],
+            "grips": torch.cat([error.grip for error in self._errors()], dim=1),
+        }
 
     def _errors(self) -> list[one_arm.Errors]:
         n = len(self.memory["steps"])
@@ -323,7 +342,7 @@ class PegInsertion(Task[Config]):
         errors = self._errors()
         grip = [error.grip.norm(dim=1) for error in errors]
         turned = [near(error.mat.flatten(1).norm(dim=1), 5.0) for error in errors]
-        last = memory["steps"] == self.cfg.episode_length
+        last = memory["steps"] == self.cfg.clock
         beside = self.beside(sim)
         xmat = data.xmat[:, self.bodies]
         facing = (xmat[:, 0, :, 0] * xmat[:, 1, :, 0]).sum(dim=1)  # -1: the axes are opposite

@@ -26,8 +26,8 @@ RISE = 0.08  # m above the object, from where a hand comes down and to where it 
 SPREAD = 0.03  # m, half width of the draws of where the objects are carried
 CLOSE_STEPS = 8
 GAIN = 0.35  # share of what is measured to be wrong that a step makes good
-STEP, TURN = 0.015, 0.08  # m and rad that count as wrong at most
-DEEPER = 0.012  # m, by which the tip is wanted nearer to the socket's end than it is
+STEP, TURN = 0.03, 0.08  # m and rad that count as wrong at most
+DEEPER = 0.03  # m, by which the tip is wanted nearer to the socket's end than it is
 INSIDE, OUTSIDE = 0.096, 0.115  # m from that end, where the tip goes in, and where it waits
 
 

@@ -29,7 +29,12 @@ SELDOM = {"tactile"}  # terms of which a few random steps do not move every numb
 # more
 APART = {"pen_angvel": 0.02}
 APART_IN = {  # the published ten iterations leave the arms' dry friction unsolved by that much
-    "aloha_handover": {"qvel": 0.05}
+    "aloha_handover": {"qvel": 0.05},
+    # nor how far a peg has rolled between two round fingers
+    "aloha_peg_insertion": {
+        **{"right_qvel": 0.01, "right_object_linvel": 0.02, "right_object_angvel": 0.2},
+        **{"right_object_mat": 0.03, "right_target_mat": 0.03, "peg_in_socket": 0.03},
+    },
 }
 
 

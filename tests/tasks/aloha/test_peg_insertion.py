@@ -365,8 +365,8 @@ def test_training_begins_in_the_ring_and_evaluation_at_the_table():
 # Ends.
 
 
-def test_the_learner_has_sixty_steps():
-    env = make(2, ring_starts=1.0)
+def test_the_learner_has_the_windows_steps():
+    env = make(2, ring_starts=1.0, window=60)
     ends = [bool(step(env)["terminated"][0]) for _ in range(60)]
     assert ends == [False] * 59 + [True]
 
