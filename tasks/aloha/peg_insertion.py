@@ -118,7 +118,8 @@ class Config(TaskConfig):
     ring_starts: float = 0.8
     """Share of episodes that begin after the switch, in the ring of such states."""
     preinsertion: str = ""
-    """Folder of a bank of states that fill the rings at first; empty for the published keyframe."""
+    """Folder of a bank of states that fill the rings at first, or `scripted` for those that come
+    with the task; empty for the published keyframe."""
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""

@@ -9,6 +9,9 @@ from penspin_style.env.start_bank import read_bank
 from penspin_style.sim.sim import Sim
 from tasks.robots.aloha.keyframes import KEYFRAMES
 
+SCRIPTED = "scripted"
+"""Name of the states that come with the task, at the switch of scripted picks."""
+_BANK = pathlib.Path(__file__).parents[1] / "assets" / "preinsertion"
 SIZE = 10
 """States kept of each environment."""
 
@@ -21,6 +24,8 @@ class Ring:
 
     def __init__(self, sim: Sim, bank: str = "") -> None:
         """Fill it with the published keyframe `preinsert`, or with states of a bank.
+
+        bank: its folder, or `SCRIPTED`; empty for none.
 
         Raises:
             ValueError: the bank's rows are not states of this world.
@@ -56,7 +61,7 @@ class Ring:
 
 def _read(bank: str, nq: int, nv: int, nu: int) -> Tensor:
     """Return positions and commands, (n, nq + nu), of rows of the task's `start_state`."""
-    rows = read_bank(pathlib.Path(bank))
+    rows = read_bank(_BANK if bank == SCRIPTED else pathlib.Path(bank))
     if rows.shape[1] != nq + nv + nu + 1:
         raise ValueError(
             f"task.preinsertion={bank}: its rows have {rows.shape[1]} numbers, not the "

@@ -352,6 +352,9 @@ def test_a_bank_fills_the_rings(tmp_path):
     write_bank(tmp_path / "bank", rows.float(), {})
     again = make(2, ring_starts=1.0, preinsertion=str(tmp_path / "bank"))
     assert again.task.memory["ring"][:, :, 3].flatten().tolist() == [i % 7 for i in range(20)]
+    scripted = make(20, ring_starts=1.0, preinsertion="scripted")
+    assert scripted.task.is_up(scripted.sim).all()
+    assert len(scripted.task.memory["ring"].flatten(0, 1).unique(dim=0)) >= 100
     write_bank(tmp_path / "other", rows[:, :-1].float(), {})
     with pytest.raises(ValueError, match=r"task.preinsertion=.*72 numbers, not the 73"):
         make(1, preinsertion=str(tmp_path / "other"))
