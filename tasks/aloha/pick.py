@@ -138,6 +138,7 @@ class Pick(Task[Config]):
 
     Config = Config
     units: ClassVar[dict[str, str]] = one_arm.UNITS
+    score: ClassVar[str] = "success_at_end"
     varied: ClassVar[tuple[str, ...]] = ("geom_size", "body_mass", "body_inertia")
 
     def spec(self) -> mujoco.MjSpec:
@@ -299,7 +300,8 @@ class Pick(Task[Config]):
         """Return what the potential gained above its best, its value, and the regularisers."""
         memory, data, arm = self.memory, sim.data, self.arm
         terms = self.potential(sim)
-        total = sum(weight * terms[name] for name, weight in self.cfg.potential.items())
+        weights = self.cfg.potential
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(dim=0)
         gain = self.record.gain(terms)
         first = memory["steps"] <= 1
         memory["first"].copy_(torch.where(first, memory["best"], memory["first"]))

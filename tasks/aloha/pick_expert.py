@@ -2,7 +2,8 @@
 
 The hand points along the bar and down, the more steeply the nearer the bar is. While it carries, it
 goes to where the bar would be at its target if it lay in the hand as it does now, so that a bar
-that slips or turns in the hand is brought there all the same.
+that slips or turns in the hand is brought there all the same. A bar that was dropped is picked up
+anew.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ PITCH, NEAR, FAR = (1.2, 0.55), 0.2, 0.45  # rad down at bars so many m from the
 SPEED = 0.02  # rad a control step
 CLOSE_STEPS = 7
 LIFT = 0.06  # m
+DROPPED = 0.05  # m from the fingertips to the bar's grip
 
 
 class PickExpert:
@@ -50,7 +52,8 @@ class PickExpert:
         near = self.arm.to_base(grip)[:, :2].norm(dim=1)
         share = ((near - NEAR) / (FAR - NEAR)).clamp(0.0, 1.0)
         pitch = PITCH[0] + (PITCH[1] - PITCH[0]) * share
-        mat = data.xmat[:, task.one.body] @ _down(pitch)
+        along = data.xmat[:, task.one.body, :, 0]
+        mat = _about_z(torch.atan2(along[:, 1], along[:, 0])) @ _down(pitch)
         self.grasp.copy_(torch.where(mask[:, None], grip, self.grasp))
         self.turn.copy_(torch.where(mask[:, None, None], mat, self.turn))
         for value in (self.stage, self.wait):
@@ -59,6 +62,7 @@ class PickExpert:
 
     def act(self) -> Tensor:
         """Return the actions of this step, (num_envs, 7), and go on to the next stages."""
+        self.restart(self._dropped())
         follow(self.ghost, self.sim, (self.arm,))
         tips, turn = self._pose()
         hand = self.arm.matrix(self.sim)
@@ -74,6 +78,12 @@ class PickExpert:
         action[:, n] = 1.0 - 2.0 * (self.stage >= 2)
         self._go_on(self.reach.error(place))
         return action.clamp(-1.0, 1.0)
+
+    def _dropped(self) -> Tensor:
+        """Return where the bar is no longer in the hand that carries it, (num_envs,) bool."""
+        grip = self.sim.data.site_xpos[:, self.task.one.grip]
+        away = (self.arm.tips(self.sim) - grip).norm(dim=1) > DROPPED
+        return (self.stage >= STAGES.index("lift")) & away
 
     def _pose(self) -> tuple[Tensor, Tensor]:
         """Return where the fingertips should be now (num_envs, 3) m, and how the hand is turned."""
@@ -115,6 +125,13 @@ class PickExpert:
         ).gather(0, self.stage[None])[0]
         self.wait.add_(1).mul_(~over)
         self.stage.add_(over.long())
+
+
+def _about_z(yaw: Tensor) -> Tensor:
+    """Return rotations (n, 3, 3) about z by `yaw` rad."""
+    c, s = yaw.cos(), yaw.sin()
+    zero, one = torch.zeros_like(c), torch.ones_like(c)
+    return torch.stack((c, -s, zero, s, c, zero, zero, zero, one), dim=1).unflatten(1, (3, 3))
 
 
 def _down(pitch: Tensor) -> Tensor:
