@@ -55,6 +55,7 @@ def parser() -> Parser:
     _add_export(verbs)
     _add_record(verbs)
     _add_search(verbs)
+    _add_demos(verbs)
     _add_pretrain(verbs)
     _add_bench(verbs)
     doctor = _add(verbs, "doctor", "Check what this machine can do.", overrides="")
@@ -135,6 +136,17 @@ def _add_search(verbs: Any) -> None:
     sub.add_argument("--out", metavar="DIR", help="default outputs/search/TASK")
     sub.add_argument("--method", choices=METHODS, help="default: search.method of the task")
     sub.add_argument("--bank", metavar="NEW", help="folder for states along them that hold")
+
+
+def _add_demos(verbs: Any) -> None:
+    sub = _add(verbs, "demos", "Record a task's scripted expert.")
+    sub.add_argument("task", metavar="TASK", help="a task that offers an expert")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    sub.add_argument("--count", type=positive, default=10, help="trajectories, default 10")
+    sub.add_argument("--out", metavar="DIR", help="default outputs/demos/TASK")
+    sub.add_argument(
+        "--bank", metavar="NEW", help="folder for states along the successful ones that hold"
+    )
 
 
 def _add_pretrain(verbs: Any) -> None:

@@ -5,14 +5,16 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from penspin_style.algo.search.bank import held_states
 from penspin_style.algo.search.folder import SearchFolder, check_same
 from penspin_style.algo.search.trajectory import ReplayError, Search
-from penspin_style.data.trajectory import read_trajectory
+from penspin_style.data.trajectory import Trajectory, read_trajectory
 from penspin_style.env.start_bank import write_bank
 from penspin_style.env.task import task_name
+from penspin_style.env.world import World
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.system import interrupt
 from penspin_style.system.terminal import one_line, print_json
@@ -39,14 +41,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         with interrupt.asking(_STOPPING) as stop:
             code = _find_missing(folder, args.count, name, stop)
-        cards = list(folder.cards(args.count))
+        cards = list(folder.files.cards(args.count))
         if args.bank and code == EXIT_OK:
             _write_bank(folder, args.count, pathlib.Path(args.bank))
     except ReplayError as error:
         print(f"penspin: {one_line(error)}", file=sys.stderr)
         return EXIT_DATA
     finally:
-        folder.close()
+        folder.files.close()
     if args.json:
         print_json({"folder": str(out), **summary(cards, kind.score)})
     elif cards:
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_missing(folder: SearchFolder, count: int, name: str, stop: interrupt.Stop) -> int:
-    missing = folder.missing(count)
+    missing = folder.files.missing(count)
     progress = _Progress(name, count, len(missing), folder)
     draws = True
     for index in range(count):
@@ -73,27 +75,39 @@ def _find_missing(folder: SearchFolder, count: int, name: str, stop: interrupt.S
 
 
 def _write_bank(folder: SearchFolder, count: int, bank: pathlib.Path) -> None:
-    """Keep the states along the trajectories in which doing nothing is safe."""
-    found = [read_trajectory(folder.path(index)) for index in range(count)]
-    states, tried = held_states(folder.worlds, found, seconds=_HOLD)
+    found = [read_trajectory(folder.files.path(index)) for index in range(count)]
+    write_held(folder.worlds.world, found, bank, origin=f"{count} trajectories of penspin search")
+
+
+def write_held(
+    world: World, trajectories: Sequence[Trajectory], bank: pathlib.Path, *, origin: str
+) -> None:
+    """Keep the states along trajectories in which doing nothing is safe, as a new folder.
+
+    world: of their task, any number; origin: for the card.
+
+    Raises:
+        UsageError: there is no such state.
+    """
+    states, tried = held_states(world, trajectories, seconds=_HOLD)
     if not len(states):
         raise UsageError(f"--bank {bank}: none of {tried} states holds for {_HOLD:g} s")
     card = {
-        "task": task_name(type(folder.task)),
-        "origin": f"{count} trajectories of penspin search",
+        "task": task_name(type(world.task)),
+        "origin": origin,
         "held_seconds": _HOLD,
         "tried": tried,
     }
-    write_bank(bank, states, card)
+    write_bank(bank, states.float(), card)
     print(f"{len(states)} of {tried} states hold: {bank}", file=sys.stderr)
 
 
 def _draw(folder: SearchFolder, index: int) -> bool:
     """Write a trajectory's strip if it has none; return whether this machine can."""
-    strip = folder.path(index).with_suffix(".png")
+    strip = folder.files.path(index).with_suffix(".png")
     try:
         if not strip.exists():
-            write_trajectory_strip(strip, folder.single, read_trajectory(folder.path(index)))
+            write_trajectory_strip(strip, folder.single, read_trajectory(folder.files.path(index)))
     except NoOpenGLError as error:
         print(f"penspin: no strips: {one_line(error)}", file=sys.stderr)
         return False
@@ -176,10 +190,10 @@ def print_summary(cards: list[dict[str, Any]], score: str) -> None:
         said = ["yes" if row[key] else "no" for key in ("success", "whole")]
         figure = f"{row['score']:.3f}"
         line = f"{row['index']:5d} {figure:>12} {said[0]:>8} {said[1]:>11}"
-        print(f"{line} {row['cpu_seconds']:7.0f}")
+        print(f"{line} {row['cpu_seconds']:7.1f}")
     print(
         f"median {score} {total['median']:.3f}, success {total['success']:.0%}, to the end "
-        f"{total['whole']:.0%}, median {total['median_cpu_seconds']:.0f} CPU s each"
+        f"{total['whole']:.0%}, median {total['median_cpu_seconds']:.1f} CPU s each"
     )
 
 

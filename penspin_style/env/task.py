@@ -24,7 +24,7 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import mujoco
 import torch
@@ -152,6 +152,18 @@ class TaskConfig:
             if rgb or depth:
                 views.append(View(name, camera.height, camera.width, rgb=rgb, depth=depth))
         return tuple(views)
+
+
+class Expert(Protocol):
+    """A script that does the task in every environment of a simulation; see `Task.expert`."""
+
+    def restart(self, mask: Tensor) -> None:
+        """Begin anew where the mask (num_envs,) says, in the states that are there now."""
+        ...
+
+    def act(self) -> Tensor:
+        """Return the actions of this control step, (num_envs, naction) in [-1, 1]."""
+        ...
 
 
 C = TypeVar("C", bound=TaskConfig)
@@ -312,6 +324,14 @@ class Task(ABC, Generic[C]):
 
     def start_bank(self, device: torch.device) -> Tensor | None:
         """Return states worth beginning in, rows (n, k) of `start_state`; None: there are none."""
+        return None
+
+    def expert(self, sim: Sim) -> Expert | None:
+        """Return a script that does the task in this simulation; None: there is none.
+
+        `penspin demos` records it. It may look up anything, and simulate; `act` is called once a
+        control step, before `apply_action`.
+        """
         return None
 
     def remove_object(self, sim: Sim, mask: Tensor) -> None:

@@ -35,11 +35,7 @@ def compose_search(
     """
     own = [word.removeprefix(_OWN) for word in overrides if word.startswith(_OWN)]
     rest = [word for word in overrides if not word.startswith(_OWN)]
-    for word in rest:
-        key = word.partition("=")[0]
-        if "=" in word and key.partition(".")[0] not in _TAKEN:
-            taken = ", ".join(f"{name}.KEY" for name in ("task", "sim", "search"))
-            raise UsageError(f"{word!r}: a search takes task=NAME, {taken} and seed")
+    _check_taken(rest, "a search takes task=NAME, task.KEY, sim.KEY, search.KEY and seed")
     if not typed_tasks(rest):
         raise UsageError("say for which task: task=NAME")
     file = FOLDER / "search" / f"{pathlib.PurePath(typed_tasks(rest)[0]).name}.yaml"
@@ -51,6 +47,30 @@ def compose_search(
     common = {"task_name": said["task_name"], "task": said["task"], "seed": cfg.seed}
     common["search"] = dataclasses.asdict(search)
     return cfg, search, task, OmegaConf.to_yaml(OmegaConf.create(common))
+
+
+def compose_demos(task: str, overrides: Sequence[str]) -> tuple[TrainConfig, type[Task[Any]], str]:
+    """Return (configuration of task and simulation, task class, both as YAML) of demonstrations.
+
+    Raises:
+        UsageError: an override is invalid, or sets what demonstrations do not have.
+    """
+    if "=" in task:
+        raise UsageError(f"{task!r}: say first for which task, as in penspin demos aloha_pick")
+    says = "demonstrations take task.KEY, sim.KEY and seed"
+    if typed_tasks(overrides):
+        raise UsageError(f"{typed_tasks(overrides)[0]!r} beside the task {task}: {says}")
+    _check_taken(overrides, says)
+    cfg, kind, text = compose_train([f"task={task}", *overrides], [])
+    said = parse_mapping(text)
+    common = {"task_name": said["task_name"], "task": said["task"], "seed": cfg.seed}
+    return cfg, kind, OmegaConf.to_yaml(OmegaConf.create(common))
+
+
+def _check_taken(overrides: Sequence[str], says: str) -> None:
+    for word in overrides:
+        if "=" in word and word.partition("=")[0].partition(".")[0] not in _TAKEN:
+            raise UsageError(f"{word!r}: {says}")
 
 
 def _search(given: dict[str, Any], own: Sequence[str]) -> SearchConfig:

@@ -52,8 +52,15 @@ class Reach:
         )
         here = self.arm.position(self.ghost)
         turn = rotation_vector(matrix @ self.arm.matrix(self.ghost).transpose(1, 2))
-        wish = torch.cat((position + self.sag - here, turn), dim=1)[:, :, None] * self._weights
-        lever = here[:, None] - self._anchor
+        return self.move(position + self.sag - here, turn, speed=speed)
+
+    def move(self, shift: Tensor, turn: Tensor, *, speed: float) -> Tensor:
+        """Return the change of the targets that moves the ghost's gripper, (num_envs, 6) rad.
+
+        shift, turn: (num_envs, 3) m and rad, in the world.
+        """
+        wish = torch.cat((shift, turn), dim=1)[:, :, None] * self._weights
+        lever = self.arm.position(self.ghost)[:, None] - self._anchor
         jac = torch.cat((torch.linalg.cross(self._axis, lever), self._axis), dim=2)
         jac = jac.transpose(1, 2) * self._weights  # (num_envs, 6, 6)
         gram = torch.baddbmm(self._ridge, jac, jac.transpose(1, 2))

@@ -29,7 +29,13 @@ SELDOM = {"tactile"}  # terms of which a few random steps do not move every numb
 # more
 APART = {"pen_angvel": 0.02}
 APART_IN = {  # the published ten iterations leave the arms' dry friction unsolved by that much
-    "aloha_handover": {"qvel": 0.05}
+    "aloha_handover": {"qvel": 0.05},
+    # nor how far a peg has rolled between two round fingers, on which its reward depends
+    "aloha_peg_insertion": {
+        **{"right_qvel": 0.01, "right_object_linvel": 0.02, "right_object_angvel": 0.2},
+        **{"right_object_mat": 0.03, "right_target_mat": 0.03, "peg_in_socket": 0.03},
+        "reward": 0.05,
+    },
 }
 
 
@@ -490,6 +496,8 @@ def test_warp_and_mujoco_agree_on_a_step(name, on_warp):
     for image in exact.groups.images:  # an edge may fall on the next pixel
         one, other = seen[image].float(), expected[image].float()
         assert ((one - other).abs() > 0.01 * other.max()).float().mean() < 0.01
-    np.testing.assert_allclose(seen["reward"], expected["reward"], atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        seen["reward"], expected["reward"], atol=apart.get("reward", 1e-3), rtol=1e-3
+    )
     assert torch.equal(seen["terminated"], expected["terminated"])
     assert torch.equal(seen["success"], expected["success"])

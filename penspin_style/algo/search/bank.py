@@ -1,19 +1,20 @@
-"""From trajectories that a search has found to states that training episodes may begin in."""
+"""From trajectories to states that training episodes may begin in."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from penspin_style.algo.search.plans import PlanWorld, Snapshot
+from penspin_style.algo.search.plans import Snapshot
 from penspin_style.data.trajectory import Trajectory
+from penspin_style.env.world import World
 
 EVERY = 12
 """Control steps between two states of a trajectory."""
 
 
 def held_states(
-    worlds: PlanWorld, trajectories: Sequence[Trajectory], *, seconds: float
+    world: World, trajectories: Sequence[Trajectory], *, seconds: float
 ) -> tuple[Tensor, int]:
     """Return states along trajectories, at rest, that hold; and how many were tried.
 
@@ -24,21 +25,21 @@ def held_states(
     """
     parts = [t.snapshot(torch.arange(0, t.steps + 1, EVERY)) for t in trajectories]
     states: Snapshot = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    n = worlds.sim.num_envs
+    n = world.sim.num_envs
     total = len(states["sim"])
     found = []
     for rows in torch.arange(total).split(n):
         filled = torch.cat((rows, rows[-1:].expand(n - len(rows))))
-        began, held = _try_to_hold(worlds, states, filled, seconds)
+        began, held = _try_to_hold(world, states, filled, seconds)
         found.append(began[: len(rows)][held[: len(rows)]])
     return torch.cat(found), total
 
 
 def _try_to_hold(
-    worlds: PlanWorld, states: Snapshot, rows: Tensor, seconds: float
+    world: World, states: Snapshot, rows: Tensor, seconds: float
 ) -> tuple[Tensor, Tensor]:
     """Return the states (n, k) in which worlds began at rest, and which of them held, (n,)."""
-    world, task, sim = worlds.world, worlds.task, worlds.sim
+    task, sim = world.task, world.sim
     world.restore(states, rows)
     sim.data.qvel.zero_()
     sim.forward()

@@ -24,36 +24,29 @@ CONFIG = "config.yaml"
 _MAX_CONFIG = 2**20  # bytes
 
 
-class SearchFolder:
+class TrajectoryFolder:
     """A folder of trajectories, claimed until `close`."""
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        task: Task[Any],
-        search: SearchConfig,
-        sim: SimConfig,
-        *,
-        seed: int,
-        resolved: str,
-    ) -> None:
-        """Build the worlds; claim the folder.
+    def __init__(self, folder: pathlib.Path, resolved: str, doing: str = "searches") -> None:
+        """Claim the folder.
 
-        resolved: the text of `config.yaml`.
+        resolved: the text of `config.yaml`; doing: what another process does that has claimed it.
 
         Raises:
-            ValueError: the folder cannot be written, is in use, or holds something else; a weight
-                is of a term that the task does not have.
+            ValueError: the folder cannot be written, or is in use.
         """
-        self.folder, self.task, self.search, self.seed = folder, task, search, seed
-        self.resolved = resolved
-        settings = {"seed": seed, "engine": sim.engine, "nthread": sim.nthread}
-        self.worlds = PlanWorld(World(task, search.num_envs, **settings), search)
-        self.single = World(type(task)(task.cfg), 1, **settings)
-        seconds = search.seconds
-        steps = task.cfg.episode_length if seconds is None else seconds / task.cfg.control_dt
-        self.steps = max(1, round(steps))
-        self._claim()
+        self.folder, self.resolved = folder, resolved
+        try:
+            claimed = storage.lock(folder)
+        except OSError as error:
+            raise ValueError(f"--out {folder}: cannot write there ({error})") from error
+        if claimed is None:
+            raise ValueError(f"another process {doing} in {folder}; give --out")
+        self._lock = claimed
+        storage.remove_stages(folder)
+        config = folder / CONFIG
+        if not config.exists():
+            storage.write_file(config, resolved.encode())
 
     def close(self) -> None:
         """Give the folder free."""
@@ -77,6 +70,61 @@ class SearchFolder:
             if self.path(i).exists():
                 yield read_card(self.path(i))
 
+    def write(
+        self,
+        trajectory: Trajectory,
+        task: Task[Any],
+        *,
+        index: int,
+        seed: int,
+        method: str,
+        cpu_seconds: float,
+        retries: int = 0,
+    ) -> None:
+        """Say on a trajectory's card where it comes from, and write it."""
+        trajectory.card |= {
+            "task": task_name(type(task)),
+            "index": index,
+            "seed": seed,
+            "method": method,
+            "control_dt": task.cfg.control_dt,
+            "cpu_seconds": round(cpu_seconds, 1),
+            "retries": retries,
+            "config": self.resolved,
+        }
+        write_trajectory(self.path(index), trajectory)
+
+
+class SearchFolder:
+    """The searches of one folder."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        task: Task[Any],
+        search: SearchConfig,
+        sim: SimConfig,
+        *,
+        seed: int,
+        resolved: str,
+    ) -> None:
+        """Build the worlds; claim the folder.
+
+        resolved: the text of `config.yaml`.
+
+        Raises:
+            ValueError: the folder cannot be written, is in use, or holds something else; a weight
+                is of a term that the task does not have.
+        """
+        self.task, self.search, self.seed = task, search, seed
+        settings = {"seed": seed, "engine": sim.engine, "nthread": sim.nthread}
+        self.worlds = PlanWorld(World(task, search.num_envs, **settings), search)
+        self.single = World(type(task)(task.cfg), 1, **settings)
+        seconds = search.seconds
+        steps = task.cfg.episode_length if seconds is None else seconds / task.cfg.control_dt
+        self.steps = max(1, round(steps))
+        self.files = TrajectoryFolder(folder, resolved)
+
     def find(
         self,
         index: int,
@@ -91,7 +139,7 @@ class SearchFolder:
             DamagedError: the checkpoint is.
             ReplayError: the trajectory does not replay bit for bit; nothing is written.
         """
-        partial = self.folder / f"{index:03d}.partial"
+        partial = self.files.folder / f"{index:03d}.partial"
         began = time.process_time()
         search = Search.begin(self.worlds, self.seed, index, self.steps)
         if partial.exists():
@@ -108,35 +156,25 @@ class SearchFolder:
             if advances % self.search.checkpoint_every == 0:
                 search.save(partial)
         trajectory = search.replayed(self.single)
-        trajectory.card |= {
-            "task": task_name(type(self.task)),
-            "index": index,
-            "seed": self.seed,
-            "method": self.search.method,
-            "control_dt": self.task.cfg.control_dt,
-            "cpu_seconds": round(search.cpu_seconds, 1),
-            "retries": search.retries,
-            "config": self.resolved,
-        }
-        write_trajectory(self.path(index), trajectory)
+        self.files.write(
+            trajectory,
+            self.task,
+            index=index,
+            seed=self.seed,
+            method=self.search.method,
+            cpu_seconds=search.cpu_seconds,
+            retries=search.retries,
+        )
         partial.unlink(missing_ok=True)
         return trajectory
 
-    def _claim(self) -> None:
-        try:
-            claimed = storage.lock(self.folder)
-        except OSError as error:
-            raise ValueError(f"--out {self.folder}: cannot write there ({error})") from error
-        if claimed is None:
-            raise ValueError(f"another process searches in {self.folder}; give --out")
-        self._lock = claimed
-        storage.remove_stages(self.folder)
-        config = self.folder / CONFIG
-        if not config.exists():
-            storage.write_file(config, self.resolved.encode())
 
-
-def check_same(folder: pathlib.Path, resolved: str, differences: Callable[..., Any]) -> None:
+def check_same(
+    folder: pathlib.Path,
+    resolved: str,
+    differences: Callable[..., Any],
+    what: str = "a search",
+) -> None:
     """Refuse to go on with another configuration than the folder's own.
 
     differences: from two configurations to key -> (value in the first, in the second).
@@ -155,5 +193,5 @@ def check_same(folder: pathlib.Path, resolved: str, differences: Callable[..., A
     if changed:
         key, (before, now) = next(iter(changed.items()))
         raise ValueError(
-            f"{folder} holds a search with {key}={before}, not {now}: give that or another --out"
+            f"{folder} holds {what} with {key}={before}, not {now}: give that or another --out"
         )

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -161,9 +162,12 @@ class Search:
         return replay(world, self.start, actions[: self.total])  # the last advance went beyond
 
 
-def replay(world: World, start: Snapshot, actions: Tensor, *, is_lost: bool = False) -> Trajectory:
-    """Carry out actions (steps, naction) in one world; return the trajectory with its score.
+def replay(
+    world: World, start: Snapshot, actions: Iterable[Tensor], *, is_lost: bool = False
+) -> Trajectory:
+    """Carry out actions in one world; return the trajectory with its score.
 
+    actions: (steps, naction), or what gives each of them when the world has come to its step.
     is_lost: whether it ends because nothing could be found any more; counts as terminated.
     """
     world.restore(start)
@@ -173,7 +177,9 @@ def replay(world: World, start: Snapshot, actions: Tensor, *, is_lost: bool = Fa
     sums: dict[str, Tensor] = {}
     success = ended = torch.zeros(1, dtype=torch.bool)
     once, total = success, torch.zeros(1)
+    done: list[Tensor] = []
     for action in actions:
+        done.append(action.clone())
         world.begin(action[None])
         world.advance()
         result = world.finish(action[None])
@@ -184,8 +190,8 @@ def replay(world: World, start: Snapshot, actions: Tensor, *, is_lost: bool = Fa
         once = once | success
         ended = ended | result.terminated | (sim.faults != 0)
         snapshots.append(world.snapshot())
-    steps = torch.tensor([float(len(actions))])
-    figures = task.episode_metrics(sums, steps, ended | is_lost) if len(actions) else {}
+    steps = torch.tensor([float(len(done))])
+    figures = task.episode_metrics(sums, steps, ended | is_lost) if done else {}
     score = {name: float(value) for name, value in figures.items()}
     score |= {"success_once": float(once), "success_at_end": float(success)}
     score |= {"success_rate": float(once), "return": float(total)}
@@ -197,4 +203,5 @@ def replay(world: World, start: Snapshot, actions: Tensor, *, is_lost: bool = Fa
     params = {name: value[0] for name, value in start.items() if name.startswith("params/")}
     facts = {"score": score, "terminated": bool(ended), "lost": is_lost}
     state = torch.cat([s["sim"] for s in snapshots])
-    return Trajectory(actions.clone(), state, {**memory, **params}, facts)
+    taken = torch.stack(done) if done else torch.zeros(0, len(task.actions))
+    return Trajectory(taken, state, {**memory, **params}, facts)
