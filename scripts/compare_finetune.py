@@ -81,7 +81,10 @@ class Comparison:
         args = self.args
         if not self._has("home"):
             plain = TwinConfig(
-                self.twin.task, overrides=self.twin.overrides, measured=self.twin.measured
+                self.twin.task,
+                overrides=self.twin.overrides,
+                features=self.twin.features,
+                measured=self.twin.measured,
             )
             self._evaluate("home", {}, TorchPolicy(self.student, self.card), plain)
         if not self._has("before"):

@@ -240,6 +240,16 @@ def own_steps(td: TensorDictBase) -> Tensor | None:
     return td["learner_acts"].squeeze(-1) if "learner_acts" in td.keys() else None  # noqa: SIM118
 
 
+def labels(td: TensorDictBase, action: Tensor) -> Tensor:
+    """Return what is to be learned where a teacher would do `action`, (n, naction)."""
+    if "task_label" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
+        own: Any = td["task_label"]
+        action = torch.where(own.isnan(), action, own)
+    if "is_absent" in td.keys():  # noqa: SIM118
+        action = torch.where(td["is_absent"], 0.0, action)
+    return action
+
+
 def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
     """Return the mean of value where weight is 1, zero if that is nowhere.
 

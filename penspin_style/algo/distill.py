@@ -24,6 +24,7 @@ from penspin_style.algo.algorithm import (
     GuardedOptimizer,
     Interface,
     begin_from,
+    labels,
     masked_mean,
     own_steps,
 )
@@ -128,6 +129,7 @@ class Distill:
         Recorded roll-outs need no more than one environment, to tell what it observes.
         """
         settings = {"final_images": False, "absent_object": cfg.absent_object if training else 0.0}
+        settings["labels"] = training
         return {**settings, "num_envs": 1} if cfg.rollouts and training else settings
 
     @property
@@ -145,9 +147,7 @@ class Distill:
             own = own_steps(td)
             if own is None or own.any():
                 self._update_normalizer(numbers, own)
-        label = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
-        if "is_absent" in td.keys():  # noqa: SIM118  (a TensorDict is no mapping)
-            label = torch.where(td["is_absent"], 0.0, label)
+        label = labels(td, self.teacher.act(*(td[key] for key in self.teacher.in_keys)))
         td.update(self.student.see(td))
         action = self.student.act(td)
         drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta
@@ -177,7 +177,7 @@ class Distill:
         if own is not None:
             self._fresh["rollout/learner_share"] = own.float().mean().item()
         numbers = self._numbers(flat)
-        if numbers is not None:
+        if numbers is not None and len(numbers):
             self._update_normalizer(numbers, flat["weight"] > 0)
         self._batch = flat
         self._replay.add(flat)

@@ -5,7 +5,7 @@ import pathlib
 
 import torch
 
-from penspin_style.algo.algorithm import own_steps
+from penspin_style.algo.algorithm import labels, own_steps
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import task_name
 from penspin_style.system.terminal import print_json
@@ -23,14 +23,14 @@ def run(args: argparse.Namespace) -> int:
     if named:
         cfg, task, _ = compose_train(overrides)
         source = LoadedPolicy(cfg, task, source.card, source.act)
-    env = source.env(args.num_envs, args.seed, training=True)
+    env = source.env(args.num_envs, args.seed, training=True, labels=True)
     facts = {"task": task_name(task), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
     writer = RolloutWriter(pathlib.Path(args.out), env.inputs, facts)
     root = env.current()
     with torch.no_grad():
         for _ in range(-(-args.episodes // args.num_envs) * env.cfg.episode_length):
-            root.set("action", source.act(root))
+            root.set("action", labels(root, source.act(root)))
             rows = {i.name: root[i.name] for i in env.inputs}
             rows[LABEL] = root["action"]
             own = own_steps(root)  # the policy did nothing in the others

@@ -17,6 +17,7 @@ TensorDict with batch size [num_envs]:
 | success | (1,) bool | the task's success holds now |
 | fault | (1,) bool | this transition is not to be learned from |
 | is_absent | (1,) bool | only with `absent_object`: no object is in sight, doing nothing is right |
+| task_label | (naction,) float32 | only with `labels`, of tasks that say so: see `Task.label` |
 | learner_acts | (1,) bool | only of tasks that say so: the coming step is the learner's own |
 """
 
@@ -59,6 +60,7 @@ class Env(EnvBase):
         stagger: bool = False,
         final_images: bool = True,
         absent_object: float = 0.0,
+        labels: bool = False,
         perturb: Sequence[Perturbation] = (),
         starts: StartsConfig | None = None,
         stall: StallConfig | None = None,
@@ -72,6 +74,7 @@ class Env(EnvBase):
             renders once instead of up to twice.
         absent_object: share of episodes in which the task's object is out of sight; there is
             nothing to succeed at, so they do not enter the statistics.
+        labels: whether the task's own labels are in each root.
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         starts: where else episodes begin; those do not enter the statistics.
         stall: when an episode without progress ends.
@@ -97,6 +100,7 @@ class Env(EnvBase):
         self.stagger = stagger
         self.final_images = final_images
         self.absent_object = absent_object
+        self.labels = labels
         self._allocate()
         self._prepare_starts(starts, stall)
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
@@ -176,7 +180,7 @@ class Env(EnvBase):
         self.reward_terms.update(weighted)
         self.measures = self.statistics.task_metrics.add(self.sim, fault)
         self._last.update(observation)
-        self._note_turns()
+        self._note_step()
         self.statistics.add(reward, weighted, success)
         ended = (terminated | truncated) & self.statistics.counted & ~fault & ~self.is_absent
         if not self._is_empty(ended):
@@ -236,7 +240,7 @@ class Env(EnvBase):
             self.statistics.counted.logical_and_(~(mask & begun))
         if self.stall is not None:
             self.stall.clear(mask)
-        self._note_turns()
+        self._note_step()
         self.stagger = False
 
     def _begin(self, mask: Tensor) -> Tensor | None:
@@ -270,10 +274,12 @@ class Env(EnvBase):
             self.starts.step(self.sim, progress, terminated | fault, self.rng)
         return reward, terminated, truncated
 
-    def _note_turns(self) -> None:
-        """Note in which environments the coming step is the learner's own, if the task says so."""
+    def _note_step(self) -> None:
+        """Note whose the coming step is, and what is right in it, if the task says so."""
         if self.learner_acts is not None:
             self.learner_acts = self.task.learner_acts(self.sim)
+        if self.task_label is not None:
+            self.task_label = self.task.label(self.sim)
 
     def _remove_objects(self, mask: Tensor) -> None:
         draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
@@ -299,6 +305,9 @@ class Env(EnvBase):
         self.learner_acts = self.task.learner_acts(self.sim)
         if self.learner_acts is not None:
             check_mask(self.learner_acts, n)
+        self.task_label = self.task.label(self.sim) if self.labels else None
+        if self.task_label is not None:
+            check_action(self.task_label, n, self._naction)
         self.groups = Groups(
             self.cfg.observation,
             {**observed, **self.cameras.empty()},
@@ -345,6 +354,8 @@ class Env(EnvBase):
             spec["is_absent"] = flag()
         if self.learner_acts is not None:
             spec["learner_acts"] = flag()
+        if self.task_label is not None:
+            spec["task_label"] = Unbounded(torch.Size([*n, self._naction]), device=device)
         self.observation_spec = Composite(spec, shape=n, device=device)
         self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
@@ -364,6 +375,8 @@ class Env(EnvBase):
             extra["is_absent"] = self.is_absent[:, None].clone()
         if self.learner_acts is not None:
             extra["learner_acts"] = self.learner_acts[:, None].clone()
+        if self.task_label is not None:
+            extra["task_label"] = self.task_label.float()
         return TensorDict(
             {
                 **observation,
@@ -451,7 +464,7 @@ class Env(EnvBase):
         if "unusable" in state_dict:  # older checkpoints had no such episodes
             self.unusable.copy_(state_dict["unusable"])
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
-        self._note_turns()
+        self._note_step()
         parts: dict[str, Any] = {"terms": self.groups, "starts": self.starts, "stall": self.stall}
         for name, part in parts.items():
             if part is not None:

@@ -299,6 +299,15 @@ class Task(ABC, Generic[C]):
         """
         return None
 
+    def label(self, sim: Sim) -> Tensor | None:
+        """Return what a student is to do in its teacher's place, (num_envs, naction) in [-1, 1].
+
+        NaN where the teacher's own action is right; None: everywhere. For a skill of several
+        stages, each with a policy of its own (`FrozenPolicy`), and for an arm whose object is out
+        of sight. Asked in distillation alone.
+        """
+        return None
+
     def start_state(self, sim: Sim) -> Tensor:
         """Return the present states as rows from which an episode can begin, (num_envs, k)."""
         return torch.cat((sim.data.qpos, sim.data.qvel, sim.data.ctrl), dim=1)

@@ -438,9 +438,9 @@ def _check_numbers(cfg: DictConfig) -> None:
 
 def _pin_policies(cfg: DictConfig, task: type[Task[Any]]) -> None:
     """Add to the path of each policy that acts in the task what it is now."""
-    for part in (cfg.task, cfg.eval.task):
-        for key in task.policies:
-            if part.get(key):
+    for key in task.policies:
+        for part in (cfg.task, *([cfg.eval.task] if key in cfg.eval.task else [])):
+            if part[key]:
                 part[key] = pinned(f"task.{key}", part[key])
 
 

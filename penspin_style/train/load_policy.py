@@ -49,8 +49,10 @@ class LoadedPolicy:
     def __init__(self, cfg: TrainConfig, task: Any, card: PolicyCard, act: Act) -> None:
         self.cfg, self.task, self.card, self.act = cfg, task, card, act
 
-    def env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
+    def env(self, num_envs: int, seed: int, *, training: bool = False, **settings: Any) -> Env:
         """Return the environment that it is evaluated in, or the one that it was trained in.
+
+        settings: further keywords of `Env`.
 
         Raises:
             UsageError: it does not observe what the policy reads, takes other commands than the
@@ -58,9 +60,8 @@ class LoadedPolicy:
         """
         task = self.task(self.cfg.task if training else evaluated_task(self.cfg))
         self._check_commands(task)
-        env = make_env(
-            self.cfg.sim, task, resolve_device(self.cfg.device), num_envs=num_envs, seed=seed
-        )
+        settings |= {"num_envs": num_envs, "seed": seed}
+        env = make_env(self.cfg.sim, task, resolve_device(self.cfg.device), **settings)
         observed = {i.name: i for i in env.inputs}
         for wanted in self.card.inputs:
             found = observed.get(wanted.name)

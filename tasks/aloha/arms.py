@@ -1,6 +1,6 @@
 """What the tasks on ALOHA's arms share: places in the model, base frames, targets, grasps, fans.
 
-An object that a hand may grasp is named when the world is built (`add_touch_sensors`) and when the
+A body that a hand may grasp is named when the world is built (`add_touch_sensors`) and when the
 hand is looked up (`Arm`). Positions are (num_envs, 3) m in the world unless they say otherwise.
 """
 
@@ -12,46 +12,36 @@ import torch
 from torch import Tensor
 
 from penspin_style.features import ActionChannel
+from penspin_style.sim.contacts import Contact, ContactView
 from penspin_style.sim.sim import Sim
 from tasks.robots.aloha.description import BASES, CHANNELS, SIDES
+from tasks.robots.aloha.model import FINGER_GEOMS
 
 FINGERS = ("left", "right")
 QPOS = len(CHANNELS) + 1
 """Positions of one arm: six joints and two fingers."""
 GRASP_ANGLE = math.radians(75.0)
 """How far a finger's force may be from the direction to the other finger."""
-_FOUND, _FORCE = 1 << 0, 1 << 1
-_NET_FORCE = 3  # one row: the number of contacts, and the sum of their forces in the world's frame
 
 
 def add_touch_sensors(spec: mujoco.MjSpec, side: str, body: str) -> None:
-    """Add `SIDE_FINGER_touches_BODY` for the two fingers: number of contacts, force on the body."""
-    for finger in FINGERS:
-        _add_contact_sensor(
-            spec, f"{side}_{finger}_finger_link", mujoco.mjtObj.mjOBJ_BODY, body, _FOUND | _FORCE
-        )
+    """Add what `Arm` needs to say what the fingers of a side do to a body."""
+    solid = [geom.name for geom in spec.body(body).geoms if geom.contype]
+    _touch(side, body, solid).add_to(spec)
 
 
-def add_table_sensors(spec: mujoco.MjSpec, side: str) -> None:
-    """Add `SIDE_FINGER_touches_table` for the two fingers, positive while one touches it."""
-    for finger in FINGERS:
-        _add_contact_sensor(
-            spec, f"{side}_{finger}_finger_link", mujoco.mjtObj.mjOBJ_GEOM, "table", _FOUND
-        )
+def table_contact(side: str) -> Contact:
+    """Return the contact of a side's four finger capsules with the table."""
+    return Contact(f"{side}_fingers_table", _capsules(side), ("table",))
 
 
-def _add_contact_sensor(
-    spec: mujoco.MjSpec, link: str, kind: mujoco.mjtObj, other: str, data: int
-) -> None:
-    spec.add_sensor(
-        name=f"{link.removesuffix('_finger_link')}_touches_{other}",
-        type=mujoco.mjtSensor.mjSENS_CONTACT,
-        objtype=mujoco.mjtObj.mjOBJ_BODY,
-        objname=link,
-        reftype=kind,
-        refname=other,
-        intprm=[data, _NET_FORCE, 1],
-    )
+def _touch(side: str, body: str, geoms: Sequence[str]) -> Contact:
+    return Contact(f"{side}_fingers_{body}", _capsules(side), geoms)
+
+
+def _capsules(side: str) -> tuple[str, ...]:
+    """Return the geoms of a hand's fingers: two of the left one, two of the right one."""
+    return tuple(f"{side}_{name}" for name in FINGER_GEOMS)
 
 
 class Arm:
@@ -75,10 +65,12 @@ class Arm:
         sign = round(math.cos(yaw))
         self.turn = torch.tensor([float(sign), float(sign), 1.0], device=device)
         """Signs that turn the world's axes into the base's and back: bases stand at 0 or pi."""
-        self._touch = [
-            int(model.sensor_adr[model.sensor(f"{side}_{f}_touches_{grasps}").id])
-            for f in (FINGERS if grasps else ())
-        ]
+        self._touch = None
+        if grasps:
+            geoms = range(model.ngeom)
+            mine = [i for i in geoms if model.geom_bodyid[i] == model.body(grasps).id]
+            solid = [model.geom(i).name for i in mine if model.geom_contype[i]]
+            self._touch = _touch(side, grasps, solid).view(sim)
 
     def position(self, sim: Sim) -> Tensor:
         """Return where the gripper's site is."""
@@ -109,27 +101,34 @@ class Arm:
         """Return rotations (..., 3, 3) from the world in the base's frame."""
         return matrices * self.turn[:, None]
 
-    def forces(self, sim: Sim) -> tuple[Tensor, Tensor]:
-        """Return the forces of the left and the right finger on what it may grasp, N."""
-        data = sim.data.sensordata
-        left, right = (data[:, at + 1 : at + 4] for at in self._touch)
-        return left, right
+    @property
+    def touch(self) -> ContactView:
+        """How the fingers' four capsules touch what the hand may grasp.
 
-    def touches(self, sim: Sim) -> Tensor:
+        Raises:
+            ValueError: the arm was looked up without a body to grasp.
+        """
+        if self._touch is None:
+            raise ValueError(f"Arm({self.side!r}): name the body that it may grasp")
+        return self._touch
+
+    def forces(self) -> Tensor:
+        """Return the forces of the left and the right finger on the body, (num_envs, 2, 3) N."""
+        return -self.touch.force.unflatten(1, (2, 2)).sum(dim=2)
+
+    def touches(self) -> Tensor:
         """Return whether a finger touches what the hand may grasp, (num_envs,) bool."""
-        return (sim.data.sensordata[:, self._touch] > 0).any(dim=1)
+        return self.touch.touching.any(dim=1)
 
     def grasps(self, sim: Sim, least: float = 2.5) -> Tensor:
         """Return whether both fingers press more than `least` N towards each other, (num_envs,)."""
         xpos = sim.data.site_xpos
         across = xpos[:, self._fingers[1]] - xpos[:, self._fingers[0]]
         across = across / across.norm(dim=1, keepdim=True)
-        held = torch.ones(sim.num_envs, dtype=torch.bool, device=sim.device)
-        for force, sign in zip(self.forces(sim), (1.0, -1.0), strict=True):
-            size = force.norm(dim=1)
-            towards = sign * (force * across).sum(dim=1)
-            held &= (size > least) & (towards > math.cos(GRASP_ANGLE) * size)
-        return held
+        forces = self.forces()
+        size = forces.norm(dim=2)
+        towards = (forces * across[:, None]).sum(dim=2) * across.new_tensor((1.0, -1.0))
+        return ((size > least) & (towards > math.cos(GRASP_ANGLE) * size)).all(dim=1)
 
 
 class Targets:

@@ -22,6 +22,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from penspin_style.env.rewards import RunningMax
 from penspin_style.env.start_bank import read_bank
 from penspin_style.env.task import ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
@@ -134,7 +135,7 @@ class HandOver(Task[Config]):
         )
         for side in description.SIDES:
             arms.add_touch_sensors(spec, side, "box")
-            arms.add_table_sensors(spec, side)
+            arms.table_contact(side).add_to(spec)
         return spec
 
     @property
@@ -157,16 +158,18 @@ class HandOver(Task[Config]):
         self.top, self.bottom = (model.site(f"box_{end}").id for end in ("top", "bottom"))
         self.target = int(model.body_mocapid[model.body("target").id])
         self.fingers = [*range(6, 8), *range(arms.QPOS + 6, arms.QPOS + 8)]
-        names = (f"{s}_{f}_touches_table" for s in description.SIDES for f in arms.FINGERS)
-        self.table = [int(model.sensor_adr[model.sensor(name).id]) for name in names]
+        self.table = [arms.table_contact(side).view(sim) for side in description.SIDES]
         self.home, self.command = (torch.tensor(x, device=device) for x in (HOME, COMMAND))
         self.meeting = torch.tensor(MEETING, device=device)
         self.memory = {
             "steps": torch.zeros(sim.num_envs, device=device),
             "first": torch.zeros(sim.num_envs, device=device),
-            "best": torch.zeros(sim.num_envs, device=device),
             "lifted": torch.zeros(sim.num_envs, dtype=torch.bool, device=device),
         }
+        whole = sum(self.cfg.potential.values())
+        self.weights = {name: weight / whole for name, weight in self.cfg.potential.items()}
+        self.terms: dict[str, Tensor] = {}  # the last step's, for its metrics
+        self.best = RunningMax(self.memory, "best", self.weights, sim)
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Put the arms at home, the box on the left of the table and the target on the right."""
@@ -182,6 +185,7 @@ class HandOver(Task[Config]):
         arms.write(sim.data.mocap_pos[:, self.target], target, mask)
         for value in self.memory.values():
             value.masked_fill_(mask, 0)
+        self.best.clear(mask)
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Add to the last targets, not to the measured joints."""
@@ -216,25 +220,22 @@ class HandOver(Task[Config]):
         at_bottom = _near(data.site_xpos[:, self.bottom], right)
         near_right = at_bottom * ~before + at_bottom * past  # twice where the left has let go
         given = torch.maximum(_near(box, self.meeting), _near(left, self.meeting) * past)
-        clear = (data.sensordata[:, self.table] > 0).any(dim=1)
+        hits = torch.stack([view.touching.any(dim=1) for view in self.table]).any(dim=0)
         return {
             "gripper_box": near_left + near_right,
             "box_handover": given,
             "handover_target": _near(target, box) * near_right * _beyond(left[:, 0], 0.0, -1.0),
-            "no_table_collision": 1.0 - clear.float(),
+            "no_table_collision": 1.0 - hits.float(),
         }
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return what the potential gained above its best, a bonus for holding on, the drop."""
-        memory, weights = self.memory, self.cfg.potential
-        terms = self.potential(sim)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(dim=0)
-        total = total / sum(weights.values())
-        first = memory["steps"] <= 1
+        memory = self.memory
+        terms = self.terms = self.potential(sim)
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(dim=0)
+        first = memory["best"].isinf()
         memory["first"].copy_(torch.where(first, total, memory["first"]))
-        best = torch.where(first, total, memory["best"])
-        gain = (total - best).clamp(min=0.0)
-        memory["best"].copy_(torch.maximum(best, total))
+        gain = self.best.gain(terms)
         box = sim.data.xpos[:, self.box]
         memory["lifted"] |= box[:, 2] > self.cfg.lifted_height
         away = _beyond(self.left.position(sim)[:, 0], 0.0, -1.0)
@@ -259,11 +260,11 @@ class HandOver(Task[Config]):
         off = sim.data.xpos[:, self.box] - sim.data.mocap_pos[:, self.target]
         near = off.norm(dim=1) < self.cfg.target_distance
         held = self.right.grasps(sim, self.cfg.grasp_force)
-        return near & held & ~self.left.touches(sim)
+        return near & held & ~self.left.touches()
 
     def progress(self, sim: Sim) -> Tensor:
         """Return what the potential has gained since the episode's first step."""
-        return self.memory["best"] - self.memory["first"]
+        return (self.memory["best"] - self.memory["first"]).clamp(min=0.0)
 
     def start_bank(self, device: torch.device) -> Tensor:
         """Return states along scripted hand-overs (n, 59).
@@ -277,7 +278,7 @@ class HandOver(Task[Config]):
         """Return the potential's terms, and whether the box is lifted, is past the middle."""
         box = sim.data.xpos[:, self.box]
         return {
-            **self.potential(sim),
+            **(self.terms or self.potential(sim)),
             "lifted": (box[:, 2] > self.cfg.lifted_height).float(),
             "past": (box[:, 0] >= PAST).float(),
         }

@@ -35,6 +35,17 @@ def test_where_the_object_is_absent_the_label_is_to_do_nothing(teacher):
     close(td["label"][~absent], taught(td["teacher"])[~absent])
 
 
+def test_where_the_task_says_what_is_right_that_is_the_label(teacher):
+    distill = make(teacher)
+    own = torch.full((6, 2), float("nan"))
+    own[0], own[1, 1] = torch.tensor([0.25, -0.5]), 0.75
+    td = distill.act(root().set("task_label", own))
+    expected = taught(td["teacher"])
+    expected[0], expected[1, 1] = own[0], 0.75
+    close(td["label"], expected)
+    assert torch.equal(td["action"], td["label"])  # the first iteration is the label's
+
+
 def test_the_teacher_drives_the_first_iteration_and_the_student_all_others(teacher):
     distill = make(teacher)
     td = distill.act(root())

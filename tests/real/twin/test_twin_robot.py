@@ -1,12 +1,14 @@
 """Twins: the training's own physics where nothing is changed, and by hand where something is."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 import torch
 
 from penspin_style.deploy.actions import Decoder
+from penspin_style.deploy.bundle import Bundle
 from penspin_style.env.task import load_task
 from penspin_style.features import Feature
 from penspin_style.sim.perturb import Perturbation
@@ -18,6 +20,8 @@ from real.twin.evaluate import evaluate_on_twins
 from real.twin.robot import SimRobot, load_twin
 from tests.support.rail import H, substeps
 from tests.support.rail_twin import DT, RAIL, Formula, env_of, place, rail, true_place
+
+PRETRAINED = pathlib.Path(__file__).parents[3] / "outputs" / "pretrained"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,16 @@ def test_a_batch_of_twins_is_evaluated_as_environments_are():
     assert torch.equal(mine.kind, theirs.kind) and mine.steps.tolist() == [40.0] * 6
     for name, value in theirs.values.items():
         assert torch.equal(mine.values[name], value), name
+
+
+@pytest.mark.parametrize("twin", ["pen", "pen_shifted"])
+@pytest.mark.parametrize("student", ["student", "student_ends"])
+def test_every_shipped_student_of_the_pen_acts_on_its_twins(twin, student):
+    bundle = Bundle.load(PRETRAINED / "pen_spin" / student / "policy.onnx")
+    found = evaluate_on_twins(
+        load_twin(twin, overrides=("task.episode_length=3",)), bundle, episodes=2, seed=0
+    )
+    assert found.steps.tolist() == [3.0, 3.0]
 
 
 def test_a_seed_decides_everything_from_the_next_reset_on():

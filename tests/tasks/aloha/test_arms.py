@@ -21,7 +21,7 @@ def model():
     aloha.add_handover_box(spec)
     for side in description.SIDES:
         arms.add_touch_sensors(spec, side, "box")
-        arms.add_table_sensors(spec, side)
+        arms.table_contact(side).add_to(spec)
     return spec.compile()
 
 
@@ -59,13 +59,13 @@ def finger_forces(model, row, side):
 def test_finger_forces_are_the_sums_over_the_contact_list(model):
     sim = holding(model)
     left, right = arms.both(sim, "box")
-    sensed = torch.stack(left.forces(sim), dim=1).numpy()
+    sensed = left.forces().numpy()
     for row, found in zip(sim.get_state().numpy(), sensed, strict=True):
         expected, _ = finger_forces(model, row, "left")
         np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.abs(sensed).max() > 1.0
-    assert not torch.stack(right.forces(sim)).any()
-    assert left.touches(sim).all() and not right.touches(sim).any()
+    assert not right.forces().any()
+    assert left.touches().all() and not right.touches().any()
 
 
 def test_a_grasp_is_two_fingers_that_press_towards_each_other(model):
@@ -88,7 +88,7 @@ def test_a_grasp_is_two_fingers_that_press_towards_each_other(model):
 def test_a_grasp_is_felt_alike_on_both_engines(model):
     pytest.importorskip("mujoco_warp")
     exact, warp = (holding(model, engine) for engine in ("mujoco", "warp"))
-    forces = [torch.stack(arms.Arm(sim, "left", "box").forces(sim)) for sim in (exact, warp)]
+    forces = [arms.Arm(sim, "left", "box").forces() for sim in (exact, warp)]
     np.testing.assert_allclose(forces[1], forces[0], atol=0.05)  # N
     for least in (0.2, 9.0):
         held = [arms.Arm(sim, "left", "box").grasps(sim, least) for sim in (exact, warp)]
@@ -101,12 +101,14 @@ def test_fingers_on_the_table_are_felt(model):
     sim.data.qpos[1, 2] = 0.1
     sim.data.qpos[:, 16:19] = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
     sim.forward()
-    touched = [
-        sim.data.sensordata[:, int(model.sensor_adr[model.sensor(f"{s}_{f}_touches_table").id])]
-        for s in description.SIDES
-        for f in arms.FINGERS
-    ]
-    assert (torch.stack(touched) > 0).T.tolist() == [[False] * 4, [True, True, False, False]]
+    touched = [arms.table_contact(side).view(sim).touching.tolist() for side in description.SIDES]
+    assert touched[0][0] == [False] * 4 and any(touched[0][1][:2]) and any(touched[0][1][2:])
+    assert touched[1] == [[False] * 4] * 2
+
+
+def test_an_arm_that_may_grasp_nothing_says_so(model):
+    with pytest.raises(ValueError, match=r"Arm\('left'\): name the body that it may grasp"):
+        arms.Arm(make_sim(model, 1, "cpu"), "left").touches()
 
 
 def test_an_arm_sees_the_world_from_its_base(model):
