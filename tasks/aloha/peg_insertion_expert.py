@@ -28,6 +28,7 @@ CLOSE_STEPS = 8
 GAIN = 0.35  # share of what is measured to be wrong that a step makes good
 STEP, TURN = 0.03, 0.08  # m and rad that count as wrong at most
 DEEPER = 0.03  # m, by which the tip is wanted nearer to the socket's end than it is
+HOME = 0.009  # m from the socket's end
 INSIDE, OUTSIDE = 0.096, 0.115  # m from that end, where the tip goes in, and where it waits
 
 
@@ -131,7 +132,8 @@ class InsertionExpert:
         in_line = (beside < torch.where(inside, 0.02, 0.006)) & (
             turn.norm(dim=1) < torch.where(inside, 0.5, 0.12)
         )
-        deeper = (depth - DEEPER).clamp(min=0.004)
+        # once it is home, pushing on would only wind the targets up
+        deeper = torch.where(depth < HOME, depth, (depth - DEEPER).clamp(min=0.004))
         waits = torch.where(inside, depth, depth.clamp(min=OUTSIDE))
         goal = torch.where(in_line, deeper, waits)
         goal = torch.where(depth > OUTSIDE + DEEPER, deeper, goal)  # there is nothing to miss
