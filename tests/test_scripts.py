@@ -56,6 +56,23 @@ def test_a_student_is_of_the_pen_unless_another_task_is_named(argv):
     assert argv("train_student_sim.sh name=x task=reach") == ["train", "name=x", "task=reach"]
 
 
+def test_teachers_of_aloha_go_on_where_they_were_and_know_their_pick(argv, tmp_path):
+    own = ["device=cpu", "seed=3", "name=mine"]
+    told = argv("train_aloha.sh pick cpu 3 mine total_samples=9")
+    assert told == ["train", "task=aloha_pick", *own, "total_samples=9"]
+    insertion = ["train", "task=aloha_peg_insertion", *own]
+    assert argv("train_aloha.sh insertion cpu 3 mine") == insertion
+    (tmp_path / "outputs" / "aloha_pick" / "mine" / "policy").mkdir(parents=True)
+    (tmp_path / "outputs" / "aloha_peg_insertion" / "mine" / "checkpoints").mkdir(parents=True)
+    pick = "task.pick_policy=outputs/aloha_pick/mine"
+    assert argv("train_aloha.sh insertion cpu 3 mine") == [*insertion, pick, "resume=true"]
+    # of all three the last is the hand-over
+    last = ["train", "task=aloha_handover", "device=cuda:1", *own[1:]]
+    assert argv("train_aloha.sh all 1 3 mine") == last
+    for wrong in ("pick cpu 3", "lift cpu 3 mine"):
+        assert "usage: scripts/train_aloha.sh handover|pick" in argv(f"train_aloha.sh {wrong}", 2)
+
+
 def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(argv):
     run = "outputs/pen_spin/mine"
     video = ["--video", f"{run}/videos/teacher.mp4", "--strip", f"{run}/videos/teacher.png"]
