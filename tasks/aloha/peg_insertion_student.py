@@ -8,7 +8,7 @@ a robot, and two 32 x 32 images of each wrist camera, all 0 to 3 control steps l
 | term | numbers |
 | --- | --- |
 | left_qpos, right_qpos | 8 each: six joints, two fingers |
-| left_tracking_error, right_tracking_error | 8 each: those less their targets, the gripper's twice |
+| left_tracking_error, right_tracking_error | 8 each: those less the targets, the gripper's twice |
 | has_switched | 1 once both hands have been above `switch_height` |
 
 **Success**: as in `aloha_peg_insertion`; where an object is hidden there is none.
@@ -51,7 +51,7 @@ PROPRIOCEPTION = (
     "has_switched",
 )
 HIDDEN = ((-0.4, 0.33), (0.4, 0.33))
-"""m, x and y of a hidden socket and of a hidden peg."""
+"""m, x and y of a hidden socket and of a hidden peg: where its own arm's camera does not look."""
 CLOSING = 0.5 * (description.GRIPPER_CLOSED + description.GRIPPER_OPEN)
 """m, the command below which a hand closes."""
 

@@ -50,6 +50,7 @@ SWITCH_HEIGHT = 0.17
 PROPRIOCEPTION = (
     *(Feature(f"{side}_qpos", (len(CHANNELS) + 1,), "1") for side in SIDES),
     *(Feature(f"{side}_command_error", (len(CHANNELS),), "1") for side in SIDES),
+    *(Feature(f"{side}_tracking_error", (len(CHANNELS) + 1,), "1") for side in SIDES),
     Feature("fingertips", (len(SIDES), 3), "m"),
     Feature("has_switched", (1,), "1"),
 )
@@ -169,7 +170,9 @@ def proprioception(
     followed = dict(zip(SIDES, np.split(np.asarray(targets, float), 2), strict=True))
     for side, arm in measured.items():
         values[f"{side}_qpos"] = np.append(arm, arm[-1])  # both fingers
-        values[f"{side}_command_error"] = followed[side] - arm
+        error = followed[side] - arm
+        values[f"{side}_command_error"] = error
+        values[f"{side}_tracking_error"] = -np.append(error, error[-1])
     return {f.name: values[f.name].astype(f.dtype) for f in PROPRIOCEPTION}
 
 

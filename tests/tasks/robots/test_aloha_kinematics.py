@@ -93,5 +93,7 @@ def test_proprioception_is_joints_both_fingers_and_what_is_missing_to_the_target
     np.testing.assert_allclose(seen["right_qpos"], [*channels[7:], channels[13]], rtol=1e-6)
     np.testing.assert_allclose(seen["left_command_error"], 0.01 * np.arange(7), atol=1e-7)
     np.testing.assert_allclose(seen["right_command_error"], 0.01 * np.arange(7, 14), atol=1e-7)
+    late = -0.01 * np.array([*range(7, 14), 13])
+    np.testing.assert_allclose(seen["right_tracking_error"], late, atol=1e-7)
     np.testing.assert_allclose(seen["fingertips"], description.fingertips(channels), atol=1e-7)
     assert seen["has_switched"].tolist() == [1.0]
