@@ -189,6 +189,26 @@ def command_differences(
     return faults + channel_differences(card.actions, channels, whose)
 
 
+def in_scale_of(
+    card: PolicyCard, channels: Sequence[ActionChannel]
+) -> tuple[PolicyCard, tuple[float, ...]]:
+    """Return a policy as one that acts in channels of larger scales, and factors of its actions.
+
+    A teacher's small steps are thus said in the channels of a student that takes larger ones too.
+    Only the scales of `delta` channels change, and none that the policy's actions would exceed;
+    what else differs is left for `command_differences` to say.
+    """
+    own = {c.name: c for c in channels}
+    actions = tuple(
+        dataclasses.replace(a, scale=own[a.name].scale)
+        if a.name in own and a.mode == "delta" and a.scale < own[a.name].scale
+        else a
+        for a in card.actions
+    )
+    factors = tuple(a.scale / b.scale for a, b in zip(card.actions, actions, strict=True))
+    return dataclasses.replace(card, actions=actions), factors
+
+
 def channel_differences(
     mine: Sequence[ActionChannel], theirs: Sequence[ActionChannel], whose: str
 ) -> list[str]:

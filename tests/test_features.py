@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from penspin_style.features import ActionChannel, Feature, Input, Joint, PolicyCard
+from penspin_style.features import (
+    ActionChannel,
+    Feature,
+    Input,
+    Joint,
+    PolicyCard,
+    command_differences,
+    in_scale_of,
+)
 
 CARD = PolicyCard(
     task="cart",
@@ -196,3 +204,19 @@ def test_a_card_with_a_key_twice_or_nested_without_end_is_not_read():
     assert deep != text
     with pytest.raises(ValueError, match="nested more than 64 deep"):
         PolicyCard.from_json(deep)
+
+
+def test_a_policys_small_steps_are_said_in_channels_of_larger_ones():
+    rows = (("waist", 0.01, "delta"), ("grip", 0.04, "delta"), ("lamp", 0.01, "absolute"))
+    mine = tuple(ActionChannel(name, "1", scale, -1.0, 1.0, mode) for name, scale, mode in rows)
+    theirs = tuple(dataclasses.replace(c, scale=0.02) for c in mine)
+    card, factors = in_scale_of(dataclasses.replace(CARD, actions=mine), theirs)
+    assert factors == (0.5, 1.0, 1.0)
+    assert [c.scale for c in card.actions] == [0.02, 0.04, 0.01]
+    left = command_differences(card, theirs, CARD.control_dt, "environment")
+    assert left == [
+        "grip: the policy has scale 0.04, the environment 0.02",
+        "lamp: the policy has scale 0.01, the environment 0.02",
+    ]
+    other = tuple(dataclasses.replace(c, name=c.name + "2") for c in theirs)
+    assert in_scale_of(card, other) == (card, (1.0, 1.0, 1.0))

@@ -32,7 +32,7 @@ from penspin_style.algo.imitation import DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
 from penspin_style.data.replay import Replay
 from penspin_style.data.rollouts import Rollouts, shuffled
-from penspin_style.features import Input, PolicyCard, command_differences
+from penspin_style.features import Input, PolicyCard, command_differences, in_scale_of
 from penspin_style.nets.policy import open_policy
 
 
@@ -72,6 +72,8 @@ class Distill:
         self.policy = self.student.policy.to(device)
         self.teacher: Any = None  # recorded roll-outs have labels
         self.teacher_card: PolicyCard | None = None
+        self.factors: Tensor | float = 1.0
+        """What an action of the teacher is multiplied by, to be the same command as here."""
         if not cfg.rollouts:
             teacher, self.teacher_card = _load_teacher(cfg.teacher, observed, naction)
             self.teacher = teacher.to(device)
@@ -106,10 +108,11 @@ class Distill:
             seed=seed,
         )
         teacher = made.teacher_card
-        if teacher is not None and (
-            faults := command_differences(teacher, env.actions, env.control_dt, "environment")
-        ):
-            raise ValueError(f"algo.teacher={cfg.algo.teacher}: {'; '.join(faults[:2])}")
+        if teacher is not None:
+            teacher, factors = in_scale_of(teacher, env.actions)
+            if faults := command_differences(teacher, env.actions, env.control_dt, "environment"):
+                raise ValueError(f"algo.teacher={cfg.algo.teacher}: {'; '.join(faults[:2])}")
+            made.factors = torch.tensor(factors, device=device)
         if cfg.algo.init_from and not cfg.resume:
             begin_from(made.policy, cfg.algo.init_from, env)
         return made
@@ -148,7 +151,8 @@ class Distill:
             own = own_steps(td)
             if own is None or own.any():
                 self._update_normalizer(numbers, own)
-        label = labels(td, self.teacher.act(*(td[key] for key in self.teacher.in_keys)))
+        taught = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
+        label = labels(td, self.factors * taught)
         td.update(self.student.see(td))
         action = self.student.act(td)
         drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta

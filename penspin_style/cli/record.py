@@ -2,12 +2,15 @@
 
 import argparse
 import pathlib
+from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 
 from penspin_style.algo.algorithm import labels, own_steps
 from penspin_style.data.rollouts import LABEL, RolloutWriter
 from penspin_style.env.task import task_name
+from penspin_style.features import in_scale_of
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train, typed_tasks
 from penspin_style.train.load_policy import LoadedPolicy, open_policy
@@ -22,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     cfg, task = source.cfg, source.task
     if named:
         cfg, task, _ = compose_train(overrides)
-        source = LoadedPolicy(cfg, task, source.card, source.act)
+        source = _in_task(source, cfg, task)
     env = source.env(args.num_envs, args.seed, training=True, labels=True)
     facts = {"task": task_name(task), "policy": source.card.run}
     facts |= {"control_dt": cfg.task.control_dt, "seed": args.seed}
@@ -43,3 +46,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{writer.rows} rows in {args.out}")
     return EXIT_OK
+
+
+def _in_task(source: LoadedPolicy, cfg: Any, task: Any) -> LoadedPolicy:
+    """Return a policy that acts in another task than its own, in the scales of its channels."""
+    card, factors = in_scale_of(source.card, task(cfg.task).actions)
+
+    def act(root: TensorDictBase) -> torch.Tensor:
+        action = source.act(root)
+        return action * action.new_tensor(factors)
+
+    return LoadedPolicy(cfg, task, card, act)

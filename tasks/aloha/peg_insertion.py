@@ -27,7 +27,7 @@ paid after the switch alone. What this does otherwise than upstream:
 import math
 import pathlib
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import mujoco
 import torch
@@ -60,7 +60,8 @@ TILT = math.cos(math.radians(80.0))
 WORLD = 1.0  # m
 _BANK = pathlib.Path(__file__).parents[1] / "assets" / "insertion_starts"
 _PER_ARM = tuple(f"{side}_{name}" for side in description.SIDES for name in one_arm.UNITS)
-_STATE = (*_PER_ARM, "tip_error")
+STATE = (*_PER_ARM, "tip_error")
+"""The terms that a policy reads."""
 _TRUTH = ("episode_time", "tip_in_socket", "peg_in_socket", "grips")
 
 
@@ -90,8 +91,8 @@ class Config(TaskConfig):
     )
     observation: dict[str, dict[str, ObsTerm]] = field(
         default_factory=lambda: {
-            "teacher": {name: ObsTerm() for name in _STATE},
-            "critic": {name: ObsTerm() for name in (*_STATE, *_TRUTH)},
+            "teacher": {name: ObsTerm() for name in STATE},
+            "critic": {name: ObsTerm() for name in (*STATE, *_TRUTH)},
         }
     )
     latency: dict[str, Latency] = field(default_factory=lambda: {"teacher": Latency()})
@@ -131,11 +132,15 @@ class Config(TaskConfig):
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
 
 
-class PegInsertion(Task[Config]):
-    """See the module's docstring."""
+C = TypeVar("C", bound=Config)
 
-    Config = Config
+
+class Insertion(Task[C]):
+    """What the task of the teacher and that of the student have in common."""
+
     policies: ClassVar[tuple[str, ...]] = ("pick_policy",)
+    picks_itself: ClassVar[bool] = True
+    """Whether `pick_policy` acts before the switch."""
     units: ClassVar[dict[str, str]] = {
         **{f"{s}_{name}": u for s in description.SIDES for name, u in one_arm.UNITS.items()},
         "tip_error": "m",
@@ -187,17 +192,7 @@ class PegInsertion(Task[Config]):
         self.shows_truth = bool(read & set(_TRUTH))
         self.aims = torch.tensor(TARGETS, device=device)
         self.ring = Ring(sim, cfg.preinsertion)
-        self.picker = None
-        if cfg.pick_policy:
-            late = cfg.latency.get("teacher")
-            self.picker = Picker(
-                sim,
-                "task.pick_policy",
-                cfg.pick_policy,
-                odds=late.weights if late else [1.0],
-                scale=cfg.pick_scale,
-                control_dt=cfg.control_dt,
-            )
+        self.picker = self.open_picker(sim) if self.picks_itself and cfg.pick_policy else None
         self.memory = {
             **{
                 f"{side}/{name}": value
@@ -213,6 +208,23 @@ class PegInsertion(Task[Config]):
             "first": torch.zeros(n, device=device),
             "nearest": torch.zeros(n, device=device),
         }
+
+    def open_picker(self, sim: Sim) -> Picker:
+        """Return the policy of `pick_policy`.
+
+        Raises:
+            ValueError: see `FrozenPolicy`.
+        """
+        cfg = self.cfg
+        late = cfg.latency.get("teacher")
+        return Picker(
+            sim,
+            "task.pick_policy",
+            cfg.pick_policy,
+            odds=late.weights if late else [1.0],
+            scale=cfg.pick_scale,
+            control_dt=cfg.control_dt,
+        )
 
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Draw places, yaws and waists; begin a share of episodes in the ring, after the switch."""
@@ -391,10 +403,14 @@ class PegInsertion(Task[Config]):
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether something was dropped, tilted or lost, or the window is over."""
+        over = self.memory["since"] >= self.cfg.window
+        return self.dropped(sim) | self.is_out_of_reach(sim) | over
+
+    def is_out_of_reach(self, sim: Sim) -> Tensor:
+        """Return whether an object is out of the world or tilted, (num_envs,) bool."""
         data = sim.data
         lost = (data.xpos[:, self.bodies].abs() > WORLD).flatten(1).any(dim=1)
-        tilted = (data.xmat[:, self.bodies, 2, 2] < TILT).any(dim=1)
-        return self.dropped(sim) | lost | tilted | (self.memory["since"] >= self.cfg.window)
+        return lost | (data.xmat[:, self.bodies, 2, 2] < TILT).any(dim=1)
 
     def success(self, sim: Sim) -> Tensor:
         """Return whether the peg is home, by the hands that hold it up, (num_envs,) bool."""
@@ -437,6 +453,12 @@ class PegInsertion(Task[Config]):
             "dropped": sums["dropped"] > 0,
             "beside": sums["beside"] / steps,
         }
+
+
+class PegInsertion(Insertion[Config]):
+    """See the module's docstring."""
+
+    Config = Config
 
 
 def _inserted(distance: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Before the switch it moves the arms as a policy would that has no frozen one bef
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tasks.aloha.one_arm import OneArm
 from tasks.aloha.reach import Reach, follow
 
 if TYPE_CHECKING:
-    from tasks.aloha.peg_insertion import PegInsertion
+    from tasks.aloha.peg_insertion import Insertion
 
 STAGES = ("above", "at_object", "grasp", "lift", "carry")
 ABOVE, GRASP, LIFT, CARRY = (STAGES.index(name) for name in ("above", "grasp", "lift", "carry"))
@@ -35,7 +35,7 @@ INSIDE, OUTSIDE = 0.096, 0.115  # m from that end, where the tip goes in, and wh
 class InsertionExpert:
     """Actions of the script in every environment of a simulation; it begins with `restart`."""
 
-    def __init__(self, task: "PegInsertion", sim: Sim, seed: int = 0) -> None:
+    def __init__(self, task: "Insertion[Any]", sim: Sim, seed: int = 0) -> None:
         """Build the simulation whose arms stand where the commands are."""
         self.task, self.sim = task, sim
         self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)

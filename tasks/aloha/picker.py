@@ -65,13 +65,23 @@ class Picker:
         first: where an episode begins, (num_envs,) bool; nothing is late there.
         """
         seen = self.memory["seen"]
-        now = torch.stack(
-            [torch.cat([arm[f.name].flatten(1) for f in _FEEDS], dim=1) for arm in terms], dim=1
-        )
+        now = _joined(terms)
         past = torch.cat((now[:, None], seen[:, :-1]), dim=1)
         seen.copy_(torch.where(first[:, None, None, None], now[:, None], past))
         envs = torch.arange(len(now), device=now.device)
-        given = seen[envs, self.memory["seen_late"]]
+        return self._answer(seen[envs, self.memory["seen_late"]])
+
+    def answer(self, terms: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Return the actions of both arms, (num_envs, 14), on what is there now; note nothing."""
+        return self._answer(_joined(terms))
+
+    def _answer(self, given: Tensor) -> Tensor:
         parts = given.flatten(0, 1).split(self._sizes, dim=1)
         named = {f.name: part.unflatten(1, f.shape) for f, part in zip(_FEEDS, parts, strict=True)}
-        return self.policy.act(named).view(len(now), -1)
+        return self.policy.act(named).view(len(given), -1)
+
+
+def _joined(terms: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return what the policy is fed of each arm, (num_envs, arms, 53)."""
+    rows = [torch.cat([arm[f.name].flatten(1) for f in _FEEDS], dim=1) for arm in terms]
+    return torch.stack(rows, dim=1)

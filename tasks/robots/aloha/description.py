@@ -6,15 +6,16 @@ the way of one of its fingers in m: 0.002 is closed, 0.037 open, as MuJoCo Playg
 `normalize_gripper` turns it into the 0 (closed) to 1 (open) that the stock ALOHA programs use.
 
 The tasks, the driver and the card of a policy read these numbers here. `aloha.xml` beside it stays
-a model that opens alone, so joints and limits stand there too, and
-`tests/tasks/robots/test_aloha_model.py` holds both equal. Gains and masses are the model's alone.
+a model that opens alone, so joints, limits and frames stand there too, and
+`tests/tasks/robots/test_aloha_model.py` and `test_aloha_kinematics.py` hold both equal. Gains and
+masses are the model's alone.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from penspin_style.features import ActionChannel
+from penspin_style.features import ActionChannel, Feature
 
 ROBOT = "aloha"
 SIDES = ("left", "right")
@@ -44,6 +45,32 @@ BASES = {
     "right": ((0.469, -0.019, 0.02), np.pi),
 }
 """m and rad, where each arm stands in the world, and its turn about the vertical."""
+SWITCH_HEIGHT = 0.17
+"""m in the world, of the middles of both hands' fingertips above which the objects are up."""
+PROPRIOCEPTION = (
+    *(Feature(f"{side}_qpos", (len(CHANNELS) + 1,), "1") for side in SIDES),
+    *(Feature(f"{side}_command_error", (len(CHANNELS),), "1") for side in SIDES),
+    *(Feature(f"{side}_tracking_error", (len(CHANNELS) + 1,), "1") for side in SIDES),
+    Feature("fingertips", (len(SIDES), 3), "m"),
+    Feature("has_switched", (1,), "1"),
+)
+"""What `proprioception` computes of joints and targets alone."""
+
+_X, _Y, _Z = np.eye(3)
+_LINKS = (  # m and axis: the frame of each joint of an arm, seen from the one before
+    ((0.0, 0.0, 0.079), _Z),
+    ((0.0, 0.0, 0.04805), _Y),
+    ((0.05955, 0.0, 0.3), _Y),
+    ((0.2, 0.0, 0.0), _X),
+    ((0.1, 0.0, 0.0), _Y),
+    ((0.069744, 0.0, 0.0), _X),
+)
+_HAND = (0.035, 0.0, 0.0)  # m, the gripper's base seen from the last link
+_HAND_TURNS = ((_Y, 1.57), (_Z, -1.57))  # its turns, one after the other; cut, as published
+_FINGERS = (  # m: a finger seen from the gripper's base; its turn, w, x, y, z; its tip
+    ((0.0191, -0.0141637, 0.0211727), (0.5, -0.5, -0.5, 0.5), (0.0175, -0.0827, 0.0228)),
+    ((-0.0191, -0.0141637, 0.0211727), (0.5, 0.5, 0.5, 0.5), (0.0175, 0.0827, 0.0228)),
+)
 
 
 def actions(
@@ -100,6 +127,87 @@ def denormalize(channels: np.ndarray) -> np.ndarray:
         ValueError: the last axis is no multiple of seven.
     """
     return _with_grippers(channels, gripper_position)
+
+
+def fingertips(channels: np.ndarray) -> np.ndarray:
+    """Return the middles between the fingertips of each hand, (..., n, 3) m in the world.
+
+    channels: (..., 14), or (..., 7) of the left arm alone: rad, and m of the one finger that is
+        measured; the other one mirrors it.
+
+    Raises:
+        ValueError: the last axis is neither.
+    """
+    n = len(CHANNELS)
+    channels = np.asarray(channels, float)
+    if not channels.ndim or channels.shape[-1] not in (n, n * len(SIDES)):
+        raise ValueError(f"channels must be (..., {n}) or (..., {2 * n}), got {channels.shape}")
+    arms = np.split(channels, channels.shape[-1] // n, axis=-1)
+    places = [_fingertips(arm) for arm in arms]
+    for i, (pos, yaw) in enumerate(BASES[side] for side in SIDES[: len(arms)]):
+        places[i] = pos + _turn(places[i], _Z, np.array([yaw]))
+    return np.stack(places, axis=-2)
+
+
+def has_switched(channels: np.ndarray, before: bool = False) -> bool:
+    """Return whether both hands are above `SWITCH_HEIGHT`, or have been before.
+
+    channels: (14,), what is measured now.
+    """
+    return before or bool((fingertips(channels)[..., 2] > SWITCH_HEIGHT).all())
+
+
+def proprioception(
+    channels: np.ndarray, targets: np.ndarray, *, switched: bool
+) -> dict[str, np.ndarray]:
+    """Return the features of `PROPRIOCEPTION`, float32, as the tasks compute them.
+
+    channels: (14,) as measured, targets: (14,) that are followed; rad, and m of the grippers.
+    switched: what `has_switched` said.
+    """
+    values = {"fingertips": fingertips(channels), "has_switched": np.array([switched])}
+    measured = dict(zip(SIDES, np.split(np.asarray(channels, float), 2), strict=True))
+    followed = dict(zip(SIDES, np.split(np.asarray(targets, float), 2), strict=True))
+    for side, arm in measured.items():
+        values[f"{side}_qpos"] = np.append(arm, arm[-1])  # both fingers
+        error = followed[side] - arm
+        values[f"{side}_command_error"] = error
+        values[f"{side}_tracking_error"] = -np.append(error, error[-1])
+    return {f.name: values[f.name].astype(f.dtype) for f in PROPRIOCEPTION}
+
+
+def _fingertips(arm: np.ndarray) -> np.ndarray:
+    """Return the middle between one hand's fingertips, (..., 3) m in its base's frame."""
+    slide = arm[..., -1:] * _Z
+    tips = [
+        np.array(pos) + (np.array(tip) - slide) @ _matrix(turn).T for pos, turn, tip in _FINGERS
+    ]
+    place = np.mean(tips, axis=0)
+    for axis, angle in reversed(_HAND_TURNS):
+        place = _turn(place, axis, np.array([angle]))
+    place = _HAND + place
+    for joint in reversed(range(len(ARM))):
+        pos, axis = _LINKS[joint]
+        place = pos + _turn(place, axis, arm[..., joint : joint + 1])
+    return place
+
+
+def _turn(v: np.ndarray, axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Return vectors (..., 3) turned about a unit axis by angles (..., 1): Rodrigues."""
+    along = (v @ axis)[..., None] * axis
+    return along + np.cos(angle) * (v - along) + np.sin(angle) * np.cross(axis, v)
+
+
+def _matrix(quat: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the rotation matrix of a unit quaternion w, x, y, z."""
+    w, x, y, z = quat
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def _with_grippers(channels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
