@@ -180,6 +180,10 @@ class HandOver(Task[Config]):
         for value in self.memory.values():
             value.masked_fill_(mask, 0)
 
+    def followed(self, sim: Sim) -> Tensor:
+        """Return the commands: they begin with open grippers, the fingers half open."""
+        return sim.data.ctrl
+
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Add to the last targets, not to the measured joints."""
         sim.data.ctrl.copy_(self.targets.move(sim.data.ctrl, action))
