@@ -6,6 +6,7 @@ needs comes from there only where this Python has none.
 """
 
 import collections
+import functools
 import glob
 import importlib
 import importlib.machinery
@@ -113,6 +114,7 @@ def messages(package: str) -> Any:
         raise RosError(f"ROS has no messages {package}: {INSTALL}") from missing
 
 
+@functools.cache  # a module of its own each time
 def define(kind: str, text: str) -> Any:
     """Return the message class of a ROS type from its definition; its package need not be there.
 

@@ -9,8 +9,8 @@
 The reply's `actions` (horizon, 14) are absolute targets in the units of `state`, ready for the
 client to send. Histories and delays, the height switch and the targets that actions add to are kept
 here, one of each for a connection: the client itself remembers nothing, and its `reset` says
-nothing. So an episode is a connection. As the first target stands where the arms are; the
-following ones take it that the client has sent all of the last reply.
+nothing. So an episode is a connection. The first action adds to where the arms are measured, the
+following ones to the last target of the reply before, which the client is taken to have sent.
 
 The client deletes depth images before it asks. A policy that reads them cannot be served to it.
 """
@@ -32,6 +32,8 @@ from tasks.robots.aloha.description import (
     CHANNELS,
     JOINTS,
     PROPRIOCEPTION,
+    SIDES,
+    UNITS,
     denormalize,
     has_switched,
     normalize,
@@ -115,7 +117,8 @@ class StockRequest:
 class AlohaAdapter:
     """A policy of ALOHA's arms that takes and gives what the stock client does.
 
-    It keeps the contract of `penspin_style.deploy.policy`, but for what actions are.
+    It keeps the contract of `penspin_style.deploy.policy`, except that it answers targets. It has
+    `expected` and `hello`, as `real.serving.protocol` says.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -186,7 +189,11 @@ class AlohaAdapter:
         return rows if self.horizon > 1 else rows[0]
 
     def _last_target(self, measured: np.ndarray) -> np.ndarray:
-        """Return what the arms follow, which are there."""
+        """Return what the arms follow; in the first step of an episode where they are.
+
+        Raises:
+            ObservationError: they are somewhere else.
+        """
         if self._target is None:
             return np.clip(measured, self._decoder.low, self._decoder.high)
         away = np.abs(measured - self._target) * _IS_JOINT
@@ -212,10 +219,12 @@ def _images(card: PolicyCard) -> list[Feature]:
     Raises:
         ServeError: it reads what the client does not send, or commands another robot.
     """
-    commands = [channel.name for channel in card.actions]
-    if commands != list(JOINTS):
+    commands = [(channel.name, channel.unit) for channel in card.actions]
+    if commands != list(zip(JOINTS, UNITS * len(SIDES), strict=True)):
+        said = [f"{name}, {unit}" for name, unit in commands]
         raise ServeError(
-            f"--adapter aloha: the policy of {card.task} commands {commands}, not ALOHA's arms"
+            f"--adapter aloha: the policy of {card.task} commands {said}, not ALOHA's arms in rad "
+            "and their grippers in m"
         )
     read = [feature for group in card.inputs for feature in group.features]
     if deep := [f.name for f in read if f.name.endswith("_depth")]:

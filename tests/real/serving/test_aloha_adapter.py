@@ -198,7 +198,13 @@ def test_a_policy_of_another_robot_is_refused_by_the_verb_with_exit_code_2(capfd
     assert main(["serve", str(ONNX), "--port", "0", "--adapter", "aloha"]) == 2
     said = capfd.readouterr().err
     assert said.count("\n") == 1
-    assert "--adapter aloha: the policy of panda_lift_cube commands ['tcp_x'" in said
+    assert "--adapter aloha: the policy of panda_lift_cube commands ['tcp_x, m'" in said
+
+
+def test_a_policy_whose_grippers_are_in_another_unit_is_refused():
+    channels = [dataclasses.replace(c, unit="1") for c in card().actions]
+    with pytest.raises(ServeError, match=r"left_gripper, 1.*grippers in m"):
+        AlohaAdapter(Told(channels=tuple(channels)))
 
 
 GREY = request()["images"]
