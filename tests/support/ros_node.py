@@ -25,4 +25,8 @@ class Node:
     def end(self):
         """End it; return what it says."""
         self.process.send_signal(signal.SIGTERM)
-        return json.loads(self.process.communicate(timeout=10)[0])
+        try:
+            return json.loads(self.process.communicate(timeout=10)[0])
+        finally:
+            self.process.kill()
+            self.process.communicate()
