@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the Allegro hand's driver needs of ROS 1, from Debian's own packages, and say so.
+# Install what the drivers of the Allegro hand and of ALOHA's arms need of ROS 1, from Debian's own packages, and say so.
 #   scripts/install_ros.sh [--core]      with --core: then run roscore on loopback, until Ctrl-C
 # What is there already is left alone. Exit code 3: this machine cannot install it, and why.
 set -euo pipefail

@@ -84,6 +84,7 @@ LAYERS: dict[str, set[str]] = {
     "real.control": ROBOT | {"real.serving"},
     "real.twin": WORLD | {"real.serving", "real.control"},
     "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},
+    "real.drivers.aloha_node": WORLD | {"real.drivers", "real.twin"},
     "real.control.session": ROBOT | REAL | {"real.twin"},
     "real.replay": WORLD | REAL | {"real.control.session", "real.twin"},
     "real.cli": ROBOT | REAL | {"storage", "real.control.session", "real.replay", "real.twin"},

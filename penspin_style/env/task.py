@@ -283,6 +283,13 @@ class Task(ABC, Generic[C]):
         check_rows(row, sim.data.qpos)
         sim.data.qpos.copy_(torch.where(mask[:, None], row, sim.data.qpos))
 
+    def followed(self, sim: Sim) -> Tensor | None:
+        """Return what the channels follow after a reset, (num_envs, naction) in their units.
+
+        None: where they are. A twin's first `delta` actions start from there.
+        """
+        return None
+
     def progress(self, sim: Sim) -> Tensor | None:
         """Return how far each episode has got, (num_envs,) from 0 where it began; None: unknown.
 

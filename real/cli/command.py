@@ -75,6 +75,11 @@ def _add_serve(verbs: Any) -> None:
     serve.add_argument(
         "--memory", type=positive, default=1024, metavar="MIB", help="of the process; default 1024"
     )
+    serve.add_argument(
+        "--adapter",
+        choices=["aloha"],
+        help="for clients that ask otherwise than the policy's card says: OpenPI's stock ALOHA one",
+    )
     serve.add_argument("--json", action="store_true", help="say where it serves as a JSON object")
 
     def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the names alone are wanted by the command line's help, at o
 DRIVERS = {
     "allegro_ros": "real.drivers.allegro_ros:penspin_hand",
     "allegro_hand_ros": "real.drivers.allegro_ros:wonik_hand",
+    "aloha_ros": "real.drivers.aloha_ros:two_arms",
     "franka": "real.drivers.franka:arm_at",
 }
 """Name -> `module:function` that makes the driver of an address, imported when it is asked for."""

@@ -11,12 +11,12 @@ other preset is the node of felixduvallet/allegro-hand-ros, and Wonik's: the wor
 hand limp. PenSpin's node knows no such word: stopped, the hand keeps the joints where they are.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from real.drivers import ros
 from real.robot import RobotError
 
 NAMES = tuple(f"joint_{i}.0" for i in range(16))
@@ -51,13 +51,9 @@ class Topics:
         Raises:
             ValueError: ROS has no such names.
         """
-        if namespace.strip("/") and not re.fullmatch(r"/*[A-Za-z][A-Za-z0-9_/]*", namespace):
-            raise ValueError(
-                f"{namespace!r} is no ROS namespace: letters, digits, _ and /, as left"
-            )
-        front = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
-        words = front + self.words if self.words else ""
-        return replace(self, command=front + self.command, state=front + self.state, words=words)
+        command, state = (ros.namespaced(namespace, t) for t in (self.command, self.state))
+        words = ros.namespaced(namespace, self.words) if self.words else ""
+        return replace(self, command=command, state=state, words=words)
 
 
 TOPICS = {

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from penspin_style.system import interrupt
 from real.drivers import ros
 from real.drivers.allegro_topics import TOPICS, Topics
+from real.drivers.followers import Followers
 from real.rate import Rate
 from real.robot import RobotError, StoppedError
 from tasks.robots.allegro.description import HOME, JOINTS, LOWER, UPPER
@@ -54,45 +54,6 @@ class Hand(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what it has to say at the end."""
         ...
-
-
-class Followers:
-    """Sixteen joints that follow their targets with a lag of first order, in real time."""
-
-    def __init__(self, time_constant: float = 0.05) -> None:
-        """time_constant: s until 63 % of a step is done."""
-        self.time_constant = time_constant
-        self._position = np.array(HOME)
-        self._target = self._position.copy()
-        self._at = time.monotonic()
-        self._lock = threading.RLock()
-
-    def command(self, target: np.ndarray) -> None:
-        """Follow targets (16,) rad from now on, within the joints' limits."""
-        with self._lock:
-            self.joints()
-            self._target = np.clip(target, LOWER, UPPER)
-
-    def joints(self) -> np.ndarray:
-        """Return the joints as they are now, (16,) rad."""
-        with self._lock:
-            now = time.monotonic()
-            gone = -math.expm1((self._at - now) / self.time_constant)
-            self._position = self._position + gone * (self._target - self._position)
-            self._at = now
-            return self._position.copy()
-
-    def begin(self) -> None:
-        """Nothing lies on them."""
-
-    def limp(self) -> None:
-        """Stay where they are."""
-        with self._lock:
-            self._target = self.joints()
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
 
 
 class TwinHand:
@@ -262,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, over: interrupt.Stop) -> int:
     try:
-        hand = TwinHand(args.twin) if args.twin else Followers()
+        hand = TwinHand(args.twin) if args.twin else Followers(HOME, LOWER, UPPER)
         node = HandNode(hand, TOPICS[args.topics].within(args.namespace), args.rate)
     except (RobotError, ValueError) as error:
         print(f"hand_node: {error}", file=sys.stderr)

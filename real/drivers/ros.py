@@ -6,12 +6,14 @@ needs comes from there only where this Python has none.
 """
 
 import collections
+import functools
 import glob
 import importlib
 import importlib.machinery
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -112,6 +114,35 @@ def messages(package: str) -> Any:
         raise RosError(f"ROS has no messages {package}: {INSTALL}") from missing
 
 
+@functools.cache  # a module of its own each time
+def define(kind: str, text: str) -> Any:
+    """Return the message class of a ROS type from its definition; its package need not be there.
+
+    kind: as `package/Name`. text: a .msg of plain fields. ROS connects only those whose definitions
+    are the same.
+
+    Raises:
+        RosError: ROS is not installed.
+    """
+    load()
+    before = list(sys.path)
+    try:
+        return _import("genpy.dynamic").generate_dynamic(kind, text)[kind]
+    finally:
+        sys.path[:] = before  # it adds a folder of its own for good
+
+
+def namespaced(namespace: str, topic: str) -> str:
+    """Return a topic in a ROS namespace, as `/left`; empty for none.
+
+    Raises:
+        ValueError: ROS has no such names.
+    """
+    if namespace.strip("/") and not re.fullmatch(r"/*[A-Za-z][A-Za-z0-9_/]*", namespace):
+        raise ValueError(f"{namespace!r} is no ROS namespace: letters, digits, _ and /, as left")
+    return f"/{namespace.strip('/')}{topic}" if namespace.strip("/") else topic
+
+
 def start_node(name: str, *, timeout: float = 10.0) -> Any:
     """Make this process a ROS node, once, and return rospy.
 
@@ -191,7 +222,8 @@ class Tally:
         now, stamp = time.monotonic(), message.header.stamp.to_sec()
         age = time.time() - stamp if stamp else 0.0
         connection = getattr(message, "_connection_header", None) or {}
-        self.add(message.header.seq, now, max(0.0, age), connection.get("callerid", ""))
+        who = connection.get("callerid", "") + connection.get("topic", "")
+        self.add(message.header.seq, now, max(0.0, age), who)
         return now, age
 
     def add(self, number: int, now: float, age: float, publisher: str = "") -> None:

@@ -11,11 +11,13 @@ def start_pose(
     start: Mapping[str, np.ndarray] | None,
     default: Sequence[float],
     limits: Mapping[str, tuple[float, float]],
+    units: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return the joints (n,) of a start pose, rad.
+    """Return the joints (n,) of a start pose, rad unless `units` says otherwise.
 
     start: `qpos` (n,) in place of the default, or single joints by name.
     limits: lower and upper of each joint by its name, in order.
+    units: of each joint, for messages.
 
     Raises:
         RobotError: an unknown name, not n finite numbers, or a joint outside its limits.
@@ -35,9 +37,10 @@ def start_pose(
                 f"the robot cannot be started with {name!r}; it takes qpos, {len(names)} numbers, "
                 f"or single joints of {names}"
             )
-    for (name, (low, high)), value in zip(limits.items(), goal, strict=True):
+    units = units or ["rad"] * len(names)
+    for (name, (low, high)), value, unit in zip(limits.items(), goal, units, strict=True):
         if not low <= value <= high:  # a NaN is not either
             raise RobotError(
-                f"the start of {name} is {value:g} rad, it must be in [{low:g}, {high:g}]"
+                f"the start of {name} is {value:g} {unit}, it must be in [{low:g}, {high:g}]"
             )
     return goal

@@ -1,5 +1,8 @@
 """What a policy server says to one client: who it is, and the policy's answers to its requests.
 
+A policy that is not asked as its card says (`real.serving.aloha`) has an `expected` and a `hello`
+of its own.
+
 No network here. `Episode.answer` turns the bytes of a request into those of the reply; the server
 runs it on a `Worker`, beside the loop that serves.
 """
@@ -11,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +31,7 @@ _MAX_UNKNOWN, _MAX_NAME = 8, 64
 def hello(policy: Policy) -> dict[str, Any]:
     """Return what a client is told first: plain texts, numbers, lists and maps."""
     card = policy.card
-    return {
+    said = {
         "server": "penspin_style",
         "protocol": {"format": 1, "reset": wire.RESET, "sequence": wire.SEQUENCE},
         "task": card.task,
@@ -42,6 +45,31 @@ def hello(policy: Policy) -> dict[str, Any]:
         "sha256": getattr(policy, "sha256", ""),
         "card": json.loads(card.to_json()),
     }
+    own = getattr(policy, "hello", None)
+    return said if own is None else own(said)
+
+
+class Requests(Protocol):
+    """What requests may hold.
+
+    max_frame: bytes that one can need.
+    """
+
+    max_frame: int
+
+    def check(self, observation: Mapping[str, Any]) -> None:
+        """Refuse what is no observation, or costs more than one does.
+
+        Raises:
+            ObservationError: says why.
+        """
+        ...
+
+
+def expected_of(policy: Policy) -> Requests:
+    """Return what requests to a policy may hold: its own word, or what its card says."""
+    own = getattr(policy, "expected", None)
+    return Expected(policy.card) if own is None else own
 
 
 class Expected:
@@ -103,7 +131,7 @@ class Episode:
     total: s that the last request took with all it needed, its sending included; None before.
     """
 
-    def __init__(self, policy: Policy, expected: Expected) -> None:
+    def __init__(self, policy: Policy, expected: Requests) -> None:
         self._served, self._expected = policy, expected
         self.policy: Policy | None = None
         """This client's own, from its first request on."""

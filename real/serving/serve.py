@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 
 from penspin_style.deploy.bundle import Bundle, BundleError
+from penspin_style.deploy.policy import Policy
 from penspin_style.system import interrupt
 from penspin_style.system.terminal import one_line
 from real.serving.server import PolicyServer, ServeError, ServerLimits
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             max_frame=None if args.max_frame is None else args.max_frame * MIB,
             max_connections=args.max_connections,
         )
-        policy = Bundle.load(args.policy)
+        policy = _adapted(Bundle.load(args.policy), args.adapter)
         server = PolicyServer(
             policy,
             host=args.host,
@@ -48,6 +49,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"penspin: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _adapted(policy: Bundle, adapter: str | None) -> Policy:
+    """Return the policy for the clients that are to come.
+
+    Raises:
+        ServeError: they do not send what it reads.
+    """
+    if adapter is None:
+        return policy
+    from real.serving.aloha import AlohaAdapter
+
+    return AlohaAdapter(policy)
 
 
 async def _serve(server: PolicyServer, *, as_json: bool) -> None:

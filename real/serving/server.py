@@ -37,7 +37,7 @@ from penspin_style.deploy.bundle import ObservationError
 from penspin_style.deploy.policy import Policy
 from real.serving import wire
 from real.serving.connection import Connection, Connections, LateError, ServerLimits
-from real.serving.protocol import Episode, Expected, Worker, hello
+from real.serving.protocol import Episode, Worker, expected_of, hello
 from real.serving.turns import Turns
 
 __all__ = ["PORT", "PolicyServer", "ServeError", "ServerLimits", "is_loopback"]
@@ -87,7 +87,7 @@ class PolicyServer:
         """
         self.policy, self.host, self.port, self.tls = policy, host, port, tls
         self.limits = limits or ServerLimits()
-        self._expected = Expected(policy.card)
+        self._expected = expected_of(policy)
         self._max_frame = self.limits.max_frame or self._expected.max_frame
         self._key = None if api_key is None else _checked_key(api_key)
         if self._key is None and not insecure and not is_loopback(host):

@@ -96,7 +96,9 @@ class BatchTwin:
         self._pending: deque[tuple[int, Tensor]] = deque()
         self._open = self._limp = False
         terms = self.task.observe(self.sim)  # some tasks place their targets here
-        self.target = np.clip(self._true(terms), self.decoder.low, self.decoder.high)
+        followed = self.task.followed(self.sim)
+        begin = self._true(terms) if followed is None else followed.double().numpy()
+        self.target = np.clip(begin, self.decoder.low, self.decoder.high)
         self._last_action = torch.from_numpy(self.decoder.encode(self.target, self.target))
         zeros = torch.zeros(self.num)
         self._sums = {name: zeros.clone() for name in self.task.step_metrics(self.sim)}

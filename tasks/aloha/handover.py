@@ -187,6 +187,10 @@ class HandOver(Task[Config]):
             value.masked_fill_(mask, 0)
         self.best.clear(mask)
 
+    def followed(self, sim: Sim) -> Tensor:
+        """Return the commands: they begin with open grippers, the fingers half open."""
+        return sim.data.ctrl
+
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Add to the last targets, not to the measured joints."""
         sim.data.ctrl.copy_(self.targets.move(sim.data.ctrl, action))

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 
 class Message(SimpleNamespace):
-    def __init__(self, data=""):
+    def __init__(self, data="", name=(), cmd=()):
         stamp = SimpleNamespace(to_sec=lambda: 0.0)
         header = SimpleNamespace(stamp=stamp, frame_id="", seq=0)
-        super().__init__(header=header, name=[], position=[], data=data)
+        super().__init__(header=header, name=name, position=[], data=data, cmd=cmd)
 
 
 class Graph:
@@ -26,6 +26,7 @@ class Graph:
         monkeypatch.setattr(ros, "start_node", lambda name: self.rospy())
         kinds = SimpleNamespace(JointState=Message, String=Message)
         monkeypatch.setattr(ros, "messages", lambda package: kinds)
+        monkeypatch.setattr(ros, "define", lambda kind, text: Message)
 
     def rospy(self):
         def stamp(seconds):

@@ -36,6 +36,8 @@ ARM_UPPER = (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, GRIPPER_OPEN)
 ARM_HOME = (0.0, -0.4, 1.5, 0.0, -0.73, 0.0, GRIPPER_OPEN)
 """Of one arm: rad, the gripper's in m; both arms have the same."""
 LOWER, UPPER, HOME = ARM_LOWER * 2, ARM_UPPER * 2, ARM_HOME * 2
+START = tuple(0.25 if name.endswith("_waist") else x for name, x in zip(JOINTS, HOME, strict=True))
+"""Where the insertion of the peg begins, and the robot: the arms face what lies before them."""
 CONTROL_DT = 0.05
 """s between two commands of the tasks that go to the robot."""
 ACTION_SCALE = 0.02

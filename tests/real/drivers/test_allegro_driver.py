@@ -16,7 +16,8 @@ from penspin_style.features import PolicyCard
 from real.drivers import allegro_ros, ros
 from real.drivers.allegro_ros import AllegroConfig, AllegroRos
 from real.drivers.allegro_topics import NAMES, TOPICS, in_order
-from real.drivers.hand_node import Followers, HandNode
+from real.drivers.followers import Followers
+from real.drivers.hand_node import HandNode
 from real.robot import RobotError, StoppedError
 from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, LOWER, UPPER, fingertips
@@ -121,7 +122,7 @@ def hand(monkeypatch):
 
     def make(topics="penspin", **changes):
         graph = Graph(monkeypatch)
-        node = HandNode(Followers(), TOPICS[topics])
+        node = HandNode(Followers(HOME, LOWER, UPPER), TOPICS[topics])
         threads.append(threading.Thread(target=node.spin, args=(over,)))
         threads[-1].start()
         changes = {"start_speed": 5.0, "stale": 40.0, "trust_stamps": False, **changes}

@@ -14,8 +14,11 @@ from websockets.exceptions import InvalidStatus
 
 from penspin_style.deploy.bundle import Bundle
 from real.serving import wire
+from real.serving.aloha import AlohaAdapter
 from real.serving.server import PolicyServer
+from tasks.robots.aloha.description import HOME
 from tests.soak.load_server import NotThereError, install_openpi
+from tests.support.aloha_policy import Told
 from tests.support.serving import KEY, ONNX, Echo, asking
 
 MODULES = ("msgpack_numpy", "websocket_client_policy", "action_chunk_broker")
@@ -131,3 +134,32 @@ def test_its_broker_plays_a_chunk_row_by_row(openpi):
         client._ws.close()
     assert rows == [[0, 0.125], [0.25, 0.375], [0.5, 0.625], [0, 0.125]]
     assert policy.asked == 2
+
+
+def test_it_drives_arms_of_aloha_with_its_stock_observation(openpi):
+    """What its ALOHA example does: images padded to 224 x 224, CHW, and targets row by row."""
+    tools = importlib.import_module("openpi_client.image_tools")
+    rng, action = np.random.default_rng(0), np.full(14, 0.5)
+    camera = rng.integers(0, 256, (480, 640, 3), np.uint8)
+    image = tools.convert_to_uint8(tools.resize_with_pad(camera, 224, 224))
+    state = np.array([*HOME[:6], 0.5] * 2)
+    observation = {
+        "state": state,
+        "images": {
+            name: np.moveaxis(image, -1, 0)
+            for name in ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+        },
+        "prompt": "put the peg into the socket",
+    }
+    policy = Told(action)
+    with PolicyServer(AlohaAdapter(policy), port=0) as server:
+        client = connect(openpi, server)
+        assert len(client.get_server_metadata()["reset_pose"]) == 14
+        broker = openpi.action_chunk_broker.ActionChunkBroker(client, action_horizon=1)
+        rows = np.array([broker.infer(observation)["actions"] for _ in range(3)])
+        client._ws.close()
+    assert rows.shape == (3, 14)
+    steps = np.arange(1, 4)
+    np.testing.assert_allclose(rows[:, 8], state[8] + 0.01 * steps, atol=1e-6)
+    np.testing.assert_allclose(rows[:, 13], 0.5 + 0.002 / 0.035 * steps, atol=1e-6)
+    assert policy.seen[0]["wrist_cam_right_rgb"].shape == (32, 32, 3)

@@ -20,17 +20,43 @@ from tests.support.rail_twin import DT, RAIL, Formula
 
 
 def test_the_twins_that_come_with_us_can_be_built():
-    assert {"pen", "pen_shifted", "panda", "panda_shifted"} <= {*twin_names()}
+    ours = {"pen", "pen_shifted", "panda", "panda_shifted", "aloha", "aloha_shifted"}
+    assert ours <= {*twin_names()}
     for name in twin_names():
         config = load_twin(name)
         assert config.summary
         # without its images, which take long to prepare
         images = [f for f in config.features if f.endswith(("_rgb", "_depth"))]
-        few = () if config.task.startswith("pen") else ("tcp_pos", "gripper")
+        few = ("tcp_pos", "gripper") if config.task.startswith("panda") else ()
         batch = BatchTwin(dataclasses.replace(config, features=few), 2)
         batch.reset()
         batch.command(batch.target)
         assert not images and np.isfinite(batch.observe().measured).all()
+
+
+def test_the_shifted_arms_differ_from_the_training_in_what_their_file_says():
+    """By hand from the published model, which the hand-over never varies."""
+    ours, shifted = (BatchTwin(load_twin(name)) for name in ("aloha", "aloha_shifted"))
+    for twin in (ours, shifted):
+        twin.reset()
+
+    def value(twin, field, kind, name, column=0):
+        row = getattr(twin.sim.params, field)[0][getattr(twin.sim.model, kind)(name).id]
+        return row[column].item() if row.ndim else row.item()
+
+    gain = ("actuator_gainprm", "actuator", "left_shoulder")
+    assert value(shifted, *gain) == pytest.approx(0.85 * 265)
+    bias = ("actuator_biasprm", "actuator", "left_shoulder", 1)
+    assert value(shifted, *bias) == pytest.approx(-0.85 * 265)
+    grip = shifted.sim.model.actuator("right_gripper").id  # its force is left as it is
+    assert shifted.sim.params.actuator_gainprm[0, grip, 0] == pytest.approx(365)
+    assert value(shifted, "body_mass", "body", "box") == pytest.approx(1.5 * 0.044)
+    assert value(shifted, "geom_friction", "geom", "box") == pytest.approx(0.7)
+    assert value(shifted, "body_pos", "body", "right_base_link") == pytest.approx(0.473)
+    assert ours.sim.model.body("right_base_link").pos[0] == pytest.approx(0.469)
+    dof = shifted.sim.model.joint("left_wrist_rotate").dofadr[0]
+    assert shifted.sim.params.dof_frictionloss[0, dof] == pytest.approx(0.3)
+    assert shifted.sim.params.dof_damping[0, dof] == pytest.approx(1.2 * 1.2)
 
 
 WHOLE = "task: panda_lift_cube\n"

@@ -57,6 +57,28 @@ def test_a_twin_repeats_the_environment_bit_for_bit(twin, features):
             )
 
 
+def test_arms_whose_commands_are_not_where_they_are_begin_at_the_commands():
+    """The hand-over's grippers are told to open at first. Its targets are float64, a robot's
+    float32, and that is all by which the twin differs from the environment."""
+    robot, env = SimRobot(load_twin("aloha", seed=5)), env_of("aloha_handover", 1, 5)
+    robot.connect()
+    robot.reset()
+    decoder, rng = Decoder(robot.channels), np.random.default_rng(0)
+    assert robot.target[6] == 0.037 and robot.observe().measured[6] == pytest.approx(0.0305)
+    td = env.current()
+    # shut the grippers as far as they go, and beyond: a target that began where the fingers were
+    # would be at the limit before the environment's
+    for step in range(60):
+        action = rng.uniform(-1, 1, 14).astype(np.float32)
+        action[[6, 13]] = -1.0 if step < 30 else 1.0
+        robot.command(decoder.decode(action, robot.target))
+        td = env.step(td.set("action", torch.from_numpy(action)[None]))["next"]
+        mine, theirs = robot.batch.sim.data, env.sim.data
+        assert (mine.ctrl - theirs.ctrl).abs().max() < 1e-6, step
+        assert (mine.qpos - theirs.qpos).abs().max() < 1e-6, step
+    np.testing.assert_allclose(robot.target, mine.ctrl[0].numpy(), rtol=0, atol=1e-6)
+
+
 def test_a_batch_of_twins_is_evaluated_as_environments_are():
     """While none falls: an evaluation then begins a new episode there, and draws for it."""
     config = {"episode_length": 40, "lowest": -9.0, "lowest_end": -9.0, "highest_end": 9.0}

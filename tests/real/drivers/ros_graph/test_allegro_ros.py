@@ -3,9 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-import gc
 import json
-import os
 import pathlib
 import re
 import signal
@@ -27,50 +25,20 @@ from tasks.robots.allegro import model as allegro
 from tasks.robots.allegro.description import HOME, fingertips
 from tests.support.robot_contract import check_robot
 from tests.support.ros_marks import MARKS, needs_ros
+from tests.support.ros_node import Node
 
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[4]
+HAND = "real.drivers.hand_node"
 pytestmark = MARKS
 
 
 # With ROS.
 
 
-class Node:
-    """A hand node in a process of its own."""
-
-    def __init__(self, env, *argv):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "real.drivers.hand_node", *argv],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def end(self):
-        """End it; return what it says."""
-        self.process.send_signal(signal.SIGTERM)
-        return json.loads(self.process.communicate(timeout=10)[0])
-
-
-@pytest.fixture(scope="module")
-def env():
-    """A master's environment, which is also this process's while the tests run."""
-    patch = pytest.MonkeyPatch()
-    with ros.Master() as master:
-        for name, value in master.env.items():
-            patch.setenv(name, value)
-        yield {**os.environ, **master.env}
-        ros.load().signal_shutdown("the tests are over")
-        gc.collect()
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def nodes(env):
     """A node of each kind, without physics."""
-    found = {name: Node(env, "--topics", name) for name in TOPICS}
+    found = {name: Node(env, HAND, "--topics", name) for name in TOPICS}
     yield found
     for node in found.values():
         node.end()
@@ -133,13 +101,13 @@ def moved(driver, ear):
 class Hora(AllegroRos):
     """A driver that takes the hand's order for hora's, in both directions: it sees no fault."""
 
-    def _publish(self, link, target, frame_id):
-        super()._publish(link, allegro.to_hora(target), frame_id)
+    def _write(self, link, part, target, *, is_start):
+        super()._write(link, part, allegro.to_hora(target), is_start=is_start)
 
-    def _on_state(self, message):
+    def _read(self, part, message):
         message = copy.copy(message)  # the ear hears the same one
         message.position = allegro.from_hora(np.array(message.position)).tolist()
-        super()._on_state(message)
+        return super()._read(part, message)
 
 
 @needs_ros
@@ -277,7 +245,7 @@ def test_a_hand_that_is_not_there_is_named(nodes, changes, complaint):
 
 @needs_ros
 def test_two_hands_on_one_topic_are_refused(env, nodes):
-    other = Node(env, "--topics", "penspin")
+    other = Node(env, HAND, "--topics", "penspin")
     with pytest.raises(RobotError, match=r"2 nodes publish /joint_states_pub; one hand has one"):
         AllegroRos(AllegroConfig(stale=40.0)).connect()
     other.end()
@@ -309,7 +277,7 @@ def test_a_stopped_hand_stays_where_it_is(drive):
 
 @needs_ros
 def test_the_simulated_hand_and_its_pen_stand_behind_the_topics(env):
-    node = Node(env, "--namespace", "twin", "--twin", "pen")
+    node = Node(env, HAND, "--namespace", "twin", "--twin", "pen")
     driver = AllegroRos(AllegroConfig(topics=TOPICS["penspin"].within("twin"), stale=40.0))
     driver.connect()
     driver.reset()
