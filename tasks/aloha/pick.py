@@ -170,8 +170,11 @@ class Pick(Task[Config]):
 
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
-        """Return the changes of the seven position targets."""
-        return description.actions((self.cfg.side,), scale=self.cfg.action_scale)
+        """Return the changes of the seven position targets.
+
+        They have the left arm's names on both sides: a policy does not know its side.
+        """
+        return description.actions(("left",), scale=self.cfg.action_scale)
 
     @property
     def joints(self) -> tuple[Joint, ...]:

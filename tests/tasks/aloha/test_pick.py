@@ -446,3 +446,14 @@ def test_invalid_noise_and_latency_are_refused():
         Noise(place=-1)
     with pytest.raises(ValueError, match=r"task\.action_latency\.gripper must be odds >= 0"):
         ActionLatency(gripper=[0.0])
+
+
+def test_a_policy_of_one_arm_commands_the_other_one_by_the_same_channels():
+    left, right = (Pick(Config(side=side)) for side in ("left", "right"))
+    assert left.actions == right.actions
+    env = make(2, side="right")
+    before = env.sim.data.ctrl.clone()
+    env.step(env.current().set("action", torch.eye(7)[:2]))
+    moved = (env.sim.data.ctrl - before).abs() > 1e-3
+    assert moved.nonzero().tolist() == [[0, 0], [1, 1]]
+    assert env.model.actuator(1).name == "right_shoulder"
