@@ -316,8 +316,7 @@ class Pick(Task[Config]):
         gain = self.record.gain(terms)
         first = memory["steps"] <= 1
         memory["first"].copy_(torch.where(first, memory["best"], memory["first"]))
-        left, right = arm.forces(sim)
-        force = (left.norm(dim=1) + right.norm(dim=1)).clamp(max=FORCE) / FORCE
+        force = arm.forces().norm(dim=2).sum(dim=1).clamp(max=FORCE) / FORCE
         touched = self.low.touching.any(dim=1)
         speed = data.qvel[:, arm.qpos].float().norm(dim=1)
         away = (data.qpos[:, arm.qpos].float() - self.home).norm(dim=1)

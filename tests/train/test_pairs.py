@@ -12,11 +12,9 @@ SMALL = (
 )
 NO_OBJECT = r"has no object to remove: set algo\.absent_object=0$"
 GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
-NO_PICK = r"^pretrained:aloha_pick is not a folder"
 REFUSED = {
     ("aloha_handover", "distill"): NO_OBJECT,
     ("aloha_peg_insertion", "distill"): NO_OBJECT,
-    ("aloha_peg_insertion_student", "distill"): NO_PICK,
     ("aloha_pick", "distill"): NO_OBJECT,
     ("panda_lift_cube", "distill"): GROUP,
     ("panda_pick_cube", "distill"): NO_OBJECT,
