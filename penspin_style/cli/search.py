@@ -98,7 +98,7 @@ def write_held(
         "held_seconds": _HOLD,
         "tried": tried,
     }
-    write_bank(bank, states, card)
+    write_bank(bank, states.float(), card)
     print(f"{len(states)} of {tried} states hold: {bank}", file=sys.stderr)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from penspin_style.env.rewards import RunningMax
 from penspin_style.env.start_bank import read_bank
-from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.env.task import Expert, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
 from tasks.aloha import arms
@@ -273,6 +273,12 @@ class HandOver(Task[Config]):
             DamagedError: the file is missing or damaged.
         """
         return read_bank(_BANK).to(device)
+
+    def expert(self, sim: Sim) -> Expert:
+        """Return the script of `handover_expert.py`."""
+        from tasks.aloha import handover_expert
+
+        return handover_expert.Expert(self, sim)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the potential's terms, and whether the box is lifted, is past the middle."""

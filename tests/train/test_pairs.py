@@ -17,6 +17,7 @@ REFUSED = {
     ("aloha_handover", "distill"): NO_OBJECT,
     ("aloha_peg_insertion", "distill"): NO_OBJECT,
     ("aloha_peg_insertion_student", "distill"): NO_PICK,
+    ("aloha_pick", "distill"): NO_OBJECT,
     ("panda_lift_cube", "distill"): GROUP,
     ("panda_pick_cube", "distill"): NO_OBJECT,
     ("panda_pick_cube_orientation", "distill"): NO_OBJECT,
