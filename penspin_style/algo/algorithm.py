@@ -162,6 +162,14 @@ class Algorithm(Protocol):
         ...
 
 
+def beginnings(cfg: Any) -> dict[str, Any]:
+    """Return the keywords of `Env` for where episodes begin and when they stall, as configured."""
+    return {
+        **({"starts": cfg.starts} if cfg.starts.used else {}),
+        **({"stall": cfg.stall} if cfg.stall.steps else {}),
+    }
+
+
 def begin_from(policy: Any, path: str, env: Interface) -> None:
     """Give a policy the weights of a trained one, statistics of observations among them.
 

@@ -19,7 +19,13 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule, SoftUpdate
 
-from penspin_style.algo.algorithm import GuardedOptimizer, Interface, begin_from, own_steps
+from penspin_style.algo.algorithm import (
+    GuardedOptimizer,
+    Interface,
+    begin_from,
+    beginnings,
+    own_steps,
+)
 from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainConfig, require
 from penspin_style.data.replay import Replay
 from penspin_style.features import Input
@@ -191,12 +197,7 @@ class OffPolicy:
     @classmethod
     def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
         """Return where training's episodes begin and when they stall; evaluation's are as is."""
-        if not training:
-            return {}
-        return {
-            **({"starts": cfg.starts} if cfg.starts.used else {}),
-            **({"stall": cfg.stall} if cfg.stall.steps else {}),
-        }
+        return beginnings(cfg) if training else {}
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

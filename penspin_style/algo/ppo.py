@@ -29,6 +29,7 @@ from penspin_style.algo.algorithm import (
     GuardedOptimizer,
     Interface,
     begin_from,
+    beginnings,
     masked_mean,
     own_steps,
 )
@@ -223,12 +224,7 @@ class PPO:
     @classmethod
     def env_settings(cls, cfg: PPOConfig, *, training: bool) -> dict[str, Any]:
         """Return where training's episodes begin and when they stall; evaluation's are as is."""
-        if not training:
-            return {}
-        return {
-            **({"starts": cfg.starts} if cfg.starts.used else {}),
-            **({"stall": cfg.stall} if cfg.stall.steps else {}),
-        }
+        return beginnings(cfg) if training else {}
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

@@ -160,9 +160,9 @@ def test_a_teacher_of_another_rate_or_scale_is_refused_by_name(teacher):
     fast = Interface(BOTH, ACTIONS, 0.04, lambda name: (name,))
     with pytest.raises(ValueError, match=r"algo\.teacher=.* every 0\.05 s, the env.* 0\.04 s$"):
         make_algorithm(cfg, fast, device=CPU, seed=0)
-    wide = (ACTIONS[0], dataclasses.replace(ACTIONS[1], scale=0.2))
+    wide = (ACTIONS[0], dataclasses.replace(ACTIONS[1], scale=0.05))
     with pytest.raises(
-        ValueError, match=r"algo\.teacher=.*: a1: the policy has scale 0\.1, .*0\.2"
+        ValueError, match=r"algo\.teacher=.*: a1: the policy has scale 0\.1, .*0\.05"
     ):
         make_algorithm(
             cfg, dataclasses.replace(fast, actions=wide, control_dt=0.05), device=CPU, seed=0

@@ -357,4 +357,4 @@ def test_a_family_is_imported_when_a_card_asks_for_it():
         "[m for m in ('student', 'teacher') if f'penspin_style.nets.{m}' in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "['gaussian', 'oracle', 'student', 'temporal'] []"
+    assert said.stdout.strip() == "['gaussian', 'oracle', 'squashed', 'student', 'temporal'] []"

@@ -2,7 +2,13 @@
 
 import pytest
 
-from penspin_style.train.compose import FOLDER, compose_train, differences, saved_overrides
+from penspin_style.train.compose import (
+    FOLDER,
+    UsageError,
+    compose_train,
+    differences,
+    saved_overrides,
+)
 from tests.support.composed import RECORDED, is_as_recorded, leaves, saved
 
 
@@ -30,11 +36,12 @@ INGREDIENTS = {  # of recipe=teacher_cpu: what each ablation changes
     },
     "stall_as_limit": {"algo.stall.fails": False, "algo.stall.penalty": 0.0},
 }
+INSERTION = {"published_scale"}  # of `aloha_peg_insertion`
 NAMED = [
     (task, group, file.stem)
     for group, task in (("ablation", "pen_spin"), ("student", "pen_spin_student"))
     for file in sorted((FOLDER / group).glob("*.yaml"))
-    if file.stem not in INGREDIENTS
+    if file.stem not in INGREDIENTS and file.stem not in INSERTION
 ]
 
 
@@ -54,6 +61,13 @@ def test_an_ablation_of_the_recipe_takes_one_ingredient_out(name):
         for more in ([], [f"ablation={name}"])
     )
     assert {k: v for k, v in without.items() if recipe[k] != v} == INGREDIENTS[name]
+
+
+def test_the_published_scale_of_aloha_is_its_tasks_alone():
+    cfg = compose_train(["task=aloha_peg_insertion", "ablation=published_scale"])[0].task
+    assert (cfg.action_scale, cfg.gripper_scale) == (0.02, 0.02)
+    with pytest.raises(UsageError, match=r"=published_scale sets .* it is for task=aloha_p"):
+        compose_train(["task=pen_spin", "ablation=published_scale"])
 
 
 @pytest.mark.parametrize(("task", "group", "name"), NAMED)

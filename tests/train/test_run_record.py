@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from penspin_style.__main__ import main
 from penspin_style.train import folder
 from penspin_style.train.compose import compose_train, task_names
+from penspin_style.train.keys import keys_of
 from tests.support import training
 from tests.support.training import rows
 
@@ -140,8 +141,6 @@ def test_the_same_overrides_change_nothing(tmp_path, task):
 
 
 def test_every_key_that_is_free_is_one():
-    from penspin_style.train.compose import _keys
-
-    known = _keys(OmegaConf.create(compose_train(["task=panda_lift_cube"])[2]))
+    known = keys_of(OmegaConf.create(compose_train(["task=panda_lift_cube"])[2]))
     assert known >= folder.FREE
     assert not any(key.startswith(("algo.", "task.")) for key in folder.FREE)

@@ -250,7 +250,7 @@ def test_trajectories_can_be_made_slower_and_smoother(twin_file, tmp_path, capsy
     ("line", "code", "complaint"),
     [
         ("replay run nowhere --robot pen", 2, "nowhere does not exist; make trajectories with"),
-        ("replay run {made} --robot pan", 2, "there is no robot 'pan'; there are panda, "),
+        ("replay run {made} --robot pan", 2, "there is no robot 'pan'; there are aloha, "),
         ("replay run {made} --robot pen", 2, "in this order"),
         ("replay run {made} --robot {twin} --success turns", 3, "does not measure 'turns'"),
         ("replay run {made} --robot panda --success turns>5", 2, "is no rule of success"),

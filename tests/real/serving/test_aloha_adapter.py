@@ -276,7 +276,10 @@ def test_an_exported_policy_answers_the_stock_observation_with_targets(onnx_file
             asked(alone, said)
             inputs = alone.policy.seen[-1]
             # the toy stood still, the policy's own targets went on
-            inputs["student"][16:30] = target - denormalize(states)
+            error = target - denormalize(states)
+            left, right = np.split(error, 2)
+            inputs["student"][16:30] = error
+            inputs["student"][30:46] = [*-left, -left[-1], *-right, -right[-1]]
             target = Decoder(bundle.card).decode(bundle(inputs), target)
             reply = ask(ws, said)["actions"]
             assert reply.shape == (1, 14) and np.abs(reply[0] - states).max() > 1e-3
