@@ -299,7 +299,7 @@ def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, 
 @pytest.mark.parametrize(
     ("argv", "code", "complaint"),
     [
-        ("--policy {onnx} --robot pan", 2, "there is no robot 'pan'; there are panda,"),
+        ("--policy {onnx} --robot pan", 2, "there is no robot 'pan'; there are aloha,"),
         ("--policy nothing.onnx --robot pen", 2, "nothing.onnx is not a file"),
         ("--policy {onnx} --robot pen", 2, "the policy commands ['tcp_x'"),
         ("--policy {onnx} --robot {blind}", 2, "box_pos: not offered"),
