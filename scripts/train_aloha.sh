@@ -2,8 +2,8 @@
 # Train ALOHA's teachers, each run beginning or going on where it was.
 #   scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]
 # GPU: a number, or cpu. Runs land in outputs/aloha_handover/NAME/, outputs/aloha_pick/NAME/ and
-# outputs/aloha_peg_insertion/NAME/; the insertion is taught with that pick where it has been trained,
-# and with the one in the package otherwise. The overrides go to every run.
+# outputs/aloha_peg_insertion/NAME/; before the insertion that pick moves both arms where it has been
+# trained, and the one in the package otherwise. The overrides go to every run.
 set -euo pipefail
 usage() {
     echo "usage: scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]" >&2
@@ -24,8 +24,10 @@ device="cuda:$gpu"
 source "$(dirname "$0")/setup_env.sh" ""
 for task in "${tasks[@]}"; do
     own=()
-    if [ "$task" = aloha_peg_insertion ] && [ -d "outputs/aloha_pick/$name/policy" ]; then
-        own=(task.pick_policy="outputs/aloha_pick/$name")
+    if [ "$task" = aloha_peg_insertion ]; then
+        pick="outputs/aloha_pick/$name"
+        [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
+        own=(task.pick_policy="$pick")
     fi
     [ -d "outputs/$task/$name/checkpoints" ] && own+=(resume=true)
     penspin train task="$task" device="$device" seed="$seed" name="$name" "${own[@]}" "$@"

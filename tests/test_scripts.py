@@ -61,7 +61,8 @@ def test_teachers_of_aloha_go_on_where_they_were_and_know_their_pick(argv, tmp_p
     told = argv("train_aloha.sh pick cpu 3 mine total_samples=9")
     assert told == ["train", "task=aloha_pick", *own, "total_samples=9"]
     insertion = ["train", "task=aloha_peg_insertion", *own]
-    assert argv("train_aloha.sh insertion cpu 3 mine") == insertion
+    shipped = [*insertion, "task.pick_policy=pretrained:aloha_pick"]
+    assert argv("train_aloha.sh insertion cpu 3 mine") == shipped
     (tmp_path / "outputs" / "aloha_pick" / "mine" / "policy").mkdir(parents=True)
     (tmp_path / "outputs" / "aloha_peg_insertion" / "mine" / "checkpoints").mkdir(parents=True)
     pick = "task.pick_policy=outputs/aloha_pick/mine"

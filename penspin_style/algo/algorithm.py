@@ -162,14 +162,6 @@ class Algorithm(Protocol):
         ...
 
 
-def beginnings(cfg: Any) -> dict[str, Any]:
-    """Return the keywords of `Env` for where episodes begin and when they stall, as configured."""
-    return {
-        **({"starts": cfg.starts} if cfg.starts.used else {}),
-        **({"stall": cfg.stall} if cfg.stall.steps else {}),
-    }
-
-
 def begin_from(policy: Any, path: str, env: Interface) -> None:
     """Give a policy the weights of a trained one, statistics of observations among them.
 
@@ -193,6 +185,38 @@ def begin_from(policy: Any, path: str, env: Interface) -> None:
     if faults:
         raise ValueError(f"algo.init_from={path} is of another shape: {faults[0]}")
     policy.load_state_dict(trained.state_dict())
+
+
+class Reinforcement:
+    """How algorithms that learn a policy from rewards are built, and what they ask of `Env`.
+
+    They are called with a `Config`, the inputs, the number of actions, device and seed.
+    """
+
+    @classmethod
+    def make(cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int) -> Any:
+        """Return the algorithm of a run."""
+        build: Any = cls
+        made = build(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
+        if cfg.algo.init_from and not cfg.resume:
+            begin_from(made.policy, cfg.algo.init_from, env)
+        return made
+
+    @classmethod
+    def untrained(cls, cfg: Any, env: Interface) -> nn.Module:
+        """Return the policy before it has learned."""
+        build: Any = cls
+        return build(cfg, env.inputs, len(env.actions), device=torch.device("cpu"), seed=0).policy
+
+    @classmethod
+    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
+        """Return where training's episodes begin and when they stall; evaluation's are as is."""
+        if not training:
+            return {}
+        return {
+            **({"starts": cfg.starts} if cfg.starts.used else {}),
+            **({"stall": cfg.stall} if cfg.stall.steps else {}),
+        }
 
 
 @torch.no_grad()

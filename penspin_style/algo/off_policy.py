@@ -11,7 +11,7 @@ their targets alike.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -21,12 +21,10 @@ from torchrl.objectives import LossModule, SoftUpdate
 
 from penspin_style.algo.algorithm import (
     GuardedOptimizer,
-    Interface,
-    begin_from,
-    beginnings,
+    Reinforcement,
     own_steps,
 )
-from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainConfig, require
+from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, require
 from penspin_style.data.replay import Replay
 from penspin_style.features import Input
 from penspin_style.nets.mlp import mlp
@@ -35,7 +33,6 @@ from penspin_style.nets.squashed import SquashedPolicy
 
 OBSERVED, JUDGED = "observed", "judged"
 """What policy and critic are given in a minibatch: observations, normalised."""
-A = TypeVar("A", bound="OffPolicy")
 
 
 @dataclass
@@ -95,7 +92,7 @@ class OffPolicyConfig:
         require(self.activation in ACTIVATIONS, "algo.activation", self.activation, known)
 
 
-class OffPolicy:
+class OffPolicy(Reinforcement):
     """A teacher on the observation group `teacher`; its critics read `critic` where there is one.
 
     Subclasses say how actions are drawn and what is descended.
@@ -176,28 +173,6 @@ class OffPolicy:
     def _losses(self, mb: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what is descended in a minibatch, and metrics without their prefix."""
         raise NotImplementedError
-
-    # Building.
-
-    @classmethod
-    def make(
-        cls: type[A], cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int
-    ) -> A:
-        """Return the algorithm of a run."""
-        made = cls(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
-        if cfg.algo.init_from and not cfg.resume:
-            begin_from(made.policy, cfg.algo.init_from, env)
-        return made
-
-    @classmethod
-    def untrained(cls, cfg: Any, env: Interface) -> nn.Module:
-        """Return the policy before it has learned."""
-        return cls(cfg, env.inputs, len(env.actions), device=torch.device("cpu"), seed=0).policy
-
-    @classmethod
-    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
-        """Return where training's episodes begin and when they stall; evaluation's are as is."""
-        return beginnings(cfg) if training else {}
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

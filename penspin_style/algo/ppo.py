@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 
 from penspin_style.algo.actor_critic import (
@@ -27,13 +27,11 @@ from penspin_style.algo.actor_critic import (
 from penspin_style.algo.advantages import advantages
 from penspin_style.algo.algorithm import (
     GuardedOptimizer,
-    Interface,
-    begin_from,
-    beginnings,
+    Reinforcement,
     masked_mean,
     own_steps,
 )
-from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, TrainConfig, require
+from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, require
 from penspin_style.features import Input
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.normalizer import Normalizer
@@ -140,7 +138,7 @@ class PPOConfig:
         )
 
 
-class PPO:
+class PPO(Reinforcement):
     """A teacher on the observation group `teacher`, and what `encoders` names of the others.
 
     Its critic reads `critic`, `teacher` if there is none, or is a head of the policy.
@@ -207,24 +205,6 @@ class PPO:
         self._batch: TensorDict | None = None
         self._noise: Tensor | None = None  # of the last step, where noise is correlated
         self._has_statistics = False  # whether the normalisers have seen anything
-
-    @classmethod
-    def make(cls, cfg: TrainConfig, env: Interface, *, device: torch.device, seed: int) -> "PPO":
-        """Return the algorithm of a run."""
-        made = cls(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
-        if cfg.algo.init_from and not cfg.resume:
-            begin_from(made.policy, cfg.algo.init_from, env)
-        return made
-
-    @classmethod
-    def untrained(cls, cfg: PPOConfig, env: Interface) -> nn.Module:
-        """Return the policy before it has learned."""
-        return cls(cfg, env.inputs, len(env.actions), device=torch.device("cpu"), seed=0).policy
-
-    @classmethod
-    def env_settings(cls, cfg: PPOConfig, *, training: bool) -> dict[str, Any]:
-        """Return where training's episodes begin and when they stall; evaluation's are as is."""
-        return beginnings(cfg) if training else {}
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
