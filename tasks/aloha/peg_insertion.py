@@ -259,6 +259,10 @@ class Insertion(Task[C]):
             memory[name].masked_fill_(mask, 0)
         memory["switched"].copy_(torch.where(mask, switched, memory["switched"]))
 
+    def followed(self, sim: Sim) -> Tensor:
+        """Return the commands: joints sag below them."""
+        return sim.data.ctrl
+
     def learner_acts(self, sim: Sim) -> Tensor | None:
         """Return where the picking policy has done its part, (num_envs,) bool."""
         return self.is_up(sim) if self.picker else None
