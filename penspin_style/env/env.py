@@ -33,6 +33,7 @@ from torchrl.envs import EnvBase
 from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.checks import check_action, check_reward_keys
 from penspin_style.env.faults import FaultLog
+from penspin_style.env.rounds import Rounds
 from penspin_style.env.starts import Stall, Starts
 from penspin_style.env.statistics import EpisodeStatistics
 from penspin_style.env.task import Task
@@ -64,6 +65,7 @@ class Env(EnvBase):
         perturb: Sequence[Perturbation] = (),
         starts: StartsConfig | None = None,
         stall: StallConfig | None = None,
+        groups: tuple[int, int] | None = None,
     ) -> None:
         """Build the world and restart every environment.
 
@@ -78,9 +80,12 @@ class Env(EnvBase):
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         starts: where else episodes begin; those do not enter the statistics.
         stall: when an episode without progress ends.
+        groups: (size, steps): each `size` consecutive environments begin alike, and after so many
+            steps all begin anew; see `rounds.py`. Episodes that begin in between do not enter the
+            statistics.
 
         Raises:
-            ValueError: starts or stalls of a task that knows no progress.
+            ValueError: starts or stalls of a task that knows no progress; invalid groups.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
@@ -101,6 +106,7 @@ class Env(EnvBase):
         self.final_images = final_images
         self.absent_object = absent_object
         self.labels = labels
+        self.rounds = Rounds.make(groups, num_envs, task.cfg.episode_length)
         self._allocate()
         self._prepare_starts(starts, stall)
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
@@ -174,7 +180,7 @@ class Env(EnvBase):
             success, terminated = success & ~fault, terminated & ~fault
             for name, value in observation.items():
                 observation[name] = _where(fault, self._last[name], value)
-        truncated = (self.step_count >= self.cfg.episode_length) | fault
+        truncated = (self.step_count >= self.cfg.episode_length) | fault | self.rounds.advance()
         if self._goes_by_progress:
             reward, terminated, truncated = self._follow(reward, terminated, truncated, fault)
         self.reward_terms.update(weighted)
@@ -193,6 +199,7 @@ class Env(EnvBase):
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+            self.rounds.step = 0
         self._restart(mask.view(-1))
         return self.current()
 
@@ -235,7 +242,7 @@ class Env(EnvBase):
                 self.cfg.episode_length, (self.num_envs,), generator=self.rng, device=self.device
             )
             self.step_count.add_(age)
-        self.statistics.clear(mask, counts=not self.stagger)
+        self.statistics.clear(mask, counts=not self.stagger and not self.rounds.is_amid)
         if begun is not None:
             self.statistics.counted.logical_and_(~(mask & begun))
         if self.stall is not None:
@@ -254,6 +261,8 @@ class Env(EnvBase):
                 begun.append(self.starts.begin(self.sim, mask, self.rng))
 
         self.world.restart(mask, drawn=drawn)
+        if self.rounds.begin():
+            self.world.share(self.rounds.size)
         return begun[0] if begun else None
 
     def _follow(
@@ -436,6 +445,7 @@ class Env(EnvBase):
             **self.statistics.state_dict(),
             **self.faults.state_dict(),
             "stagger": torch.tensor(self.stagger),
+            "round_step": torch.tensor(self.rounds.step),
             "step_count": self.step_count.clone(),
             "is_absent": self.is_absent.clone(),
             "unusable": self.unusable.clone(),
@@ -458,6 +468,7 @@ class Env(EnvBase):
         self.statistics.load_state_dict(state_dict)
         self.faults.load_state_dict(state_dict)
         self.stagger = bool(state_dict["stagger"])
+        self.rounds.step = int(state_dict.get("round_step", 0))  # older checkpoints have none
         self.step_count.copy_(state_dict["step_count"])
         self.is_absent.copy_(state_dict["is_absent"])
         self.unusable.zero_()
