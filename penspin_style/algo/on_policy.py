@@ -51,6 +51,7 @@ class OnPolicy(Reinforcement):
                 min_lr=cfg.min_learning_rate,
                 max_lr=cfg.max_learning_rate,
             )
+        self.iteration = 0
         self._batch: TensorDict | None = None
         self._rollout_metrics: dict[str, float] = {}
         self._noise: Tensor | None = None  # of the last step, where noise is correlated
@@ -138,6 +139,7 @@ class OnPolicy(Reinforcement):
         if n:
             self._update_normalizers(flat, flat["weight"].view(-1) > 0)
         self._batch = None
+        self.iteration += 1
         return {**self._rollout_metrics, **out}
 
     def _step(self, mb: TensorDict) -> Tensor | None:
@@ -183,6 +185,7 @@ class OnPolicy(Reinforcement):
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "skipped_in_a_row": self._guard.skipped_in_a_row,
+            "iteration": self.iteration,
             **({} if self._noise is None else {"noise": self._noise.clone()}),
         }
 
@@ -193,6 +196,7 @@ class OnPolicy(Reinforcement):
         self.rng.set_state(state["rng"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         self._noise = state.get("noise")
+        self.iteration = int(state["iteration"])
         self._has_statistics = all(bool(n.count) for _, n in self._normalizers())
 
 

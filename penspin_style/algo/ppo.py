@@ -45,6 +45,9 @@ class PPOConfig:
     init_from: str = ""
     """Run folder, or policy folder, of a trained policy of the same shape to begin with; see
     `weights_folder`. Empty for random weights. What else learns, as the critic, begins anew."""
+    critic_iterations: int = 0
+    """Iterations at first in which the critic alone learns: with `init_from`, advantages of a value
+    function that knows nothing would undo what the policy can do."""
     horizon: int = 24
     """Steps per environment and iteration."""
     epochs: int = 4
@@ -96,6 +99,10 @@ class PPOConfig:
         require(self.name == "ppo", "algo.name", self.name, "ppo")
         check_shared(self)
         require(self.horizon >= 1, "algo.horizon", self.horizon, ">= 1")
+        alone = self.critic_iterations
+        require(alone >= 0, "algo.critic_iterations", alone, ">= 0")
+        legal = not (alone and self.shared_critic)
+        require(legal, "algo.critic_iterations", alone, "0 with algo.shared_critic=true")
         for key in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, key) <= 1, f"algo.{key}", getattr(self, key), "in [0, 1]")
         for key in ("clip_coef", "reward_scale"):
@@ -207,6 +214,14 @@ class PPO(OnPolicy):
         if own is not None:  # minibatches are of what is learned from alone
             self._batch = self._batch[keep.squeeze(-1)]
 
+    @property
+    def _policy_learns(self) -> bool:
+        return self.iteration >= self.cfg.critic_iterations
+
+    def _adapt_rate(self, totals: list[Tensor]) -> None:
+        if self._policy_learns:
+            super()._adapt_rate(totals)
+
     # Values.
 
     def _values(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
@@ -245,7 +260,8 @@ class PPO(OnPolicy):
         objective = masked_mean(out["loss_objective"].view(-1), weight)
         critic = masked_mean(out["loss_critic"].view(-1), weight)
         entropy_loss = masked_mean(out["loss_entropy"].view(-1), weight)
-        total = objective + critic + entropy_loss
+        # without its own loss the policy has no gradient, and Adam passes it over
+        total = objective + critic + entropy_loss if self._policy_learns else critic
         with torch.no_grad():
             clip = (self.cfg.clip_coef, self.cfg.clip_coef)
             surrogate = out["loss_objective"].view(-1)
@@ -283,7 +299,8 @@ class PPO(OnPolicy):
             self.critic.load_state_dict(state["critic"])
         if self.value_normalizer is not None:
             self.value_normalizer.load_state_dict(state["value"])
-        super().load_state_dict(state)
+        # before iterations were counted, no critic learned alone
+        super().load_state_dict({"iteration": self.cfg.critic_iterations, **state})
 
 
 NAME = "ppo"

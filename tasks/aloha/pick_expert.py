@@ -44,8 +44,10 @@ class PickExpert:
         """m, in the world: where the fingertips take the bar."""
         self.turn = torch.eye(3, device=device).repeat(n, 1, 1)
         """How the hand stands then."""
+        names = ("stage", "wait", "grasp", "turn")
+        self.memory = {**{name: getattr(self, name) for name in names}, "sag": self.reach.sag}
 
-    def restart(self, mask: Tensor) -> None:
+    def restart(self, mask: Tensor, rng: torch.Generator | None = None) -> None:
         """Begin anew where the mask says, with the bar lying where it is."""
         task, data = self.task, self.sim.data
         grip = data.site_xpos[:, task.one.grip].float()

@@ -13,7 +13,7 @@ def picks(n, steps, seed=5, **config):
     """Return the environment and its expert after so many steps, and the stages on the way."""
     env = Env(Pick(Config(level=2, episode_length=steps + 1, **config)), n, seed=seed)
     expert = env.task.expert(env.sim)
-    expert.restart(torch.ones(n, dtype=torch.bool))
+    expert.restart(torch.ones(n, dtype=torch.bool), torch.Generator())
     stages = []
     for _ in range(steps):
         stages.append(expert.stage.clone())
@@ -51,7 +51,7 @@ def test_the_tasks_of_aloha_offer_an_expert(name):
     kind = load_task(name)
     env = Env(kind(kind.Config()), 2, seed=0)
     expert = env.task.expert(env.sim)
-    expert.restart(torch.ones(2, dtype=torch.bool))
+    expert.restart(torch.ones(2, dtype=torch.bool), torch.Generator())
     assert expert.act().shape == (2, len(env.task.actions))
 
 
