@@ -79,6 +79,8 @@ LAYERS: dict[str, set[str]] = {
     "tasks": FLOOR
     | {"meshes", "sim", "env", "env.frozen_policy"}
     | {"tasks.robots", "tasks.robots.description"},
+    # its own Python and YAML surface of a training
+    "tasks.real2sim.training": TRAIN | {"tasks"},
     "tasks.robots": FLOOR | {"sim", "env", "tasks.robots.description"},
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},
