@@ -105,7 +105,8 @@ def write_scene(
     own = {file.name, ASSETS, POSES}
     if folder.exists() and (odd := sorted({f.name for f in folder.iterdir()} - own)):
         raise FileExistsError(
-            f"{folder} holds {odd[0]}, which is no part of a scene; name a new folder"
+            f"{folder} holds {odd[0]}, which is no part of a scene: a scene has a folder of its "
+            f"own, as NEW/{file.name}"
         )
     start = place(objects) if poses is None else _given(objects, poses)
     shown = [item for item in objects if item.name in start]
@@ -113,9 +114,10 @@ def write_scene(
     stage = folder.parent / f"{storage.STAGE}{uuid.uuid4().hex}"
     try:
         _write_meshes(stage / ASSETS, shown)
-        rest = settle(build(shown, start, stage / ASSETS).compile(), start, lift=poses is not None)
+        model = _compile(build(shown, start, stage / ASSETS))
+        rest = settle(model, start, lift=poses is not None)
         spec = build(shown, rest, stage / ASSETS)
-        spec.compile()
+        _compile(spec)
         spec.modelfiledir, spec.meshdir = str(stage), ASSETS
         storage.write_file(stage / file.name, spec.to_xml().encode())
         storage.write_file(stage / POSES, poses_text(rest).encode())
@@ -130,11 +132,18 @@ def write_scene(
 def build(
     objects: Sequence[Object], poses: Mapping[str, Pose], assets: pathlib.Path
 ) -> mujoco.MjSpec:
-    """Return the world with each object at its pose; assets: folder of the meshes."""
+    """Return the world with each object at its pose; assets: folder of the meshes.
+
+    Raises:
+        SceneError: an object has the name of a part of the robot.
+    """
     spec = panda.scene(gravcomp=True)
     spec.modelname = "panda_table_objects"
     spec.meshdir = str(assets)
     _add_table(spec)
+    taken = {part.name for part in (*spec.bodies, *spec.joints)}
+    if clash := [item.name for item in objects if item.name in taken]:
+        raise SceneError(f"a part of the robot is called {clash[0]}, too; rename the object")
     for item in objects:
         _add_object(spec, item, poses[item.name])
     row = [*HOME, FINGER_OPEN]
@@ -328,6 +337,13 @@ def _colour(name: str) -> list[float]:
     hue = sum(ord(c) * 31**i for i, c in enumerate(name)) % 360
     turns = np.radians(hue + np.array([0.0, 120.0, 240.0]))
     return [*(0.55 + 0.3 * np.cos(turns)).tolist(), 1.0]
+
+
+def _compile(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    try:
+        return spec.compile()
+    except ValueError as error:
+        raise SceneError(f"MuJoCo takes these objects for no model: {error}") from error
 
 
 def _home(model: mujoco.MjModel) -> mujoco.MjData:

@@ -1,5 +1,6 @@
 """Scenes of a Panda, a table and objects: they load in plain MuJoCo, and nothing moves in them."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -159,12 +160,26 @@ def test_a_bottle_that_lies_still_lies_and_one_in_the_air_says_how_far_it_fell(t
 
 
 def test_more_objects_than_the_table_holds_are_refused(tmp_path):
-    many = []
-    for index in range(60):
-        item = read_object(OBJECTS / "box")
-        many.append(item.__class__(**{**item.__dict__, "name": f"box{index}"}))
+    item = read_object(OBJECTS / "box")
+    many = [dataclasses.replace(item, name=f"box{index}") for index in range(60)]
     with pytest.raises(SceneError, match=r"60 objects do not fit on 0\.4 x 0\.7 m of table"):
         write_scene(tmp_path / "s" / "a.xml", many)
+
+
+@pytest.mark.parametrize("name", ["hand", "joint1", "world"])
+def test_an_object_with_the_name_of_a_part_of_the_robot_is_refused(tmp_path, name):
+    box = dataclasses.replace(read_object(OBJECTS / "box"), name=name)
+    with pytest.raises(SceneError, match=f"a part of the robot is called {name}, too"):
+        write_scene(tmp_path / "s" / "a.xml", [box])
+    assert not list(tmp_path.iterdir())
+
+
+def test_meshes_that_mujoco_refuses_are_no_scene(tmp_path):
+    flat = read_object(OBJECTS / "box")
+    thin = dataclasses.replace(flat.visual_mesh, vertices=flat.visual_mesh.vertices * [1, 1, 0])
+    flat = dataclasses.replace(flat, collision_meshes=(thin,))
+    with pytest.raises(SceneError, match="MuJoCo takes these objects for no model: "):
+        write_scene(tmp_path / "s" / "a.xml", [flat])
 
 
 def test_rows_are_filled_evenly_in_the_middle_of_the_table():
