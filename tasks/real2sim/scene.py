@@ -144,8 +144,8 @@ def build(
     taken = {part.name for part in (*spec.bodies, *spec.joints)}
     if clash := [item.name for item in objects if item.name in taken]:
         raise SceneError(f"a part of the robot is called {clash[0]}, too; rename the object")
-    for item in objects:
-        _add_object(spec, item, poses[item.name])
+    for index, item in enumerate(objects):
+        _add_object(spec, item, poses[item.name], _colour(index))
     row = [*HOME, FINGER_OPEN]
     for item in objects:
         row += [*poses[item.name].position, *poses[item.name].quaternion]
@@ -311,12 +311,12 @@ def _add_table(spec: mujoco.MjSpec) -> None:
             )
 
 
-def _add_object(spec: mujoco.MjSpec, item: Object, pose: Pose) -> None:
+def _add_object(spec: mujoco.MjSpec, item: Object, pose: Pose, rgba: list[float]) -> None:
     body = spec.worldbody.add_body(name=item.name, pos=pose.position, quat=pose.quaternion)
     body.add_freejoint(name=item.name)
     body.explicitinertial = True
     body.mass, body.inertia, body.ipos = item.mass, item.inertia, [0, 0, 0]
-    look: dict[str, Any] = {"group": 2, "contype": 0, "conaffinity": 0, "rgba": _colour(item.name)}
+    look: dict[str, Any] = {"group": 2, "contype": 0, "conaffinity": 0, "rgba": rgba}
     touch = {"group": 3, "contype": 3, "conaffinity": 1, "condim": 6, "solref": [0.01, 1]}
     touch["friction"] = [1, 0.005, 0.002]
     for name in ("visual", *(f"hull_{i:02d}" for i in range(len(item.collision)))):
@@ -332,11 +332,10 @@ def _add_object(spec: mujoco.MjSpec, item: Object, pose: Pose) -> None:
         )
 
 
-def _colour(name: str) -> list[float]:
-    """Return an object's colour, the same in every scene."""
-    hue = sum(ord(c) * 31**i for i, c in enumerate(name)) % 360
-    turns = np.radians(hue + np.array([0.0, 120.0, 240.0]))
-    return [*(0.55 + 0.3 * np.cos(turns)).tolist(), 1.0]
+def _colour(index: int) -> list[float]:
+    """Return a colour far from those of the indices before."""
+    turns = np.radians(137.5 * index + np.array([0.0, 120.0, 240.0]))
+    return [*(0.55 + 0.35 * np.cos(turns)).tolist(), 1.0]
 
 
 def _compile(spec: mujoco.MjSpec) -> mujoco.MjModel:
