@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from penspin_style import storage
-from penspin_style.meshes.mesh import Mesh, solid
-from penspin_style.meshes.wavefront import MeshFileError, format_obj, parse_obj
+from penspin_style.meshes.mesh import Mesh, MeshFileError, solid
+from penspin_style.meshes.wavefront import format_obj, parse_obj
 
 OBJECT = "object.json"
 FORMAT = 1

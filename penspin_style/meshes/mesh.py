@@ -4,8 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from penspin_style.system.terminal import one_line
+
 _ALIKE = 1e-3
 """Share by which two principal moments may differ and still count as one, as a cylinder's do."""
+
+
+class MeshFileError(ValueError):
+    """A file holds no mesh, or not the one that it claims to hold."""
+
+
+def numbers(texts: list[bytes]) -> np.ndarray:
+    """Return what a file spells as float64, one dimension.
+
+    Raises:
+        MeshFileError: one of them is no number.
+    """
+    try:
+        return np.fromiter(map(float, texts), np.float64, len(texts))
+    except ValueError as error:
+        raise MeshFileError(f"a value is no number ({one_line(error)})") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +51,14 @@ class Mesh:
     def moved(self, rotation: np.ndarray, offset: np.ndarray) -> "Mesh":
         """Return the mesh with vertices (vertex - offset) @ rotation; rotation (3, 3)."""
         return Mesh((self.vertices - offset) @ rotation, self.faces)
+
+
+def shared(corners: np.ndarray) -> Mesh:
+    """Return triangles (n, 3, 3) with vertices of the same bytes made one; -0 is 0."""
+    rows = np.ascontiguousarray(corners.reshape(-1, 3) + 0.0)
+    keys = rows.view([("", np.float64)] * 3).reshape(-1).view("V24")
+    _, first, index = np.unique(keys, return_index=True, return_inverse=True)
+    return Mesh(rows[first], index.reshape(-1, 3).astype(np.int64))
 
 
 @dataclass(frozen=True, eq=False)

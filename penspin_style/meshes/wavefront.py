@@ -4,12 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from penspin_style.meshes.mesh import Mesh
+from penspin_style.meshes.mesh import Mesh, MeshFileError, numbers
 from penspin_style.system.terminal import one_line
-
-
-class MeshFileError(ValueError):
-    """A file holds no mesh, or not the one that it claims to hold."""
 
 
 def parse_obj(content: bytes) -> Mesh:
@@ -18,7 +14,8 @@ def parse_obj(content: bytes) -> Mesh:
     Raises:
         MeshFileError: names the line that is no vertex or no face, or whose index is out of range.
     """
-    vertices: list[list[bytes]] = []
+    words_of_vertices: list[bytes] = []
+    count = 0
     faces: list[tuple[int, int, int]] = []
     for number, line in enumerate(content.splitlines(), start=1):
         words = line.split()
@@ -27,13 +24,11 @@ def parse_obj(content: bytes) -> Mesh:
         if words[0] == b"v":
             if len(words) < 4:
                 raise MeshFileError(f"line {number} is a vertex of {len(words) - 1} numbers, not 3")
-            vertices.append(words[1:4])
+            words_of_vertices += words[1:4]
+            count += 1
         elif words[0] == b"f":
-            faces += _fan(words[1:], len(vertices), number)
-    try:
-        array = np.array(vertices, dtype="S32").astype(np.float64).reshape(-1, 3)
-    except ValueError as error:
-        raise MeshFileError(f"a vertex is no number ({one_line(error)})") from error
+            faces += _fan(words[1:], count, number)
+    array = numbers(words_of_vertices).reshape(-1, 3)
     mesh = Mesh(array, np.array(faces, dtype=np.int64).reshape(-1, 3))
     if mesh.faces.size and (mesh.faces.min() < 0 or mesh.faces.max() >= len(array)):
         row = mesh.faces[((mesh.faces < 0) | (mesh.faces >= len(array))).any(axis=1)][0]
