@@ -186,8 +186,8 @@ class Task(ABC, Generic[C]):
        where `algo.starts` or `algo.stall` ask for them.
 
     So `start` must leave `memory` whole, and `reset` clear whatever `observe` and `reward` write
-    there. Then come `reset`, `observe` and `learner_acts` for every environment, and in each step
-    `apply_action`, `substeps`, physics, `reward`, `terminated`, `success`, `observe`,
+    there. Then come `reset_model`, `reset`, `observe` and `learner_acts` for every environment, and
+    in each step `apply_action`, `substeps`, physics, `reward`, `terminated`, `success`, `observe`,
     `step_metrics`, `learner_acts`.
     """
 
@@ -198,6 +198,8 @@ class Task(ABC, Generic[C]):
     """Camera of an episode's video."""
     varied: ClassVar[tuple[str, ...]] = ()
     """Model fields that `vary` writes for each environment."""
+    reset_fields: ClassVar[tuple[str, ...]] = ()
+    """Model fields that `reset_model` writes, randomised or not."""
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
     `success_rate`, `success_at_end`, `return` or a name of `episode_metrics`."""
@@ -267,6 +269,13 @@ class Task(ABC, Generic[C]):
 
         For what independent draws cannot say: sizes that go together, an inertia that follows from
         them. Not called where nothing is randomised.
+        """
+
+    def reset_model(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Write the model fields `reset_fields` of the masked environments, before all else.
+
+        For what an episode is about, as the object that an environment gets (`sim.variants`). The
+        table's rows start from what is written here. Called at each reset if there are such fields.
         """
 
     def start(self, sim: Sim) -> None:
