@@ -3,8 +3,9 @@
     environment:
       num_parallel_envs: 4096          max_episode_steps: 200
       reconstructed_objects_dir: DIR   objects: [mug, bunny.stl]
-      reward: dense                    vision_enabled: false
-      camera_resolution: [64, 64]      observation_type: state
+      reward_type: dense               domain_randomization: {physics: true, sensor: false}
+      vision_enabled: false            camera_resolution: [64, 64]
+      observation_type: state
     training:
       total_timesteps: 1000000         use_gpu: true
       name: ppo                        seed: 0
@@ -33,11 +34,16 @@ ALGORITHMS = ("ppo", "sac", "ddpg")
 ENVIRONMENT = {
     "num_parallel_envs": "num_envs",
     "max_episode_steps": "task.episode_length",
-    "reward": "task.reward_type",
+    "reward_type": "task.reward_type",
     "vision_enabled": "task.vision_enabled",
     "camera_resolution": "task.camera_resolution",
     "observation_type": "task.observation_type",
 }
+RANDOMIZATION = {
+    "enabled": "task.randomize",
+    **{name: f"task.randomization.{name}.on" for name in ("physics", "visual", "sensor", "object")},
+}
+"""Switches under `environment.domain_randomization`."""
 OBJECTS = ("reconstructed_objects_dir", "objects")
 TRAINING = {"total_timesteps": "total_samples", "use_gpu": "device", "name": "name", "seed": "seed"}
 SYNONYMS = {
@@ -48,6 +54,8 @@ SYNONYMS = {
     "learning_starts": "warmup",
 }
 """Other names of keys of an algorithm -> its own."""
+
+_DRAWN = "domain_randomization"
 
 Settings = dict[str, dict[str, Any]]
 
@@ -79,6 +87,10 @@ def read_settings(files: Sequence[str | pathlib.Path]) -> Settings:
         for name, section in sections.items():
             where = f"algorithms.{name}." if name in ALGORITHMS else f"{name}."
             _check(path, where, section, _legal(name))
+            if _DRAWN in section:
+                drawn = _section(path, f"{where}{_DRAWN}", section[_DRAWN])
+                _check(path, f"{where}{_DRAWN}.", drawn, RANDOMIZATION)
+                section[_DRAWN] = merged[name].get(_DRAWN, {}) | drawn
             merged[name] |= section
     return merged
 
@@ -89,13 +101,15 @@ def checked_environment(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SettingsError: a key that there is not.
     """
-    _check(None, "", config, ENVIRONMENT)
+    _check(None, "", config, {*ENVIRONMENT, _DRAWN})
+    _check(None, f"{_DRAWN}.", config.get(_DRAWN, {}), RANDOMIZATION)
     return dict(config)
 
 
 def environment_overrides(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overrides of `environment` but for its objects: key -> value."""
     found = {ENVIRONMENT[key]: value for key, value in section.items() if key in ENVIRONMENT}
+    found |= {RANDOMIZATION[key]: value for key, value in section.get(_DRAWN, {}).items()}
     if isinstance(size := found.get("task.camera_resolution"), tuple):
         found["task.camera_resolution"] = list(size)
     return found
@@ -140,7 +154,7 @@ def _section(path: pathlib.Path, name: str, value: Any) -> dict[str, Any]:
 def _legal(name: str) -> set[str]:
     """Return what may stand in a section."""
     if name == "environment":
-        return {*ENVIRONMENT, *OBJECTS}
+        return {*ENVIRONMENT, *OBJECTS, _DRAWN}
     if name == "training":
         return set(TRAINING)
     own = {field.name for field in dataclasses.fields(find_algorithm(name).Config)} - {"name"}

@@ -64,6 +64,19 @@ def test_later_files_count_and_leave_the_rest_as_it_is(tmp_path):
     assert read["ppo"] == {"learning_rate": 1e-3, "num_epochs": 5}
 
 
+def test_groups_of_the_randomisation_are_switches(tmp_path):
+    one = _file(tmp_path, "environment: {domain_randomization: {sensor: true, enabled: true}}")
+    (other := tmp_path / "b.yaml").write_text("environment: {domain_randomization: {sensor: no}}")
+    assert environment_overrides(read_settings([one, other])["environment"]) == {
+        "task.randomization.sensor.on": False,
+        "task.randomize": True,
+    }
+    with pytest.raises(
+        SettingsError, match=r"key domain_randomization\.mass; there are enabled, obj"
+    ):
+        checked_environment({"domain_randomization": {"mass": True}})
+
+
 def test_names_of_algorithms_settings_are_translated(tmp_path):
     text = "algorithms: {sac: {buffer_size: 9, tau: 0.1}, ddpg: {twin: false}, ppo: {ent_coef: 0}}"
     read = read_settings([_file(tmp_path, text)])
@@ -86,6 +99,12 @@ def test_names_of_algorithms_settings_are_translated(tmp_path):
         ("algorithms: {ppo: {tau: 1}}", r"algorithms\.ppo\.tau; there are .*num_epochs"),
         ("algorithms: {sac: {num_epochs: 1}}", r"algorithms\.sac\.num_epochs; there are "),
         ("algorithms: {ppo: {name: sac}}", r"algorithms\.ppo\.name; there are "),
+        (
+            "environment: {domain_randomization: {wind: 1}}",
+            r"domain_randomization\.wind; there are",
+        ),
+        ("environment: {domain_randomization: true}", r"domain_randomization must hold KEY: VAL"),
+        ("environment: {reward_fn: os:abort}", r"unknown key environment\.reward_fn"),
         ("environment: 3", "environment must hold KEY: VALUE, not 3"),
         ("algorithms: {ppo: [1]}", r"algorithms\.ppo must hold KEY: VALUE, not \[1\]"),
         ("- 1", "it must be a mapping, it is list"),
