@@ -143,6 +143,13 @@ class TaskConfig:
             f"{name}_{kind}": (name, kind) for name in self.cameras for kind in ("rgb", "depth")
         }
 
+    def sensed(self) -> tuple[dict[str, dict[str, ObsTerm]], dict[str, Latency]]:
+        """Return how terms enter the groups, and how late: `observation` and `latency`.
+
+        A task whose noise follows from keys of its own says otherwise; groups and terms stay.
+        """
+        return self.observation, self.latency
+
     def views(self) -> tuple[View, ...]:
         """Return what must be rendered: each camera of which some group lists an image."""
         listed = {term for members in self.observation.values() for term in members}
@@ -208,6 +215,8 @@ class Task(ABC, Generic[C]):
     single 1e38 would leave running means and variances useless for good."""
     policies: ClassVar[tuple[str, ...]] = ()
     """Keys of the config that name policies which act in the task, see `FrozenPolicy`."""
+    functions: ClassVar[tuple[str, ...]] = ()
+    """Keys of the config that name functions of the user's own, see `load_function`."""
     limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
