@@ -164,8 +164,20 @@ class TaskConfig:
 class Expert(Protocol):
     """A script that does the task in every environment of a simulation; see `Task.expert`."""
 
-    def restart(self, mask: Tensor) -> None:
-        """Begin anew where the mask (num_envs,) says, in the states that are there now."""
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What it remembers from step to step, live tensors (num_envs, ...), for checkpoints.
+
+        Empty for one whose actions follow from the simulation alone: it can teach in any state that
+        a student gets into.
+        """
+        ...
+
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
+        """Begin anew where the mask (num_envs,) says, in the states that are there now.
+
+        rng: of whatever it draws.
+        """
         ...
 
     def act(self) -> Tensor:
@@ -354,8 +366,8 @@ class Task(ABC, Generic[C]):
     def expert(self, sim: Sim) -> Expert | None:
         """Return a script that does the task in this simulation; None: there is none.
 
-        `penspin demos` records it. It may look up anything, and simulate; `act` is called once a
-        control step, before `apply_action`.
+        `penspin demos` records it, and students learn from it (`algo.teacher=expert`). It may look
+        up anything, and simulate; `act` is called once a control step, before `apply_action`.
         """
         return None
 
