@@ -30,7 +30,7 @@ def record(envs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     env = Env(HandOver(HandOver.Config(episode_length=steps + 1)), envs, seed=seed)
     task, sim = env.task, env.sim
     expert = Expert(task, sim)
-    expert.restart(torch.ones(envs, dtype=torch.bool))
+    expert.restart(torch.ones(envs, dtype=torch.bool), env.rng)
     states, stages = [], []
     lost = torch.zeros(envs, dtype=torch.bool)
     for step in range(steps):

@@ -45,7 +45,7 @@ def record(envs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     size *= torch.rand(envs, 1, generator=rng) < DISTURBED
     noise = torch.zeros(envs, 14)
     expert = task.expert(sim)
-    expert.restart(torch.ones(envs, dtype=torch.bool))
+    expert.restart(torch.ones(envs, dtype=torch.bool), rng)
     states, distances = [], []
     won, lost = (torch.zeros(envs, dtype=torch.bool) for _ in range(2))
     for _ in range(steps):

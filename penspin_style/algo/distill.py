@@ -6,7 +6,9 @@ that. `act` draws one augmented view of every observation, and what the student 
 learns are of the same view. Without `replay_capacity` each iteration's samples are used once; with
 it they are aggregated on the device. With `rollouts` nothing is simulated: the same student clones
 recorded roll-outs (see `data/rollouts.py`). With `driver=teacher` the teacher acts throughout, as
-PenSpin's did. What the student is, and what of an observation it keeps, stands in `imitation.py`.
+PenSpin's did. With `teacher=expert` labels are those of the task's script, `Task.expert`, wherever
+the student gets to. What the student is, and what of an observation it keeps, stands in
+`imitation.py`.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from penspin_style.algo.algorithm import (
     masked_mean,
     own_steps,
 )
-from penspin_style.algo.imitation import DistillConfig, Student, make_student
+from penspin_style.algo.imitation import EXPERT, DistillConfig, Student, make_student
 from penspin_style.config import TrainConfig
 from penspin_style.data.replay import Replay
 from penspin_style.data.rollouts import Rollouts, shuffled
@@ -70,17 +72,17 @@ class Distill:
         given = [observed[name] for name in reads]
         self.student = make_student(cfg, given, naction, weights=weights, rng=self.rng)
         self.policy = self.student.policy.to(device)
-        self.teacher: Any = None  # recorded roll-outs have labels
+        self.teacher: Any = None  # recorded roll-outs have labels, and so has a script
         self.teacher_card: PolicyCard | None = None
         self.factors: Tensor | float = 1.0
         """What an action of the teacher is multiplied by, to be the same command as here."""
-        if not cfg.rollouts:
+        if not cfg.rollouts and cfg.teacher != EXPERT:
             teacher, self.teacher_card = _load_teacher(cfg.teacher, observed, naction)
             self.teacher = teacher.to(device)
         self.rollouts = Rollouts(pathlib.Path(cfg.rollouts)) if cfg.rollouts else None
         self.collects = self.rollouts is None
         if self.rollouts is not None:
-            _check_recorded(self.rollouts, self.policy.inputs, naction)
+            _check_recorded(self.rollouts, given, naction)
         self._actor = _Learner(self.student)
         self.loss = _Loss(self._actor, loss_function=cfg.loss, reduction="none")  # type: ignore
         learned = [p for p in self.policy.parameters() if p.requires_grad]
@@ -134,6 +136,7 @@ class Distill:
         """
         settings = {"final_images": False, "absent_object": cfg.absent_object if training else 0.0}
         settings["labels"] = training
+        settings["expert"] = training and cfg.teacher == EXPERT and not cfg.rollouts
         return {**settings, "num_envs": 1} if cfg.rollouts and training else settings
 
     @property
@@ -151,12 +154,14 @@ class Distill:
             own = own_steps(td)
             if own is None or own.any():
                 self._update_normalizer(numbers, own)
-        taught = self.teacher.act(*(td[key] for key in self.teacher.in_keys))
-        label = labels(td, self.factors * taught)
+        label = labels(td, self._taught(td))
         td.update(self.student.see(td))
         action = self.student.act(td)
         drives = torch.rand(len(label), 1, generator=self.rng, device=label.device) < self.beta
         td.set("imitated", (action - label).square().sum(dim=1))
+        if self.cfg.action_noise:
+            noise = torch.randn(action.shape, generator=self.rng, device=action.device)
+            action = action + self.cfg.action_noise * noise
         td.set("action", torch.where(drives, label, action))
         td.set("label", label)
         return td
@@ -228,6 +233,12 @@ class Distill:
         td["weight"] = torch.ones(n, device=device)
         self._fresh = {}
         return td.select(*self.student.keys, "label", "weight")
+
+    def _taught(self, td: TensorDict) -> Tensor:
+        """Return what the teacher would do, (num_envs, naction)."""
+        if self.teacher is None:
+            return td["expert_action"]
+        return self.factors * self.teacher.act(*(td[key] for key in self.teacher.in_keys))
 
     @property
     def beta(self) -> float:
@@ -326,7 +337,7 @@ def _reads(cfg: DistillConfig, env: Interface) -> tuple[str, ...]:
     )
 
 
-def _check_recorded(rollouts: Rollouts, inputs: tuple[Input, ...], naction: int) -> None:
+def _check_recorded(rollouts: Rollouts, inputs: Sequence[Input], naction: int) -> None:
     if rollouts.naction != naction:
         raise ValueError(
             f"algo.rollouts={rollouts.folder} has {rollouts.naction} actions, the task {naction}"

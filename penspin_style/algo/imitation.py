@@ -16,8 +16,12 @@ from penspin_style.algo.augment import Augment, AugmentConfig
 from penspin_style.config import ACTIVATIONS, require, weights_folder
 from penspin_style.features import Input
 from penspin_style.nets.encoder import load_encoder
+from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.student import StudentPolicy
 from penspin_style.nets.temporal import TemporalPolicy
+
+EXPERT = "expert"
+"""The teacher that is the task's own script."""
 
 
 @dataclass
@@ -73,11 +77,16 @@ class DistillConfig:
     """Run folder, or policy folder, of a trained student of the same shape to begin with; empty for
     random weights."""
     teacher: str = "pretrained:panda_lift_cube"
-    """Policy folder, or the run folder, of the teacher; see `weights_folder`."""
+    """Policy folder, or the run folder, of the teacher; see `weights_folder`. `expert`: the task's
+    script, `Task.expert`, which is asked in every state that the student gets into."""
     group: str = "student"
     """The observation group that the student reads, its images included."""
     network: str = "images"
-    """`images`: numbers and images of cameras. `temporal`: the history of a hand's joints."""
+    """`images`: numbers and images of cameras. `temporal`: the history of a hand's joints.
+    `gaussian`: one vector, the network that reinforcement learning trains, which can go on from it
+    (`algo=ppo algo.init_from=RUN`)."""
+    init_std: float = 0.2
+    """With `gaussian`, the deviation of the exploration that reinforcement learning begins with."""
     driver: str = "student"
     """Who acts once `beta_iterations` are over. `student`: DAgger. `teacher`: it alone, always."""
     loss: str = "l2"
@@ -94,6 +103,9 @@ class DistillConfig:
     """Samples of earlier iterations that are kept and learned from again; 0: each is used once."""
     beta_iterations: int = 1
     """Iterations over which the share of steps that the teacher drives falls from 1 to 0."""
+    action_noise: float = 0.0
+    """Deviation of normal noise on what the student does in training, not on labels: it is to learn
+    its way back (DART, Laskey et al. 2017, arXiv 1703.09327)."""
     absent_object: float = 0.07
     """Share of training episodes without an object; there the label is to do nothing."""
     learning_rate: float = 4e-4
@@ -124,7 +136,7 @@ class DistillConfig:
         """Check the values."""
         require(self.name == "distill", "algo.name", self.name, "distill")
         for key, known in (
-            ("network", ("images", "temporal")),
+            ("network", ("images", "temporal", "gaussian")),
             ("driver", ("student", "teacher")),
             ("loss", ("l2", "l1")),
         ):
@@ -138,8 +150,10 @@ class DistillConfig:
         require(
             legal, "algo.replay_capacity", self.replay_capacity, "0 where algo.rollouts is given"
         )
+        noise = self.action_noise
+        require(0 <= noise < float("inf"), "algo.action_noise", noise, "finite and >= 0")
         require(0 <= self.absent_object < 1, "algo.absent_object", self.absent_object, "in [0, 1)")
-        for key in ("learning_rate", "final_learning_rate", "max_grad_norm"):
+        for key in ("learning_rate", "final_learning_rate", "max_grad_norm", "init_std"):
             value = getattr(self, key)
             require(0 < value < float("inf"), f"algo.{key}", value, "finite and > 0")
         for camera, value in self.max_depth.items():
@@ -156,7 +170,7 @@ class DistillConfig:
 class Student(Protocol):
     """A policy in training. A td holds samples (n,)."""
 
-    policy: StudentPolicy | TemporalPolicy
+    policy: StudentPolicy | TemporalPolicy | GaussianPolicy
     keys: tuple[str, ...]
     """What of a sample is kept to learn from: what was seen, and the raw vector."""
 
@@ -286,7 +300,50 @@ class TemporalStudent:
         return self.policy(td[self.keys[0]], self.rng)
 
 
-_STUDENTS = {"images": ImageStudent, "temporal": TemporalStudent}
+class GaussianStudent:
+    """A student of one vector with the network of reinforcement learning; its mean acts."""
+
+    def __init__(
+        self,
+        cfg: DistillConfig,
+        inputs: Sequence[Input],
+        naction: int,
+        weights: torch.Generator,
+        rng: torch.Generator,
+    ) -> None:
+        names = [i.name for i in inputs]
+        if len(inputs) != 1 or inputs[0].is_image:
+            raise ValueError(
+                f"algo.network=gaussian reads one vector, and algo.group={cfg.group} is of "
+                f"{', '.join(names)}"
+            )
+        self.policy = GaussianPolicy(
+            names[0],
+            inputs[0].size,
+            naction,
+            hidden=cfg.hidden,
+            activation=cfg.activation,
+            init_std=cfg.init_std,
+            rng=weights,
+        )
+        # a regression's gradient says nothing of how far to explore
+        self.policy.raw_std.requires_grad_(False)
+        self.keys = self.policy.in_keys
+
+    def see(self, td: TensorDictBase) -> dict[str, Tensor]:
+        """Return nothing: the vector is seen as it is."""
+        return {}
+
+    def act(self, td: TensorDictBase) -> Tensor:
+        """Return actions (n, naction)."""
+        return self.policy.act(td[self.keys[0]])
+
+    def learn(self, td: TensorDictBase) -> Tensor:
+        """Return what `act` does."""
+        return self.act(td)
+
+
+_STUDENTS = {"images": ImageStudent, "temporal": TemporalStudent, "gaussian": GaussianStudent}
 
 
 def _frames(images: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:

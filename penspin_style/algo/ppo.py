@@ -46,6 +46,9 @@ class PPOConfig:
     init_from: str = ""
     """Run folder, or policy folder, of a trained policy of the same shape to begin with; see
     `weights_folder`. Empty for random weights. What else learns, as the critic, begins anew."""
+    critic_iterations: int = 0
+    """Iterations at first in which the critic alone learns: with `init_from`, advantages of a value
+    function that knows nothing would undo what the policy can do."""
     horizon: int = 24
     """Steps per environment and iteration."""
     epochs: int = 4
@@ -97,6 +100,10 @@ class PPOConfig:
         require(self.name == "ppo", "algo.name", self.name, "ppo")
         for key in ("horizon", "epochs", "num_minibatches"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
+        alone = self.critic_iterations
+        require(alone >= 0, "algo.critic_iterations", alone, ">= 0")
+        legal = not (alone and self.shared_critic)
+        require(legal, "algo.critic_iterations", alone, "0 with algo.shared_critic=true")
         rho = self.noise_correlation
         require(0 <= rho < 1, "algo.noise_correlation", rho, "in [0, 1)")
         for key in ("gamma", "gae_lambda"):
@@ -203,6 +210,7 @@ class PPO(Reinforcement):
             )
         self._losses = torch.compile(self._losses_eager) if cfg.compile else self._losses_eager
         self._batch: TensorDict | None = None
+        self.iteration = 0
         self._noise: Tensor | None = None  # of the last step, where noise is correlated
         self._has_statistics = False  # whether the normalisers have seen anything
 
@@ -289,14 +297,19 @@ class PPO(Reinforcement):
                     skipped += 1
                 else:
                     totals.append(metrics)
-            if self.cfg.kl_every == "epoch" or epoch == self.cfg.epochs:
+            if self._policy_learns and (self.cfg.kl_every == "epoch" or epoch == self.cfg.epochs):
                 self._adapt_rate(totals[-self.cfg.num_minibatches :])
         out = {"train/actor/lr": rate, **self._report(totals, flat)}
         out["train/skipped_updates"] = float(skipped)
         if n:
             self._update_normalizers(flat, flat["weight"].view(-1) > 0)
         self._batch = None
+        self.iteration += 1
         return {**self._rollout_metrics, **out}
+
+    @property
+    def _policy_learns(self) -> bool:
+        return self.iteration >= self.cfg.critic_iterations
 
     # Values.
 
@@ -344,7 +357,8 @@ class PPO(Reinforcement):
         objective = masked_mean(out["loss_objective"].view(-1), weight)
         critic = masked_mean(out["loss_critic"].view(-1), weight)
         entropy_loss = masked_mean(out["loss_entropy"].view(-1), weight)
-        total = objective + critic + entropy_loss
+        # without its own loss the policy has no gradient, and Adam passes it over
+        total = objective + critic + entropy_loss if self._policy_learns else critic
         with torch.no_grad():
             dist = self._actor.dist
             old = Gaussian(mb["loc"], mb["scale"])
@@ -416,6 +430,7 @@ class PPO(Reinforcement):
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "skipped_in_a_row": self._guard.skipped_in_a_row,
+            "iteration": self.iteration,
             **({} if self._noise is None else {"noise": self._noise.clone()}),
         }
 
@@ -430,6 +445,8 @@ class PPO(Reinforcement):
         self.rng.set_state(state["rng"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         self._noise = state.get("noise")
+        # before iterations were counted, no critic learned alone
+        self.iteration = int(state.get("iteration", self.cfg.critic_iterations))
         self._has_statistics = all(bool(n.count) for _, n in self._normalizers())
 
 

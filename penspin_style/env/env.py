@@ -18,6 +18,7 @@ TensorDict with batch size [num_envs]:
 | fault | (1,) bool | this transition is not to be learned from |
 | is_absent | (1,) bool | only with `absent_object`: no object is in sight, doing nothing is right |
 | task_label | (naction,) float32 | only with `labels`, of tasks that say so: see `Task.label` |
+| expert_action | (naction,) float32 | only with `expert`, in roots: what `Task.expert` would do |
 | learner_acts | (1,) bool | only of tasks that say so: the coming step is the learner's own |
 """
 
@@ -32,11 +33,12 @@ from torchrl.envs import EnvBase
 
 from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.checks import check_action, check_reward_keys
+from penspin_style.env.expert import ExpertActions
 from penspin_style.env.faults import FaultLog
 from penspin_style.env.starts import Stall, Starts
 from penspin_style.env.statistics import EpisodeStatistics
 from penspin_style.env.task import Task
-from penspin_style.env.terms import Groups
+from penspin_style.env.terms import Groups, where, zeros
 from penspin_style.env.world import World
 from penspin_style.features import Input, PolicyCard
 from penspin_style.sim.perturb import Perturbation
@@ -61,6 +63,7 @@ class Env(EnvBase):
         final_images: bool = True,
         absent_object: float = 0.0,
         labels: bool = False,
+        expert: bool = False,
         perturb: Sequence[Perturbation] = (),
         starts: StartsConfig | None = None,
         stall: StallConfig | None = None,
@@ -75,12 +78,13 @@ class Env(EnvBase):
         absent_object: share of episodes in which the task's object is out of sight; there is
             nothing to succeed at, so they do not enter the statistics.
         labels: whether the task's own labels are in each root.
+        expert: whether what the task's script would do is.
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         starts: where else episodes begin; those do not enter the statistics.
         stall: when an episode without progress ends.
 
         Raises:
-            ValueError: starts or stalls of a task that knows no progress.
+            ValueError: starts, stalls or an expert of a task that knows no progress, or has none.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
@@ -103,7 +107,9 @@ class Env(EnvBase):
         self.labels = labels
         self._allocate()
         self._prepare_starts(starts, stall)
+        self.expert = ExpertActions(task, self.sim) if expert else None
         self._restart(torch.ones(num_envs, dtype=torch.bool, device=self.device))
+        self._ask_expert()
         self._make_specs()
 
     @property
@@ -149,7 +155,11 @@ class Env(EnvBase):
     # The walk.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        return self._advance(tensordict, images=True)
+        transition = self._advance(tensordict, images=True)
+        self._ask_expert()
+        if self.expert is not None:
+            transition.set("expert_action", self.expert.action)
+        return transition
 
     def _advance(self, tensordict: TensorDictBase, *, images: bool) -> TensorDict:
         action = tensordict["action"]
@@ -173,7 +183,7 @@ class Env(EnvBase):
             weighted = {name: torch.where(fault, 0.0, value) for name, value in weighted.items()}
             success, terminated = success & ~fault, terminated & ~fault
             for name, value in observation.items():
-                observation[name] = _where(fault, self._last[name], value)
+                observation[name] = where(fault, self._last[name], value)
         truncated = (self.step_count >= self.cfg.episode_length) | fault
         if self._goes_by_progress:
             reward, terminated, truncated = self._follow(reward, terminated, truncated, fault)
@@ -194,6 +204,7 @@ class Env(EnvBase):
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._restart(mask.view(-1))
+        self._ask_expert(mask.view(-1))
         return self.current()
 
     def step_and_maybe_reset(
@@ -204,6 +215,7 @@ class Env(EnvBase):
         tensordict.set("next", transition)
         done = transition["done"].view(-1)
         self._restart(done, images=self.final_images)
+        self._ask_expert()
         if self.cameras.names and not self.final_images:
             terms = self.cameras.render()
             self._last.update(self.groups.observe(terms))
@@ -228,7 +240,7 @@ class Env(EnvBase):
         self.unusable.logical_and_(~mask).logical_or_(mask & self._is_unusable(observation))
         usable = mask & ~self.unusable
         for name, value in observation.items():
-            self._last[name] = _where(usable, value, self._last[name])
+            self._last[name] = where(usable, value, self._last[name])
         self.step_count.mul_(~mask)
         if self.stagger:
             age = torch.randint(
@@ -242,6 +254,8 @@ class Env(EnvBase):
             self.stall.clear(mask)
         self._note_step()
         self.stagger = False
+        if self.expert is not None:
+            self.expert.restart(mask, self.rng)
 
     def _begin(self, mask: Tensor) -> Tensor | None:
         """Restart the world where the mask says; return which episodes begin in other states."""
@@ -281,6 +295,11 @@ class Env(EnvBase):
         if self.task_label is not None:
             self.task_label = self.task.label(self.sim)
 
+    def _ask_expert(self, mask: Tensor | None = None) -> None:
+        """Note what the expert would do in the coming step, once; mask: where it is a new one."""
+        if self.expert is not None:
+            self.expert.ask(mask)
+
     def _remove_objects(self, mask: Tensor) -> None:
         draw = torch.rand(self.num_envs, generator=self.rng, device=self.device)
         self.is_absent.copy_(torch.where(mask, draw < self.absent_object, self.is_absent))
@@ -308,15 +327,16 @@ class Env(EnvBase):
         self.task_label = self.task.label(self.sim) if self.labels else None
         if self.task_label is not None:
             check_action(self.task_label, n, self._naction)
+        observation, latency = self.cfg.sensed()
         self.groups = Groups(
-            self.cfg.observation,
+            observation,
             {**observed, **self.cameras.empty()},
             {**self.task.units, **self.cameras.units},
             self.rng,
             images=self.cameras.names,
-            latency=self.cfg.latency,
+            latency=latency,
         )
-        self._last = {i.name: _zeros(n, i, device) for i in self.inputs}
+        self._last = {i.name: zeros(n, i, device) for i in self.inputs}
         self.is_absent = torch.zeros(n, dtype=torch.bool, device=device)
         self._on_cpu = self.device.type == "cpu"
         self.step_count = torch.zeros(n, dtype=torch.long, device=device)
@@ -356,6 +376,8 @@ class Env(EnvBase):
             spec["learner_acts"] = flag()
         if self.task_label is not None:
             spec["task_label"] = Unbounded(torch.Size([*n, self._naction]), device=device)
+        if self.expert is not None:
+            spec["expert_action"] = Unbounded(torch.Size([*n, self._naction]), device=device)
         self.observation_spec = Composite(spec, shape=n, device=device)
         self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
         self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
@@ -377,6 +399,8 @@ class Env(EnvBase):
             extra["learner_acts"] = self.learner_acts[:, None].clone()
         if self.task_label is not None:
             extra["task_label"] = self.task_label.float()
+        if self.expert is not None:
+            extra["expert_action"] = self.expert.action
         return TensorDict(
             {
                 **observation,
@@ -443,11 +467,14 @@ class Env(EnvBase):
             **{f"terms/{k}": v.clone() for k, v in self.groups.state_dict().items()},
             **{
                 f"{name}/{k}": v
-                for name, part in (("starts", self.starts), ("stall", self.stall))
+                for name, part in self._parts().items()
                 if part is not None
                 for k, v in part.state_dict().items()
             },
         }
+
+    def _parts(self) -> dict[str, Any]:
+        return {"starts": self.starts, "stall": self.stall, "expert": self.expert}
 
     def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
         """Continue exactly where `state_dict` was taken; `current()` is then the root."""
@@ -465,22 +492,10 @@ class Env(EnvBase):
             self.unusable.copy_(state_dict["unusable"])
         self._last = {k: state_dict[f"last/{k}"].clone() for k in self._last}
         self._note_step()
-        parts: dict[str, Any] = {"terms": self.groups, "starts": self.starts, "stall": self.stall}
-        for name, part in parts.items():
+        for name, part in {"terms": self.groups, **self._parts()}.items():
             if part is not None:
                 prefix = f"{name}/"
                 own = {
                     k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)
                 }
                 part.load_state_dict(own)
-
-
-def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
-    """Return value (num_envs, ...) where the mask (num_envs,) says, other elsewhere."""
-    return torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, other)
-
-
-def _zeros(num_envs: int, group: Input, device: torch.device) -> Tensor:
-    """Return an empty observation of an input: a vector, or a stack of images."""
-    dtype, shape = group.tensor
-    return torch.zeros((num_envs, *shape), dtype=getattr(torch, dtype), device=device)

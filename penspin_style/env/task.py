@@ -143,6 +143,13 @@ class TaskConfig:
             f"{name}_{kind}": (name, kind) for name in self.cameras for kind in ("rgb", "depth")
         }
 
+    def sensed(self) -> tuple[dict[str, dict[str, ObsTerm]], dict[str, Latency]]:
+        """Return how terms enter the groups, and how late: `observation` and `latency`.
+
+        A task whose noise follows from keys of its own says otherwise; groups and terms stay.
+        """
+        return self.observation, self.latency
+
     def views(self) -> tuple[View, ...]:
         """Return what must be rendered: each camera of which some group lists an image."""
         listed = {term for members in self.observation.values() for term in members}
@@ -157,8 +164,20 @@ class TaskConfig:
 class Expert(Protocol):
     """A script that does the task in every environment of a simulation; see `Task.expert`."""
 
-    def restart(self, mask: Tensor) -> None:
-        """Begin anew where the mask (num_envs,) says, in the states that are there now."""
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What it remembers from step to step, live tensors (num_envs, ...), for checkpoints.
+
+        Empty for one whose actions follow from the simulation alone: it can teach in any state that
+        a student gets into.
+        """
+        ...
+
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
+        """Begin anew where the mask (num_envs,) says, in the states that are there now.
+
+        rng: of whatever it draws.
+        """
         ...
 
     def act(self) -> Tensor:
@@ -208,6 +227,8 @@ class Task(ABC, Generic[C]):
     single 1e38 would leave running means and variances useless for good."""
     policies: ClassVar[tuple[str, ...]] = ()
     """Keys of the config that name policies which act in the task, see `FrozenPolicy`."""
+    functions: ClassVar[tuple[str, ...]] = ()
+    """Keys of the config that name functions of the user's own, see `load_function`."""
     limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
@@ -345,8 +366,8 @@ class Task(ABC, Generic[C]):
     def expert(self, sim: Sim) -> Expert | None:
         """Return a script that does the task in this simulation; None: there is none.
 
-        `penspin demos` records it. It may look up anything, and simulate; `act` is called once a
-        control step, before `apply_action`.
+        `penspin demos` records it, and students learn from it (`algo.teacher=expert`). It may look
+        up anything, and simulate; `act` is called once a control step, before `apply_action`.
         """
         return None
 

@@ -219,3 +219,14 @@ def _check(
         raise ValueError(f"task.observation lists {twice} in two groups; an image is in one")
     if clash := sorted(set(images) & set(groups)):
         raise ValueError(f"task.observation has a group and an image of one name: {clash}")
+
+
+def where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Return value (num_envs, ...) where the mask (num_envs,) says, other elsewhere."""
+    return torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, other)
+
+
+def zeros(num_envs: int, group: Input, device: torch.device) -> Tensor:
+    """Return an empty observation of an input: a vector, or a stack of images."""
+    dtype, shape = group.tensor
+    return torch.zeros((num_envs, *shape), dtype=getattr(torch, dtype), device=device)

@@ -19,7 +19,7 @@ body follows in it alone. Without it a larger shape falls through what it should
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -63,8 +63,8 @@ def add_shapes(
 ) -> None:
     """Give a body the first shape, with room for all others, and park every shape in the model.
 
-    The body gets the geoms `BODY_hull_0` and so on, as many as the richest shape has, and
-    `BODY_visual`. The shapes are the bodies `BODY/NAME`, under the floor.
+    So far the body has a name and its joints. It gets the geoms `BODY_hull_0` and so on, as many as
+    the richest shape has, and `BODY_visual`. Shapes are parked as the bodies `BODY/NAME`.
 
     hull, visual: further attributes of the geoms that collide and of the one that is drawn.
 
@@ -72,29 +72,33 @@ def add_shapes(
         ValueError: no shapes, two of one name, or one without a hull.
     """
     names = [shape.name for shape in shapes]
-    if not shapes or len(set(names)) < len(names) or not all(shape.hulls for shape in shapes):
+    if not shapes or len({*names, NOTHING}) <= len(names) or not all(s.hulls for s in shapes):
         raise ValueError(
-            f"shapes must have names of their own and hulls, got "
+            f"shapes must have hulls and names of their own, none {NOTHING!r}, got "
             f"{[(shape.name, len(shape.hulls)) for shape in shapes]}"
         )
+    speck = spec.add_mesh(name=f"{body.name}_{NOTHING}")
+    speck.uservert = (_SPECK * (np.eye(4, 3) - 0.25)).ravel().tolist()
+    speck.userface = [0, 1, 2, 0, 3, 1, 0, 2, 3, 1, 3, 2]
     slots = max(len(shape.hulls) for shape in shapes)
-    if any(len(shape.hulls) < slots for shape in shapes):
-        speck = spec.add_mesh(name=f"{body.name}_{NOTHING}")
-        speck.uservert = (_SPECK * (np.eye(4, 3) - 0.25)).ravel().tolist()
-        speck.userface = [0, 1, 2, 0, 3, 1, 0, 2, 3, 1, 3, 2]
+    meshes = [*shapes[0].hulls, *[speck.name] * (slots - len(shapes[0].hulls))]
+    _set_inertia(body, shapes[0])
+    for i, mesh in enumerate(meshes):
+        _add_mesh(body, mesh, {"name": f"{body.name}_hull_{i}", "group": _HIDDEN, **(hull or {})})
+    shown = {"name": f"{body.name}_visual", "group": 2, "contype": 0, "conaffinity": 0}
+    _add_mesh(body, shapes[0].visual, {**shown, **(visual or {})})
     for shape in shapes:
-        parked = spec.worldbody.add_body(name=f"{body.name}/{shape.name}", pos=_PARKED)
-        meshes = [*shape.hulls, *[f"{body.name}_{NOTHING}"] * (slots - len(shape.hulls))]
-        apart = {"group": _HIDDEN, "conaffinity": 0}
-        targets = [(parked, "", {"contype": _NOBODY, **apart}, {"contype": 0, **apart})]
-        if shape is shapes[0]:
-            shown = {"contype": 0, "conaffinity": 0, "group": 2, **(visual or {})}
-            targets.append((body, body.name, {"group": _HIDDEN, **(hull or {})}, shown))
-        for target, prefix, hull_settings, visual_settings in targets:
-            _set_inertia(target, shape)
-            for i, mesh in enumerate(meshes):
-                _add_mesh(target, f"{prefix}_hull_{i}" if prefix else "", mesh, hull_settings)
-            _add_mesh(target, f"{prefix}_visual" if prefix else "", shape.visual, visual_settings)
+        parked = _park(spec, f"{body.name}/{shape.name}", shape.hulls)
+        _add_mesh(parked, shape.visual, {"group": _HIDDEN, "contype": 0, "conaffinity": 0})
+        _set_inertia(parked, shape)
+    _park(spec, f"{body.name}/{NOTHING}", [speck.name])
+
+
+def _park(spec: mujoco.MjSpec, name: str, meshes: Sequence[str]) -> Any:
+    parked = spec.worldbody.add_body(name=name, pos=_PARKED)
+    for mesh in meshes:
+        _add_mesh(parked, mesh, {"group": _HIDDEN, "contype": _NOBODY, "conaffinity": 0})
+    return parked
 
 
 def _set_inertia(body: Any, shape: Shape) -> None:
@@ -102,10 +106,8 @@ def _set_inertia(body: Any, shape: Shape) -> None:
     body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
 
 
-def _add_mesh(body: Any, name: str, mesh: str, settings: Mapping[str, Any]) -> None:
-    kind = mujoco.mjtGeom.mjGEOM_MESH
-    named = {"name": name} if name else {}
-    body.add_geom(**named, type=kind, meshname=mesh, mass=0, **settings)
+def _add_mesh(body: Any, mesh: str, settings: Mapping[str, Any]) -> None:
+    body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=mesh, mass=0, **settings)
 
 
 class Variants:
@@ -121,20 +123,19 @@ class Variants:
         """
         if missing := [name for name in FIELDS if name not in sim.params]:
             raise ValueError(f"make_sim needs per_env to hold {', '.join(missing)} too")
-        model = sim.model
-        live = model.body(body).id
+        model, live = sim.model, sim.model.body(body).id
         parked = np.array([model.body(f"{body}/{name}").id for name in names])
-        count = int(model.body_geomnum[live])
-        start = int(model.body_geomadr[live])
-        slots = model.body_geomadr[parked][:, None] + np.arange(count)  # (shapes, geoms)
+        count, start = int(model.body_geomnum[live]), int(model.body_geomadr[live])
+        slots = _slots(model, parked, model.body(f"{body}/{NOTHING}").id, count)
         self.count = len(names)
         self._rows: list[tuple[Tensor, Tensor]] = []  # (the simulation's, (shapes, ...) values)
         for name in FIELDS:
             field = sim.params[name]
             if name in MESH_FIELDS:
-                values, target = getattr(model, name)[slots], field[:, start : start + count]
-                if name == "geom_pos":
-                    values = _hide_specks(model, slots, values)
+                # what is not there lies in the middle of the first hull, which is within it
+                source = np.where(slots.absent, slots.geoms[:, :1], slots.geoms)
+                geoms = source if name == "geom_pos" else slots.geoms
+                values, target = getattr(model, name)[geoms], field[:, start : start + count]
             else:
                 values, target = getattr(model, name)[parked], field[:, live]
             table = torch.as_tensor(values, dtype=field.dtype, device=sim.device)
@@ -150,11 +151,19 @@ class Variants:
             target.copy_(torch.where(where, table[which], target))
 
 
-def _hide_specks(model: mujoco.MjModel, slots: np.ndarray, pos: np.ndarray) -> np.ndarray:
-    """Return positions of geoms (shapes, geoms, 3) in which hulls that are nothing lie in hull 0.
+class _Slots(NamedTuple):
+    """From which geoms each shape's rows come, (shapes, geoms of the body)."""
 
-    MuJoCo has a mesh's frame in its middle, which is within it if it is convex.
-    """
-    names = [model.mesh(i).name for i in range(model.nmesh)]
-    speck = np.array([name.endswith(f"_{NOTHING}") for name in names])
-    return np.where(speck[model.geom_dataid[slots]][..., None], pos[:, :1], pos)
+    geoms: np.ndarray
+    absent: np.ndarray
+
+
+def _slots(model: mujoco.MjModel, parked: np.ndarray, nothing: int, count: int) -> _Slots:
+    """Return the geoms of parked bodies in the order of the live one's: hulls, specks, visual."""
+    speck = int(model.body_geomadr[nothing])
+    geoms = np.full((len(parked), count), speck)
+    for row, body in zip(geoms, parked, strict=True):
+        first, number = int(model.body_geomadr[body]), int(model.body_geomnum[body])
+        row[: number - 1] = np.arange(first, first + number - 1)
+        row[-1] = first + number - 1
+    return _Slots(geoms, geoms == speck)

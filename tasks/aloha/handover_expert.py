@@ -43,8 +43,11 @@ class Expert:
         """rad, of the left hand while it grasps and lifts."""
         self.grasp, self.taken = (torch.zeros(n, 3, device=device) for _ in range(2))
         """m, where the left hand takes the box, and where the right one does."""
+        self.memory = {name: getattr(self, name) for name in ("stage", "wait", "yaw")}
+        self.memory |= {"grasp": self.grasp, "taken": self.taken}
+        self.memory |= {f"{r.arm.side}_sag": r.sag for r in self.reach}
 
-    def restart(self, mask: Tensor) -> None:
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
         """Begin anew where the mask says, with the box standing where it is."""
         top = self.sim.data.site_xpos[:, self.task.top].float()
         off = top - self.arms[0].base

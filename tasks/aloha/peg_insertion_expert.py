@@ -35,14 +35,13 @@ INSIDE, OUTSIDE = 0.096, 0.115  # m from that end, where the tip goes in, and wh
 class InsertionExpert:
     """Actions of the script in every environment of a simulation; it begins with `restart`."""
 
-    def __init__(self, task: "Insertion[Any]", sim: Sim, seed: int = 0) -> None:
+    def __init__(self, task: "Insertion[Any]", sim: Sim) -> None:
         """Build the simulation whose arms stand where the commands are."""
         self.task, self.sim = task, sim
         self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)
         self.arms = tuple(hand.arm for hand in task.hands)
         self.reach = [Reach(sim, self.ghost, arm) for arm in self.arms]
         n, device = sim.num_envs, sim.device
-        self.rng = torch.Generator(device=device).manual_seed(seed)
         self.stage = torch.zeros(n, 2, dtype=torch.long, device=device)
         """Of each hand, into `STAGES`."""
         self.wait = torch.zeros_like(self.stage)
@@ -54,11 +53,14 @@ class InsertionExpert:
         """Where the objects lay to be taken,"""
         self.yaw = torch.zeros(n, 2, device=device)
         """and where they pointed to."""
+        names = ("stage", "wait", "pitch", "carry", "grip", "yaw")
+        self.memory = {name: getattr(self, name) for name in names}
+        self.memory |= {f"{r.arm.side}_sag": r.sag for r in self.reach}
 
-    def restart(self, mask: Tensor) -> None:
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
         """Begin anew where the mask says, with the objects where they are."""
         n, device, data = self.sim.num_envs, self.sim.device, self.sim.data
-        draw = torch.rand(n, 2, 4, generator=self.rng, device=device)
+        draw = torch.rand(n, 2, 4, generator=rng, device=device)
         low, high = PITCH
         carry = self.task.aims + SPREAD * (2.0 * draw[..., 1:] - 1.0)
         grip = torch.stack([data.site_xpos[:, hand.grip] for hand in self.task.hands], dim=1)

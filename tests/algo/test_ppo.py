@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch.distributions import Independent, Normal
 
 from penspin_style.algo.algorithm import MAX_SKIPPED, DivergedError, rollout
+from penspin_style.algo.ppo import PPOConfig
 from penspin_style.env.env import Env
 from penspin_style.train.evaluate import evaluate
 from tests.support.ppo_batches import (
@@ -146,6 +147,31 @@ def test_the_learning_rate_follows_the_divergence(target_kl, factor):
     assert metrics["train/actor/approx_kl"] > 2e-6
     assert metrics["train/actor/lr"] == 1e-3  # that of this update
     assert ppo.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+
+
+def test_the_critic_learns_alone_at_first_and_a_restored_learner_knows_how_long():
+    ppo = make(critic_iterations=2, target_kl=1.0)
+    moved = []
+    for iteration in range(3):
+        if iteration == 1:
+            restored = make(critic_iterations=2, target_kl=1.0, seed=9)
+            restored.load_state_dict(ppo.state_dict())
+            ppo = restored
+        before = [[p.clone() for p in net.parameters()] for net in (ppo.policy, ppo.critic)]
+        ppo.process(collected(ppo, seed=iteration))
+        assert ppo.update()["train/actor/lr"] == 3e-4  # no policy has moved by whose KL it adapts
+        pairs = zip((ppo.policy, ppo.critic), before, strict=True)
+        moved.append([not all(map(torch.equal, net.parameters(), old)) for net, old in pairs])
+    assert moved == [[False, True], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "legal"),
+    [({"critic_iterations": -1}, ">= 0"), ({"shared_critic": True}, "0 with algo.shared_critic")],
+)
+def test_a_critic_that_cannot_learn_alone_is_refused(cfg, legal):
+    with pytest.raises(ValueError, match=f"algo.critic_iterations must be {legal}"):
+        PPOConfig(**{"critic_iterations": 3, **cfg})
 
 
 def test_the_learning_rate_stays_where_the_divergence_is_as_wanted():

@@ -38,7 +38,7 @@ class Pusher:
     def __init__(self, task, sim):
         self.sim, self.restarts = sim, 0
 
-    def restart(self, mask):
+    def restart(self, mask, rng):
         self.restarts += 1
 
     def act(self):

@@ -48,13 +48,13 @@ def publish(folder, given=TEACHER, naction=NACTION):
     return folder
 
 
-def make(teacher, *, seed=0, inputs=BOTH, naction=NACTION, iterations=10, **cfg):
+def make(teacher, *, seed=0, inputs=BOTH, reads=("student",), iterations=10, **cfg):
     cfg = {"encoder": "", "hidden": [8], "horizon": T, "minibatch_size": 10, **cfg}
     return Distill(
         DistillConfig(teacher=str(teacher), **cfg),
         inputs,
-        ("student",),
-        naction,
+        reads,
+        NACTION,
         iterations=iterations,
         per_iteration=T * N,
         device=CPU,

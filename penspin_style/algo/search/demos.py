@@ -18,12 +18,13 @@ def demonstrate(world: World, expert: Expert, *, seed: int, steps: int) -> Traje
     its first state repeats it bit for bit.
     """
     everywhere = torch.ones(1, dtype=torch.bool)
+    rng = torch.Generator(device=world.rng.device).manual_seed(seed)  # a replay draws none of it
     world.seed(seed)
     world.restart(everywhere)
     start = world.snapshot()
 
     def actions() -> Iterator[Tensor]:
-        expert.restart(everywhere)
+        expert.restart(everywhere, rng)
         for step in range(steps):
             ended = world.task.terminated(world.sim) | (world.sim.faults != 0)
             if step and bool(ended):

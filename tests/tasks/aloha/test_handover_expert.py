@@ -32,7 +32,7 @@ def test_the_script_hands_most_boxes_over_and_passes_every_stage(recorded):
 def test_actions_stay_within_one_and_the_left_gripper_ajar():
     env = Env(HandOver(HandOver.Config()), 4, seed=2)
     expert = Expert(env.task, env.sim)
-    expert.restart(torch.ones(4, dtype=torch.bool))
+    expert.restart(torch.ones(4, dtype=torch.bool), torch.Generator())
     for _ in range(30):
         action = expert.act()
         assert action.shape == (4, 14) and action.abs().max() <= 1.0
@@ -42,7 +42,7 @@ def test_actions_stay_within_one_and_the_left_gripper_ajar():
     other = torch.tensor([True, False, False, False])
     before = expert.grasp.clone()
     expert.stage.fill_(3)
-    expert.restart(other)
+    expert.restart(other, torch.Generator())
     assert expert.stage.tolist() == [0, 3, 3, 3]
     assert torch.equal(expert.grasp[1:], before[1:])
 
