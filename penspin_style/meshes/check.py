@@ -289,6 +289,6 @@ def _check_volume(found: Checked) -> None:
         found.note(
             "not convex",
             f"the hull has {ratio:.3g} times the volume",
-            "touches and by default weighs the hull without a word",
+            "collides with the hull, and by default weighs it, without a word",
             "penspin real2sim convert splits it and gives the exact mass and inertia",
         )

@@ -63,19 +63,35 @@ class Repaired:
         }
 
 
+def inspect_scan(scan: Mesh | Cloud, options: RepairOptions) -> Repaired:
+    """Return the check of what a file holds, of a cloud that of its reconstructed surface."""
+    made, mesh = _surface(scan, options)
+    if mesh is None:
+        return made
+    found = check(mesh, unit=options.unit)
+    return _with_cloud(made, Repaired(found, found))
+
+
 def repair_scan(scan: Mesh | Cloud, options: RepairOptions) -> Repaired:
-    """Return as `repair` what a file holds, the surface of a cloud reconstructed first."""
+    """Return as `repair` what a file holds, of a cloud its reconstructed surface."""
+    made, mesh = _surface(scan, options)
+    return made if mesh is None else _with_cloud(made, repair(mesh, options))
+
+
+def _surface(scan: Mesh | Cloud, options: RepairOptions) -> tuple[Repaired, Mesh | None]:
+    """Return what a cloud's reconstruction says, and a mesh, None if that has faults."""
+    nothing = Checked(Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)))
     if isinstance(scan, Mesh):
-        return repair(scan, options)
+        return Repaired(nothing, nothing), scan
     made = reconstruct(scan, unit=options.unit, max_gap=options.max_hole)
-    facts: dict[str, Any] = {"points": len(scan.points)}
-    if made.mesh is None or any(finding.level == "fault" for finding in made.findings):
-        nothing = Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
-        refused = Checked(nothing, made.findings, facts)
-        return Repaired(refused, refused, made.steps)
-    found = repair(made.mesh, options)
-    found.before.findings[:0] = made.findings
-    found.before.facts |= facts
+    nothing.findings, nothing.facts = made.findings, {"points": len(scan.points)}
+    said = Repaired(nothing, nothing, made.steps)
+    return said, None if said.left else made.mesh
+
+
+def _with_cloud(made: Repaired, found: Repaired) -> Repaired:
+    found.before.findings[:0] = made.before.findings
+    found.before.facts |= made.before.facts
     found.steps[:0] = made.steps
     return found
 
