@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Write small objects that a Panda can pick, a folder of meshes each: make_objects.py FOLDER.
 
 Every object is an exact union of convex parts: what collides is what is seen. Origin and axes of

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Go from scans to a trained policy, phase by phase: run_pipeline.py 1|2|3A|3B|4|5|6|7.
 
     1    reconstruct an object from a cloud or mesh     penspin real2sim convert

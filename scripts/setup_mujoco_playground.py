@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Check the installation: `penspin doctor`. MuJoCo Playground and JAX are not needed."""
 
 import sys

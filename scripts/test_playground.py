@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Verify the installation and measure the speed: `penspin doctor`, then `penspin bench sim`."""
 
 import sys

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Train or evaluate a pick-and-place policy as YAML files say.
 
-    scripts/train_real2sim_pickup.py --algorithm ppo --config my_settings.yaml --preset fast
-    scripts/train_real2sim_pickup.py --eval-only --model-path outputs/real2sim_pick_place/ppo
+    python scripts/train_real2sim_pickup.py --algorithm ppo --config my_settings.yaml --preset fast
+    python scripts/train_real2sim_pickup.py --eval-only --model-path outputs/real2sim_pick_place/ppo
 
 A thin front of `penspin train task=real2sim_pick_place` and `penspin eval`; exit codes are theirs.
 """

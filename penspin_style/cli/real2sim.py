@@ -1,4 +1,4 @@
-"""`penspin real2sim`: check, repair and convert scanned objects for MuJoCo.
+"""`penspin real2sim`: check, repair and convert scanned objects for MuJoCo; scenes of them.
 
 The parser's part answers without importing anything heavy. Exit codes: 0 without faults, 2 the
 command line is invalid or a file unreadable, 3 a file has faults.
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from penspin_style.cli import scene
 from penspin_style.system.arguments import above_zero, add_json, positive
 from penspin_style.system.terminal import one_line, print_json, printable
 
@@ -29,7 +30,7 @@ class _UsageError(ValueError):
 
 def add_verbs(verbs: Any) -> None:
     """Add `real2sim` and its verbs; verbs: what `ArgumentParser.add_subparsers` returned."""
-    summary = "Check, repair and convert scanned objects: STL, OBJ, PLY, clouds of points."
+    summary = "Check, repair and convert scans (STL, OBJ, PLY, clouds); make scenes of objects."
     real2sim = verbs.add_parser("real2sim", help=summary, description=summary)
     kinds = real2sim.add_subparsers(dest="kind", required=True, metavar="WHAT")
 
@@ -63,6 +64,7 @@ def add_verbs(verbs: Any) -> None:
     convert.add_argument("--licence", default="not stated", help="kept with the object")
     convert.add_argument("--source", default="", help="kept with the object; default the file")
     convert.add_argument("--cache", metavar="DIR", help="of convex parts; default ~/.cache")
+    scene.add_verb(kinds)
 
 
 def _add_output(sub: argparse.ArgumentParser, default: str, what: str) -> None:
