@@ -38,6 +38,8 @@ OUT = pathlib.Path("outputs")
 RECONSTRUCTED, CLOUDS = OUT / "reconstructed_objects", OUT / "point_clouds"
 SCENE = OUT / "scenes" / "pipeline" / "scene.xml"
 DEMOS = OUT / "demos" / TASK
+SCANS = (".stl", ".obj", ".ply", ".npz", ".xyz")
+DENSITY = 700  # kg/m^3, of wood
 POINTS = 20_000
 DELIVERS = {
     "4": f"a camera delivers its pose in the robot's base frame: FOLDER/{CAMERA} "
@@ -52,12 +54,14 @@ DELIVERS = {
 
 def reconstruct(names: Sequence[str], words: list[str]) -> int:
     """Reconstruct the files that the words name, or clouds of shipped objects."""
-    files = [word for word in words if not word.startswith("-") and "=" not in word]
-    if files:
-        return _say("real2sim", "convert", *words, "--out", str(RECONSTRUCTED))
-    print(f"no file is given: clouds of {', '.join(names)}, which come with the package, stand in")
-    clouds = [str(_cloud(name)) for name in names]
-    return _say("real2sim", "convert", *clouds, "--out", str(RECONSTRUCTED), *words)
+    convert = ["real2sim", "convert", "--replace", "--out", str(RECONSTRUCTED)]
+    if not {word.partition("=")[0] for word in words} & {"--density", "--mass"}:
+        print(f"neither --density nor --mass is given: {DENSITY} kg/m^3")
+        convert += ["--density", str(DENSITY)]
+    if not any(word.lower().endswith(SCANS) for word in words):
+        print(f"no file is given: clouds of {', '.join(names)}, which come with the package")
+        words = [*(str(_cloud(name)) for name in names), *words]
+    return _say(*convert, *words)
 
 
 def scene(words: list[str]) -> int:

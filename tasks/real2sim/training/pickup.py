@@ -263,7 +263,7 @@ def _object_overrides(folder: Path | None, names: Sequence[str] | None) -> dict[
     if folder is not None and not found:
         raise SettingsError(
             f"reconstructed_objects_dir {given} holds no object, a folder with an object.json in "
-            f"it; penspin real2sim convert FILES --out {given} makes them"
+            f"it; penspin real2sim convert FILES --density KG/M3 --out {given} makes them"
         )
     if names is None:
         if not found:
@@ -277,7 +277,8 @@ def _object(folder: pathlib.Path, found: Mapping[str, str], name: str) -> str:
     """Return what the task calls an object that is named as a folder or as a file of a mesh."""
     stem = pathlib.PurePath(name).stem if name.endswith(_MESHES) else name
     if stem not in found:
-        what = f"; penspin real2sim convert {folder / name} --out {folder} makes it of the file"
+        convert = f"penspin real2sim convert {folder / name} --density KG/M3 --out {folder}"
+        what = f"; {convert} makes it of that file"
         raise SettingsError(
             f"objects: there is no {name!r} in {folder}{what if name != stem else ''}"
             f"{nearest(stem, found)}"
