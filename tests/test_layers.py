@@ -19,7 +19,7 @@ SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
 # needs neither torch nor the engines' batches
-MESHES = {"storage", "system.arguments", "system.terminal"}
+MESHES = {"storage", "system.terminal"}
 NETS = {"penspin_style", "config", "features", "storage", "rotation", "nets"}
 NETS |= {"system.plugins", "system.tensors"}
 # no torch

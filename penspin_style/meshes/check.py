@@ -193,7 +193,7 @@ def _check_parts(found: Checked, at: topology.Edges) -> None:
             found.note(
                 "nested shells",
                 f"{nested} parts lie within another",
-                "",
+                "adds their volume without a word, a cavity's as well",
                 "a shell that looks inwards is a cavity; one that looks outwards counts twice",
             )
         if loose > 1:
@@ -271,7 +271,9 @@ def _check_volume(found: Checked) -> None:
     if not body.volume > 1e-9 * float(np.prod(np.maximum(found.mesh.size, 1e-12))):
         found.fault("no volume", f"{body.volume:g} m^3", "refuses it", "model it anew as a solid")
         return
-    twice = counted_twice(found.mesh)
+    # the hull of a fine mesh, of which every vertex may be a corner, takes minutes
+    coarse = decimated(found.mesh, _HULL_FACES)
+    twice = counted_twice(coarse)
     if twice > _TWICE:
         found.fault(
             "overlap",
@@ -280,9 +282,7 @@ def _check_volume(found: Checked) -> None:
             "counts it twice without a word",
             f"{_REPAIR} if parts overlap; else remesh it (voxel remesh)",
         )
-    # the hull of a fine mesh, of which every vertex may be a corner, takes minutes
-    points = decimated(found.mesh, _HULL_FACES).vertices
-    hull = float(need("scipy.spatial").ConvexHull(points).volume)
+    hull = float(need("scipy.spatial").ConvexHull(coarse.vertices).volume)
     found.facts["hull_volume"] = hull
     ratio = hull / body.volume
     if ratio > _CONVEX:

@@ -15,6 +15,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -145,7 +146,7 @@ def _cached(file: pathlib.Path) -> list[np.ndarray] | None:
     """Return what the cache holds; None if it holds nothing, or nothing whole."""
     try:
         return _unpacked(storage.read_file(file, _MAX_CACHED))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -12,7 +12,7 @@ _OUTLIER_GAP = 1.5
 """Without its outliers a mesh is this many times smaller."""
 _MAX_OUTLIERS = 100
 _SAMPLES = 3000
-_SAMPLED_FACES = 8000
+_SAMPLED_FACES = 3000
 _FLAT = 1e-5
 """Thickness over length of what has none."""
 

@@ -21,8 +21,8 @@ from penspin_style.system.terminal import one_line
 SUFFIXES = (".stl", ".obj", ".ply", ".npz", ".xyz")
 MAX_FILE = 2**25
 """Bytes of a file."""
-MAX_ROWS = 600_000
-"""Faces, or points: three times what MuJoCo takes, and what is checked within seconds."""
+MAX_ROWS = 500_000
+"""Faces, or points: more than MuJoCo takes, and what is repaired within ten seconds."""
 _FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _HEADER = 84  # bytes: a text of 80, and the number of faces
 _OTHERS = {

@@ -104,7 +104,7 @@ def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
         steps.append(f"scaled by {UNITS[options.unit]:g}: it is in {options.unit}")
     scaled = Mesh(mesh.vertices * UNITS[options.unit or "m"], mesh.faces)
     fixed = _cleaned(scaled, steps)
-    if fixed is None or edit.is_flat(fixed):
+    if fixed is None or not len(fixed.faces) or edit.is_flat(fixed):
         return Repaired(before, before, steps)
     fixed = _without_outliers(fixed, steps)
     fixed = _sewn(fixed, steps)

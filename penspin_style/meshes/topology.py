@@ -221,12 +221,11 @@ def holes(mesh: Mesh, at: Edges) -> list[np.ndarray]:
     for a, b in zip(end.tolist(), start.tolist(), strict=True):
         follow.setdefault(a, []).append(b)
     loops = []
-    while follow:
-        first = next(iter(follow))
-        loop, here = [first], follow[first].pop()
-        while here != first and follow.get(here):
-            loop.append(here)
-            here = follow[here].pop()
-        loops.append(np.array(loop))
-        follow = {vertex: others for vertex, others in follow.items() if others}
+    for first in follow:
+        while follow[first]:
+            loop, here = [first], follow[first].pop()
+            while here != first and follow.get(here):
+                loop.append(here)
+                here = follow[here].pop()
+            loops.append(np.array(loop))
     return loops
