@@ -269,18 +269,28 @@ def _object_overrides(folder: Path | None, names: Sequence[str] | None) -> dict[
         if not found:
             print(f"{given} holds no object: training on those of the package", file=sys.stderr)
         return {"task.objects": list(found.values()) or list(TRAINING)}
-    found = {file.parent.name: file.parent.name for file in OBJECTS.glob("*/object.json")} | found
-    return {"task.objects": [_object(given, found, name) for name in names]}
+    shipped = (
+        {} if folder else {f.parent.name: f.parent.name for f in OBJECTS.glob("*/object.json")}
+    )
+    return {"task.objects": [_object(given, found, shipped, name) for name in names]}
 
 
-def _object(folder: pathlib.Path, found: Mapping[str, str], name: str) -> str:
-    """Return what the task calls an object that is named as a folder or as a file of a mesh."""
-    stem = pathlib.PurePath(name).stem if name.endswith(_MESHES) else name
-    if stem not in found:
-        convert = f"penspin real2sim convert {folder / name} --density KG/M3 --out {folder}"
-        what = f"; {convert} makes it of that file"
+def _object(
+    folder: pathlib.Path, found: Mapping[str, str], shipped: Mapping[str, str], name: str
+) -> str:
+    """Return what the task calls an object that is named as a folder or as a file of a mesh.
+
+    found, shipped: those in the folder and those of the package; a file's is in the folder alone.
+    """
+    if name.endswith(_MESHES):
+        stem = pathlib.PurePath(name).stem
+        if stem in found:
+            return found[stem]
         raise SettingsError(
-            f"objects: there is no {name!r} in {folder}{what if name != stem else ''}"
-            f"{nearest(stem, found)}"
+            f"objects: {folder} holds no object {stem}; penspin real2sim convert {folder / name} "
+            f"--density KG/M3 --out {folder} makes it of that file"
         )
-    return found[stem]
+    known = {**shipped, **found}
+    if name not in known:
+        raise SettingsError(f"objects: there is no {name!r} in {folder}{nearest(name, known)}")
+    return known[name]

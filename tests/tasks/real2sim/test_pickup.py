@@ -115,14 +115,15 @@ def test_objects_are_named_as_the_files_that_they_were_made_of(here):
 
 
 def test_objects_that_there_are_not_are_named_with_the_remedy(here):
-    with pytest.raises(
-        SettingsError, match=r"no 'bunny\.stl' in .*; penspin real2sim convert .*bunny"
-    ):
-        Real2SimPickAndPlace(objects=["bunny.stl"])
+    with pytest.raises(SettingsError, match=r"no object mug; penspin real2sim convert .*/mug\.stl"):
+        Real2SimPickAndPlace(objects=["mug.stl"])  # not the one of the package
     with pytest.raises(SettingsError, match=r"there is no 'mugg' in .*; did you mean mug"):
         Real2SimPickAndPlace(objects=["mugg"])
     with pytest.raises(SettingsError, match=r"scans holds no object, .*convert FILES --density"):
         Real2SimPickAndPlace(reconstructed_objects_dir="scans")
+    shutil.copytree(OBJECTS / "box", here / "mine" / "box")
+    with pytest.raises(SettingsError, match="there is no 'mug' in mine; there are box"):
+        Real2SimPickAndPlace(reconstructed_objects_dir="mine", objects=["mug"])
     with pytest.raises(SettingsError, match="unknown key vision; there are camera_resolution"):
         Real2SimPickAndPlace(env_config={"vision": True})
     with pytest.raises(ValueError, match="num_envs must be >= 1, got 0"):
