@@ -82,7 +82,7 @@ class Real2SimPickAndPlace:
         self.overrides = [f"task={TASK}"]
         self.overrides += [assignment(key, value) for key, value in keys.items()]
         self.overrides += overrides
-        self.cfg, self._task, _ = compose_train(self.overrides)
+        self.cfg = compose_train(self.overrides)[0]
         self._vector: GymVectorEnv | None = None
 
     @property
@@ -101,6 +101,7 @@ class Real2SimPickAndPlace:
                 device=str(resolve_device(self.cfg.device)),
                 engine=self.cfg.sim.engine,
             )
+            self._vector.reset(seed=self.cfg.seed)
         return self._vector
 
     @property
@@ -115,7 +116,7 @@ class Real2SimPickAndPlace:
 
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode everywhere; as Gymnasium's `VectorEnv.reset`."""
-        return self.vector.reset(seed=self.cfg.seed if seed is None else seed)
+        return self.vector.reset(seed=seed)
 
     def step(
         self, actions: np.ndarray

@@ -70,6 +70,8 @@ def test_25_numbers_are_observed_and_9_act(here):
     np.testing.assert_array_equal(first, again)
     other, _ = env.reset(seed=6)
     assert np.abs(first - other).max() > 0.01
+    new, _ = env.reset()
+    assert np.abs(new - other).max() > 0.01  # without a seed every episode is another one
     after, reward, terminated, truncated, info = env.step(np.zeros((3, 9)))
     assert after.shape == (3, 25) and reward.shape == (3,)
     assert not terminated.any() and not truncated.any() and not info["success"].any()
