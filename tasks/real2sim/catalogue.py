@@ -62,12 +62,12 @@ def _find(name: str) -> Object:
             f"task.objects: {name!r} is neither a shipped object ({', '.join(shipped)}) nor a "
             "folder with an object.json, as `penspin real2sim convert` writes it"
         )
-    return _read(folder, file.stat().st_mtime_ns)
+    return _read(folder, max(each.stat().st_mtime_ns for each in folder.iterdir()))
 
 
 @functools.lru_cache(maxsize=256)
 def _read(folder: pathlib.Path, changed: int) -> Object:
-    """Read once what is asked for by many environments; changed: ns, of the file's last change."""
+    """Read once what is asked for by many environments; changed: ns, the files' last change."""
     return read_object(folder)
 
 

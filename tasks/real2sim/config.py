@@ -61,7 +61,7 @@ class Config(TaskConfig):
     """Half width of the object's initial yaw, rad, about how it is narrow between the fingers."""
     joint_noise: float = 0.05
     """Half width of the noise on the arm's initial joints, rad."""
-    action_scale: float = 0.06
+    action_scale: float = 0.1
     """rad that an arm joint's target moves for an action of 1."""
     grip_scale: float = 0.01
     """m that a finger's target moves for an action of 1."""

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 ABOVE = 0.09  # m, from where the hand comes down
 CARRY = 0.08  # m, that the object is lifted
-GAIN = 0.7  # share of the way that a step's target is ahead
+POSTURE = 0.05  # share of the way to the home posture that the elbow goes in a step
+GAIN = 0.4  # share of the way that a step's target is ahead
 SINK = 0.03  # m, the most that the object's is below it
-STEP = 0.05  # m, the most that the tool's target is away from the tool
-TURN = 0.35  # rad, the most that it is turned
+STEP = 0.03  # m, the most that the tool's target is away from the tool
+TURN = 0.15  # rad, the most that it is turned
 AT_OBJECT = 0.012  # m, from which the fingers close
 PRESSES = 0.002  # m, of the fingers' target from which what is between them is held
 FREE = 0.008  # m, that a finger is away from the object's side when the hand leaves
@@ -36,10 +37,12 @@ class PickPlaceExpert:
     def __init__(self, task: "PickPlace", sim: Sim) -> None:
         """Look up what the script sees."""
         self.task, self.sim = task, sim
+        self.memory: dict[str, Tensor] = {}
         self.arm = CartesianArm(sim, task.home)
+        self.arm.posture_gain = POSTURE
         self.down = rotation.to_matrix(torch.tensor(DOWN, device=sim.device))
 
-    def restart(self, mask: Tensor) -> None:
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
         """Begin anew where the mask says: there is nothing to forget."""
 
     def act(self) -> Tensor:
@@ -65,7 +68,7 @@ class PickPlaceExpert:
         change = GAIN * (target - tool)
         change = change * (STEP / change.norm(dim=1, keepdim=True).clamp(min=STEP))
         turn = turn * (TURN / turn.norm(dim=1, keepdim=True).clamp(min=TURN))
-        arm = self.arm.goal(tool + change, turn) - sim.data.ctrl[:, :7].float()
+        arm = self.arm.goal(tool + change, turn) - sim.data.qpos[:, :7].float()
         closes = (is_there | holds) & ~let_go
         grip = 1.0 - 2.0 * closes.float()
         action = torch.cat((arm / task.cfg.action_scale, grip[:, None].expand(-1, 2)), dim=1)
