@@ -18,6 +18,8 @@ SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
+# needs neither torch nor the engines' batches
+MESHES = {"storage", "system.terminal"}
 NETS = {"penspin_style", "config", "features", "storage", "rotation", "nets"}
 NETS |= {"system.plugins", "system.tensors"}
 # no torch
@@ -47,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "system.plugins": set(),
     "system.tensors": {"storage"},
     "system.terminal": set(),
+    "meshes": MESHES,
     "sim": FLOOR,
     "render": FLOOR | {"sim"},
     "env": ENV,
@@ -69,13 +72,15 @@ LAYERS: dict[str, set[str]] = {
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
-    "viewer": ENV | {"train", "data", "data.formats"},
+    "viewer": ENV | {"meshes", "train", "data", "data.formats"},
     "bench": TRAIN,
-    "cli": TRAIN | {"bench", "pretrain", "viewer"},
+    "cli": TRAIN | {"bench", "meshes", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
     "tasks": FLOOR
-    | {"sim", "env", "env.frozen_policy"}
+    | {"meshes", "sim", "env", "env.frozen_policy"}
     | {"tasks.robots", "tasks.robots.description"},
+    # its own Python and YAML surface of a training
+    "tasks.real2sim.training": TRAIN | {"tasks"},
     "tasks.robots": FLOOR | {"sim", "env", "tasks.robots.description"},
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},
@@ -106,6 +111,7 @@ WITHOUT = {
     "system.plugins": {"torch", "mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},
+    "meshes": {"torch", "warp", "mujoco_warp"},
     "nets": {"mujoco", "mujoco_warp", "warp", "torchrl"},
     "algo": {"mujoco", "mujoco_warp", "warp"},
     "data.episodes": {"torch", "mujoco"},

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from penspin_style.algo.search.config import METHODS
-from penspin_style.cli import data
+from penspin_style.cli import data, real2sim
 from penspin_style.system.arguments import Parser, above_zero, add_json, natural, positive
 
 _ENTRY_POINTS = "penspin_style.verbs"
@@ -62,6 +62,7 @@ def parser() -> Parser:
     doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
     doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
     data.add_verbs(verbs)
+    real2sim.add_verbs(verbs)
     _add_others(verbs)
     return own
 

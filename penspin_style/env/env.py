@@ -337,13 +337,14 @@ class Env(EnvBase):
         self.task_label = self.task.label(self.sim) if self.labels else None
         if self.task_label is not None:
             check_action(self.task_label, n, self._naction)
+        observation, latency = self.cfg.sensed()
         self.groups = Groups(
-            self.cfg.observation,
+            observation,
             {**observed, **self.cameras.empty()},
             {**self.task.units, **self.cameras.units},
             self.rng,
             images=self.cameras.names,
-            latency=self.cfg.latency,
+            latency=latency,
         )
         self._last = {i.name: zeros(n, i, device) for i in self.inputs}
         self.is_absent = torch.zeros(n, dtype=torch.bool, device=device)

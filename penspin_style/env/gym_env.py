@@ -128,6 +128,11 @@ class GymVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
+    @property
+    def torch_env(self) -> Env:
+        """The environments that this is a front of: images are theirs alone."""
+        return self._front.env
+
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: Info | None = None
     ) -> tuple[np.ndarray, Info]:

@@ -143,6 +143,13 @@ class TaskConfig:
             f"{name}_{kind}": (name, kind) for name in self.cameras for kind in ("rgb", "depth")
         }
 
+    def sensed(self) -> tuple[dict[str, dict[str, ObsTerm]], dict[str, Latency]]:
+        """Return how terms enter the groups, and how late: `observation` and `latency`.
+
+        A task whose noise follows from keys of its own says otherwise; groups and terms stay.
+        """
+        return self.observation, self.latency
+
     def views(self) -> tuple[View, ...]:
         """Return what must be rendered: each camera of which some group lists an image."""
         listed = {term for members in self.observation.values() for term in members}
@@ -198,8 +205,8 @@ class Task(ABC, Generic[C]):
        where `algo.starts` or `algo.stall` ask for them.
 
     So `start` must leave `memory` whole, and `reset` clear whatever `observe` and `reward` write
-    there. Then come `reset`, `observe` and `learner_acts` for every environment, and in each step
-    `apply_action`, `substeps`, physics, `reward`, `terminated`, `success`, `observe`,
+    there. Then come `reset_model`, `reset`, `observe` and `learner_acts` for every environment, and
+    in each step `apply_action`, `substeps`, physics, `reward`, `terminated`, `success`, `observe`,
     `step_metrics`, `learner_acts`.
     """
 
@@ -210,6 +217,8 @@ class Task(ABC, Generic[C]):
     """Camera of an episode's video."""
     varied: ClassVar[tuple[str, ...]] = ()
     """Model fields that `vary` writes for each environment."""
+    reset_fields: ClassVar[tuple[str, ...]] = ()
+    """Model fields that `reset_model` writes, randomised or not."""
     score: ClassVar[str] = "success_rate"
     """The evaluation's figure that tells the best policy of a run, larger is better:
     `success_rate`, `success_at_end`, `return` or a name of `episode_metrics`."""
@@ -218,6 +227,8 @@ class Task(ABC, Generic[C]):
     single 1e38 would leave running means and variances useless for good."""
     policies: ClassVar[tuple[str, ...]] = ()
     """Keys of the config that name policies which act in the task, see `FrozenPolicy`."""
+    functions: ClassVar[tuple[str, ...]] = ()
+    """Keys of the config that name functions of the user's own, see `load_function`."""
     limbs: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
@@ -279,6 +290,13 @@ class Task(ABC, Generic[C]):
 
         For what independent draws cannot say: sizes that go together, an inertia that follows from
         them. Not called where nothing is randomised.
+        """
+
+    def reset_model(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
+        """Write the model fields `reset_fields` of the masked environments, before all else.
+
+        For what an episode is about, as the object that an environment gets (`sim.variants`). The
+        table's rows start from what is written here. Called at each reset if there are such fields.
         """
 
     def start(self, sim: Sim) -> None:

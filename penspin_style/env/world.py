@@ -12,6 +12,7 @@ each other bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class World:
         self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
         self.varied = task.varied if self.cfg.randomize else ()
-        fields = (*per_env_fields((*rows, *perturb)), *self.varied)
+        fields = (*per_env_fields((*rows, *perturb)), *self.varied, *task.reset_fields)
         self.sim = make_sim(
             self.model,
             num_envs,
@@ -80,7 +81,9 @@ class World:
         task.start(self.sim)
         self.cameras = Images(self.sim, self.cfg)
         self.randomizer = Randomizer(
-            self.sim, rows, self.cfg.control_dt, Perturber(self.sim, perturb)
+            *(self.sim, rows, self.cfg.control_dt),
+            Perturber(self.sim, perturb),
+            rewritten=task.reset_fields,
         )
         self.control_steps = 0  # since the seed; rows of the kind `interval` count from there
         self.substep = 0  # within the control step
@@ -128,7 +131,8 @@ class World:
         drawn: called when the task has drawn its initial state, to change what it drew.
         placed: called when the randomisation has changed that, to have the last word.
         """
-        self.randomizer.reset_model(mask, self.rng)
+        write = partial(self.task.reset_model, self.sim) if self.task.reset_fields else None
+        self.randomizer.reset_model(mask, self.rng, write)
         self.sim.reset(mask)
         self.task.reset(self.sim, mask, self.rng)
         if drawn is not None:
@@ -168,7 +172,8 @@ class World:
             return snapshot[name] if rows is None else snapshot[name][rows]
 
         params = {name: row(f"params/{name}") for name in dir(self.sim.params)}
-        if any(not torch.equal(v, self.sim.params[name]) for name, v in params.items()):
+        now = self.sim.params
+        if any(not torch.equal(v.to(now[name].dtype), now[name]) for name, v in params.items()):
             for name, value in params.items():
                 self.sim.params[name].copy_(value)
             if self.varied:

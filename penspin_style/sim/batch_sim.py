@@ -66,6 +66,8 @@ class BatchSim:
         self.batch = mujoco.batch.Batch(model, num_envs, nthread)
         self.faults = torch.zeros(num_envs, dtype=torch.int32)
         self._rows = torch.from_numpy(self.batch.state)
+        is_mesh = model.geom_type == int(mujoco.mjtGeom.mjGEOM_MESH)
+        self._meshes = torch.from_numpy(is_mesh.nonzero()[0])
         self._params = {name: torch.from_numpy(self.batch.expand(name)) for name in per_env}
         self._derived: list[tuple[np.ndarray, np.ndarray]] = []  # (the engine's, served)
         self._warnings = self.batch.warning[..., 1]  # (num_envs, mjNWARNING) counts, live
@@ -123,8 +125,18 @@ class BatchSim:
         self._refresh()
 
     def set_const(self, mask: Tensor | None = None) -> None:
-        """Run `mj_setConst` on the masked simulations."""
+        """Run `mj_setConst` on the masked simulations.
+
+        Bounding spheres of meshes stay what they are: MuJoCo would set them to those of the shared
+        model's meshes, and what has another mesh would sink into what it should rest on.
+        """
+        if "geom_rbound" not in self._params:
+            self.batch.set_const(self._ids(mask))
+            return
+        spheres = self._params["geom_rbound"]
+        kept = spheres[:, self._meshes].clone()
         self.batch.set_const(self._ids(mask))
+        spheres[:, self._meshes] = kept
 
     def overflow_hint(self) -> str:
         """Repeat MuJoCo's last error, if any, and say how to give it more memory."""

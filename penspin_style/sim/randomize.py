@@ -11,7 +11,8 @@ rad, about an axis of any direction.
 
 A row names a MuJoCo field, which of its objects (a regular expression over their names), an
 operation on the model's own value, a distribution, and when to draw. Draws never accumulate:
-`scale` and `add` start from the model's value every time.
+`scale` and `add` start from the model's value every time, or from what the task gave the
+environment at this reset (`Task.reset_model`).
 
 | when | drawn |
 | --- | --- |
@@ -30,7 +31,7 @@ the gain of a position servo (`actuator_gainprm`, column 0) scales its return te
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,20 +136,28 @@ class Randomizer:
         rows: Sequence[Randomize],
         control_dt: float,
         perturber: "Perturber | None" = None,
+        *,
+        rewritten: Sequence[str] = (),
     ) -> None:
         """Bind the rows.
 
         perturber: changes what the rows of a reset leave; interval rows draw anew without it.
+        rewritten: model fields of which `reset_model` is given new values to start from.
+
+        Raises:
+            ValueError: a row that is not for this model, or a startup row of a field that resets
+                write anew.
         """
         self.sim = sim
         self.perturber = perturber
         self.rows = tuple(rows)
-        self._entries = [_Entry(sim, row, control_dt) for row in rows]
+        self._entries = [_Entry(sim, row, control_dt, rewritten) for row in rows]
         needs = mujoco.MjModel._setconst_inputs
         self._sets_const = {
             when: any(e.row.when == when and e.row.field in needs for e in self._entries)
             for when in WHENS
         }
+        self._sets_const["reset"] |= any(name in needs for name in rewritten)
 
     def startup(self, rng: torch.Generator) -> None:
         """Draw the startup rows for every environment."""
@@ -156,10 +165,22 @@ class Randomizer:
             self.perturber.restore()
         self._draw("startup", None, rng)
 
-    def reset_model(self, mask: Tensor, rng: torch.Generator) -> None:
-        """Draw the model rows of a reset for the masked environments, before their state is set."""
+    def reset_model(
+        self,
+        mask: Tensor,
+        rng: torch.Generator,
+        write: Callable[[Tensor, torch.Generator], None] | None = None,
+    ) -> None:
+        """Draw the model rows of a reset for the masked environments, before their state is set.
+
+        write: called first, to give the masked environments the `rewritten` fields.
+        """
         if self.perturber:
             self.perturber.restore(mask)
+        if write is not None:
+            write(mask, rng)
+            for entry in self._entries:
+                entry.start_from_now(mask)
         self._draw("reset", mask, rng, state=False)
         if self.perturber:
             self.perturber.apply(mask)
@@ -194,15 +215,24 @@ class Randomizer:
 class _Entry:
     """One row bound to the tensors of one simulation."""
 
-    def __init__(self, sim: Sim, row: Randomize, control_dt: float) -> None:
+    def __init__(
+        self, sim: Sim, row: Randomize, control_dt: float, rewritten: Sequence[str]
+    ) -> None:
         self.row = row
+        if row.when == "startup" and row.field in rewritten:
+            raise ValueError(
+                f"Randomize({row.field}): resets overwrite startup draws; draw it at reset"
+            )
+        self._is_rewritten = row.field in rewritten or FOLLOWERS.get(row.field) in rewritten
         self.every = max(1, round(row.interval / control_dt))
         self.target = sim.data[row.field] if row.is_state else sim.params[row.field]
         self.index = tuple(  # on the target's device: an index from elsewhere is copied each time
             i.to(self.target.device) if isinstance(i, Tensor) else i
             for i in table_index(sim.model, row, self.target.shape[1:])
         )
-        self.nominal = self.target[:1][self.index].clone()  # the model's own, (1, rows, columns)
+        # the model's own, (1, rows, columns), or with a leading num_envs if resets rewrite it
+        worlds = slice(None) if self._is_rewritten else slice(1)
+        self.nominal = self.target[worlds][self.index].clone()
         # a field of one number per object has no axis for an object's own numbers
         whole = len(self.index) == 3 or row.field.startswith("opt.")
         width = self.nominal.shape[-1] if whole else 1
@@ -216,7 +246,15 @@ class _Entry:
         self.follower: Tensor | None = None
         if row.field in FOLLOWERS:
             self.follower = sim.params[FOLLOWERS[row.field]]
-            self.followed = self.follower[:1, self.index[1]].clone()  # (1, rows, columns)
+            self.followed = self.follower[worlds, self.index[1]].clone()  # as nominal
+
+    def start_from_now(self, mask: Tensor) -> None:
+        """Take what the masked environments have now as what draws start from."""
+        if not self._is_rewritten:
+            return
+        self.nominal = _where(mask, self.target[self.index], self.nominal)
+        if self.follower is not None:
+            self.followed = _where(mask, self.follower[:, self.index[1]], self.followed)
 
     def apply(self, mask: Tensor | None, rng: torch.Generator) -> None:
         current = self.target[self.index]
@@ -264,9 +302,11 @@ class _Entry:
 
     @staticmethod
     def _write(target: Tensor, index: Any, value: Tensor, mask: Tensor | None) -> None:
-        if mask is not None:
-            value = torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, target[index])
-        target[index] = value
+        target[index] = value if mask is None else _where(mask, value, target[index])
+
+
+def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *(1 for _ in value.shape[1:])), value, other)
 
 
 def _operate(row: Randomize, base: Tensor, draw: Tensor) -> Tensor:

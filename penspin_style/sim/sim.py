@@ -64,6 +64,8 @@ INPUT_FIELDS = (
     *("ctrl", "qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
 )
 """State fields that only the user writes; they may differ between the substeps of a `step`."""
+MESH_FIELDS = (*("geom_dataid", "geom_pos", "geom_quat", "geom_size", "geom_aabb", "geom_rbound"),)
+"""The mesh of a geom, and what follows from it: one per environment without the others is wrong."""
 MATRIX_FIELDS = frozenset({"xmat", "ximat", "geom_xmat", "site_xmat", "cam_xmat"})
 
 
@@ -231,6 +233,20 @@ def check_inputs(inputs: Mapping[str, Tensor], nstep: int, data: FieldView) -> N
             raise ValueError(f"inputs[{name!r}] must be {shape}, got {tuple(values.shape)}")
 
 
+def check_mesh_fields(per_env: Sequence[str]) -> None:
+    """Refuse meshes per environment without all that goes with them.
+
+    Raises:
+        ValueError: names the fields that are missing.
+    """
+    missing = [name for name in MESH_FIELDS if name not in per_env]
+    if "geom_dataid" in per_env and missing:
+        raise ValueError(
+            "a mesh per environment (geom_dataid) has its own frame and bounds: per_env must hold "
+            f"{', '.join(missing)} too (sim.variants.FIELDS)"
+        )
+
+
 def make_sim(
     model: mujoco.MjModel,
     num_envs: int,
@@ -253,11 +269,12 @@ def make_sim(
 
     Raises:
         ValueError: unknown engine, an engine that cannot run on the device, a field that cannot
-            differ between environments.
+            differ between environments, or not without another.
     """
     target = torch.device(device)
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    check_mesh_fields(per_env)
     if engine == "auto":
         engine = "mujoco" if target.type == "cpu" else "warp"
     if engine == "mujoco":

@@ -25,6 +25,7 @@ from penspin_style.algo.registry import algorithm_names, find_algorithm, own_nam
 from penspin_style.config import TrainConfig
 from penspin_style.env.frozen_policy import pinned
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
+from penspin_style.env.user_function import load_function
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
 from penspin_style.train.keys import changed_task, keys_of, leaves, nearest
 
@@ -93,6 +94,7 @@ def compose_train(
             parsed = [*_parse(saved), *typed]
             _check_choices(parsed, name, algo, defaults)
             _check_keys(parsed, defaults)
+            _check_functions(task, saved, typed)
             words = [*saved, *(_as_typed(o, defaults) for o in typed)]
             # what evaluations have otherwise is in no schema until it is said
             cfg = compose("train", [f"++{w}" if w.startswith(_EVALUATED) else w for w in words])
@@ -165,6 +167,28 @@ def check_registered(name: object) -> None:
                 f"with an entry point of {ENTRY_POINTS}"
             )
         raise UsageError(f"a file names the task {name!r}, which is not registered{remedy}")
+
+
+def _check_functions(task: type[Task[Any]], saved: Sequence[str], typed: list[Override]) -> None:
+    """Check the functions that configurations name: typed ones are imported, a file's refused.
+
+    Raises:
+        UsageError: a file names one that the user does not name too; see `load_function`.
+    """
+    said = {o.key_or_group: str(o.value() or "") for o in typed}
+    filed = {o.key_or_group: str(o.value() or "") for o in _parse(saved)}
+    for key in (f"{part}task.{name}" for name in task.functions for part in ("", _EVALUATED)):
+        if filed.get(key) and key not in said:
+            raise UsageError(
+                f"a file names the function {filed[key]!r}: if you trust that module, say "
+                f"{key}={filed[key]} yourself, else {key}=''"
+            )
+        if said.get(key):
+            try:
+                with _current_folder_searched():
+                    load_function(key, said[key])
+            except ValueError as error:
+                raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -380,7 +380,7 @@ class BatchTwin:
 @functools.cache  # half a second, and the same for every batch of a twin
 def _composed(task: str, overrides: tuple[str, ...]) -> tuple[TaskConfig, type[Task[Any]]]:
     """Return the task's configuration, not to be changed, and its class."""
-    train, kind, _ = compose_train([f"task={task}", *overrides])
+    train, kind, _ = compose_train([f"task={task}"], overrides)  # a file's: they run no code
     return train.task, kind
 
 

@@ -105,17 +105,24 @@ class CartesianArm:
 
     def command(self, target: Tensor) -> None:
         """Write the seven position targets for a target of the tool, (num_envs, 3) m."""
+        self._ctrl.copy_(self.goal(target, self._matrix.flatten(1) @ self._turn))
+
+    def goal(self, target: Tensor, turn: Tensor) -> Tensor:
+        """Return the seven position targets that bring the tool nearer to a pose, (num_envs, 7).
+
+        target: (num_envs, 3) m; turn: (num_envs, 3), the rotation vector that leads there.
+        """
         arm = self.position[:, None] - self._anchor
         jac_t = torch.cat((torch.linalg.cross(self._axis, arm), self._axis), dim=2)
         jac = jac_t.transpose(1, 2)  # (num_envs, 6, 7)
-        error = torch.cat((target - self.position, self._matrix.flatten(1) @ self._turn), dim=1)
+        error = torch.cat((target - self.position, turn), dim=1)
         q = self._qpos.float()
         posture = self.posture_gain * (self._home - q)
         gram = torch.baddbmm(self._ridge, jac, jac_t)
         rest = torch.baddbmm(error[:, :, None], jac, posture[:, :, None], alpha=-1)
         wrench = torch.linalg.solve_ex(gram, rest)[0]
         goal = torch.baddbmm((q + posture)[:, :, None], jac_t, wrench).squeeze(2)
-        self._ctrl.copy_(goal.clamp(self._low, self._high))
+        return goal.clamp(self._low, self._high)
 
 
 def _turn_to(goal: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Real2Sim: scanned objects become worlds to train in."""

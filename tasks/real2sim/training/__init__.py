@@ -1,0 +1,1 @@
+"""The pick-and-place training by the names of its Python and YAML surface."""
