@@ -29,6 +29,7 @@ for task in "${tasks[@]}"; do
         [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
         own=(task.pick_policy="$pick")
     fi
+    [ "$task" = aloha_handover ] && own=(algo=distill) # from its script
     [ -d "outputs/$task/$name/checkpoints" ] && own+=(resume=true)
     penspin train task="$task" device="$device" seed="$seed" name="$name" "${own[@]}" "$@"
 done
