@@ -1,9 +1,14 @@
-"""A scripted expert for `aloha_pick`: above the bar, to it, grasp, and carry to the target.
+"""A scripted expert for `aloha_pick`, without memory: what it does follows from the present state.
 
-The hand points along the bar and down, the more steeply the nearer the bar is. While it carries, it
-goes to where the bar would be at its target if it lay in the hand as it does now, so that a bar
-that slips or turns in the hand is brought there all the same. A bar that was dropped is picked up
-anew.
+So it can be asked in any state, as those that a student gets into (`algo.teacher=expert`):
+
+- nothing in the hand: to the bar along a funnel. The farther the hand is beside the bar, the higher
+  above it; the hand points along the bar and down, the more steeply the nearer the bar is.
+- at the bar: the hand closes. One that has closed on nothing opens, and so does one elsewhere.
+- both fingers press: up, and on to where the bar is at its target as it lies in the hand now, so
+  that a bar that slips or turns in the hand is brought there all the same.
+
+Whether a hand is closing or opening is told by where its command is, beside its fingers.
 """
 
 from typing import TYPE_CHECKING
@@ -11,133 +16,128 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim, make_sim
-from tasks.aloha.reach import Reach, follow
+from tasks.aloha.reach import Reach
+from tasks.robots.aloha import model as aloha
 from tasks.robots.aloha.description import ARM, CHANNELS
 
 if TYPE_CHECKING:
     from tasks.aloha.pick import Pick
 
-STAGES = ("above", "at_bar", "grasp", "lift", "carry")
-ABOVE = 0.06  # m, from where the hand comes down
-PITCH, NEAR, FAR = (1.2, 0.55), 0.2, 0.45  # rad down at bars so many m from the base
+PITCH, NEAR, FAR = (0.9, 0.7), 0.2, 0.45  # rad down at bars so many m from the base
 SPEED = 0.02  # rad a control step
-CLOSE_STEPS = 7
-LIFT = 0.06  # m
-DROPPED = 0.05  # m from the fingertips to the bar's grip
+ABOVE, STEEP, RIM = 0.06, 8.0, 0.005  # m, m/m, m: the funnel's height, how steep, where it ends
+ASTRAY = 0.03  # m beside the bar that a hand turned by a radian counts as
+BEGIN, GO_ON = 0.012, 0.03  # m from the grip at which a hand closes, and goes on closing
+OPEN, SHUTTING = 0.03, 0.003  # m: fingers that are open; how far the command is ahead of them
+PRESS = 1.0  # N of each finger on a bar that is held
+LIFT = 0.05  # m that a bar is raised before it is turned
+LEAST_TURN = 1.0  # rad from its bearing that a bar which lies astray is still taken along
 
 
 class PickExpert:
-    """Actions of the script in every environment of a simulation; it begins with `restart`."""
+    """Actions of the script in every environment of a simulation."""
 
     def __init__(self, task: "Pick", sim: Sim) -> None:
-        """Build the simulation whose arm stands where the commands are."""
-        n, device = sim.num_envs, sim.device
+        """Build the simulation whose arm stands where the commands lead."""
         self.task, self.sim, self.arm = task, sim, task.arm
-        self.ghost = make_sim(sim.model, n, device, nthread=1)
+        self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)
         self.reach = Reach(sim, self.ghost, self.arm)
-        self.stage = torch.zeros(n, dtype=torch.long, device=device)
-        """Into `STAGES`."""
-        self.wait = torch.zeros(n, dtype=torch.long, device=device)
-        """Control steps in this stage."""
-        self.grasp = torch.zeros(n, 3, device=device)
-        """m, in the world: where the fingertips take the bar."""
-        self.turn = torch.eye(3, device=device).repeat(n, 1, 1)
-        """How the hand stands then."""
-        names = ("stage", "wait", "grasp", "turn")
-        self.memory = {**{name: getattr(self, name) for name in names}, "sag": self.reach.sag}
+        first = sim.model.actuator(f"{self.arm.side}_{ARM[0]}").id
+        stiffness = sim.model.actuator_gainprm[first : first + len(ARM), 0]
+        self.stiffness = torch.tensor(stiffness, device=sim.device)
+        self.memory: dict[str, Tensor] = {}
 
-    def restart(self, mask: Tensor, rng: torch.Generator | None = None) -> None:
-        """Begin anew where the mask says, with the bar lying where it is."""
-        task, data = self.task, self.sim.data
-        grip = data.site_xpos[:, task.one.grip].float()
-        near = self.arm.to_base(grip)[:, :2].norm(dim=1)
-        share = ((near - NEAR) / (FAR - NEAR)).clamp(0.0, 1.0)
-        pitch = PITCH[0] + (PITCH[1] - PITCH[0]) * share
-        along = data.xmat[:, task.one.body, :, 0]
-        mat = _about_z(torch.atan2(along[:, 1], along[:, 0])) @ _down(pitch)
-        self.grasp.copy_(torch.where(mask[:, None], grip, self.grasp))
-        self.turn.copy_(torch.where(mask[:, None, None], mat, self.turn))
-        for value in (self.stage, self.wait):
-            value.masked_fill_(mask, 0)
-        self.reach.sag.masked_fill_(mask[:, None], 0.0)
+    def restart(self, mask: Tensor, rng: torch.Generator) -> None:
+        """Forget nothing: there is nothing to forget."""
 
     def act(self) -> Tensor:
-        """Return the actions of this step, (num_envs, 7), and go on to the next stages."""
-        self.restart(self._dropped())
-        follow(self.ghost, self.sim, (self.arm,))
-        tips, turn = self._pose()
-        hand = self.arm.matrix(self.sim)
-        offset = (
-            hand.transpose(1, 2)
-            @ (self.arm.tips(self.sim) - self.arm.position(self.sim))[:, :, None]
+        """Return the actions of this step, (num_envs, 7)."""
+        self._settle()
+        held, shut = self.grasp()
+        to, turn = self._approach()
+        lifted, turned = self._carry()
+        held = held[:, None]
+        change = self.reach.move(
+            torch.where(held, lifted, to), torch.where(held, turned, turn), speed=SPEED
         )
-        place = tips - (turn @ offset)[:, :, 0]
-        change = self.reach.step(place, turn, speed=SPEED)
         n = len(ARM)
-        action = torch.zeros(self.sim.num_envs, len(CHANNELS), device=place.device)
+        action = torch.zeros(self.sim.num_envs, len(CHANNELS), device=change.device)
         action[:, :n] = change / self.task.targets.scale[:n]
-        action[:, n] = 1.0 - 2.0 * (self.stage >= 2)
-        self._go_on(self.reach.error(place))
+        action[:, n] = 1.0 - 2.0 * shut
         return action.clamp(-1.0, 1.0)
 
-    def _dropped(self) -> Tensor:
-        """Return where the bar is no longer in the hand that carries it, (num_envs,) bool."""
-        grip = self.sim.data.site_xpos[:, self.task.one.grip]
-        away = (self.arm.tips(self.sim) - grip).norm(dim=1) > DROPPED
-        return (self.stage >= STAGES.index("lift")) & away
+    def grasp(self) -> tuple[Tensor, Tensor]:
+        """Return whether the hand holds the bar, and whether it is to close, (num_envs,) bool."""
+        data, arm = self.sim.data, self.arm
+        far = (arm.tips(self.sim) - data.site_xpos[:, self.task.one.grip]).norm(dim=1)
+        fingers = data.qpos[:, arm.qpos][:, len(ARM)]
+        ahead = fingers - data.ctrl[:, arm.ctrl][:, len(ARM)]
+        held = arm.grasps(self.sim, PRESS) & (far < 2.0 * GO_ON)
+        begins = (far < BEGIN) & (fingers > OPEN)
+        return held, held | begins | ((far < GO_ON) & (ahead > SHUTTING))
 
-    def _pose(self) -> tuple[Tensor, Tensor]:
-        """Return where the fingertips should be now (num_envs, 3) m, and how the hand is turned."""
-        back = self.turn[:, :, 0] * 0.04
-        up = torch.zeros_like(self.grasp)
-        up[:, 2] = 1.0
-        above = self.grasp + ABOVE * up - back
-        lifted = self.grasp + LIFT * up
-        places = torch.stack((above, self.grasp, self.grasp, lifted, lifted))
-        here = torch.arange(len(self.stage), device=self.stage.device)
-        place = places[self.stage, here]
-        to, turn = self._carried()
-        carries = self.stage == len(STAGES) - 1
-        return (
-            torch.where(carries[:, None], to, place),
-            torch.where(carries[:, None, None], turn, self.turn),
-        )
+    def _settle(self) -> None:
+        """Put the ghost's arm where the commands lead: below them, for its weight pulls it down."""
+        sim, arm, n = self.sim, self.arm, len(ARM)
+        ctrl, weight = sim.data.ctrl[:, arm.ctrl], sim.data.qfrc_bias[:, arm.qpos][:, :n]
+        qpos = self.ghost.data.qpos[:, arm.qpos]
+        qpos[:, :n] = ctrl[:, :n] - weight / self.stiffness
+        qpos[:, n] = ctrl[:, n]
+        self.ghost.forward()
 
-    def _carried(self) -> tuple[Tensor, Tensor]:
-        """Return the pose of the hand in which the bar, as it lies in it, is at the target."""
-        task, data = self.task, self.sim.data
-        bar = data.xmat[:, task.one.body]
-        upright = torch.diag(self.arm.turn)
-        turn = upright @ bar.transpose(1, 2)
-        off = self.arm.tips(self.sim) - data.xpos[:, task.one.body]
-        place = task.goal(self.sim) + (turn @ off[:, :, None])[:, :, 0]
-        return place, turn @ self.arm.matrix(self.sim)
+    def _approach(self) -> tuple[Tensor, Tensor]:
+        """Return how the settled hand is to move, m and rad, (num_envs, 3) each, to the bar."""
+        task, data, arm = self.task, self.sim.data, self.arm
+        grip = data.site_xpos[:, task.one.grip].float()
+        to_base = arm.to_base(grip)
+        share = ((to_base[:, :2].norm(dim=1) - NEAR) / (FAR - NEAR)).clamp(0.0, 1.0)
+        along = arm.vector_to_base(data.xmat[:, task.one.body, :, 0])
+        bearing = torch.atan2(to_base[:, 1], to_base[:, 0])
+        off = _wrapped(torch.atan2(along[:, 1], along[:, 0]) - bearing)
+        yaw = bearing + off.clamp(-LEAST_TURN, LEAST_TURN)
+        wanted = _hand(yaw, PITCH[0] + (PITCH[1] - PITCH[0]) * share)
+        wanted = arm.turn[:, None] * wanted  # from the base's frame to the world's
+        turn = rotation_vector(wanted @ arm.matrix(self.ghost).transpose(1, 2))
+        astray = rotation_vector(wanted @ arm.matrix(self.sim).transpose(1, 2)).norm(dim=1)
+        off = wanted.transpose(1, 2) @ (arm.tips(self.sim) - grip).unsqueeze(2)
+        beside = off[:, 1, 0].abs() + ASTRAY * (astray - 0.1).clamp(min=0.0)
+        height = (STEEP * (beside - RIM)).clamp(0.0, ABOVE)
+        place = grip.clone()
+        place[:, 2] += height
+        place = place - 0.5 * height[:, None] * wanted[:, :, 0]
+        # the fingers' middle is fixed in the hand; where the hand will be once it is turned
+        offset = arm.matrix(self.sim).transpose(1, 2) @ (
+            arm.tips(self.sim) - arm.position(self.sim)
+        ).unsqueeze(2)
+        return place - (wanted @ offset)[:, :, 0] - arm.position(self.ghost), turn
 
-    def _go_on(self, far: Tensor) -> None:
-        """Begin the next stages where a stage is over; far: (num_envs,) m, how far the hand is."""
-        over = torch.stack(
-            (
-                far < 0.03,
-                far < 0.012,
-                self.wait >= CLOSE_STEPS,
-                far < 0.03,
-                torch.zeros_like(far, dtype=torch.bool),
-            )
-        ).gather(0, self.stage[None])[0]
-        self.wait.add_(1).mul_(~over)
-        self.stage.add_(over.long())
+    def _carry(self) -> tuple[Tensor, Tensor]:
+        """Return how the hand is to move, m and rad, (num_envs, 3) each, with the bar in it."""
+        task, sim, arm = self.task, self.sim, self.arm
+        bar, hand = sim.data.xmat[:, task.one.body], arm.matrix(sim)
+        lie = hand.transpose(1, 2) @ bar
+        off = bar.transpose(1, 2) @ (arm.position(sim) - task.one.place()).unsqueeze(2)
+        wanted = torch.diag(arm.turn) @ lie.transpose(1, 2)
+        turn = rotation_vector(wanted @ arm.matrix(self.ghost).transpose(1, 2))
+        place = task.goal(sim) + (torch.diag(arm.turn) @ off)[:, :, 0]
+        low = task.one.place()[:, 2] - aloha.TABLE_Z - task.half_width(sim)
+        share = (low / LIFT).clamp(0.0, 1.0)[:, None]
+        rise = torch.zeros_like(place)
+        rise[:, 2] = LIFT
+        shift = share * (place - arm.position(self.ghost)) + (1.0 - share) * rise
+        return shift, share * turn
 
 
-def _about_z(yaw: Tensor) -> Tensor:
-    """Return rotations (n, 3, 3) about z by `yaw` rad."""
-    c, s = yaw.cos(), yaw.sin()
-    zero, one = torch.zeros_like(c), torch.ones_like(c)
-    return torch.stack((c, -s, zero, s, c, zero, zero, zero, one), dim=1).unflatten(1, (3, 3))
+def _wrapped(angle: Tensor) -> Tensor:
+    """Return angles in [-pi, pi] rad."""
+    return torch.atan2(angle.sin(), angle.cos())
 
 
-def _down(pitch: Tensor) -> Tensor:
-    """Return rotations (n, 3, 3) about y by `pitch` rad."""
-    c, s = pitch.cos(), pitch.sin()
-    zero, one = torch.zeros_like(c), torch.ones_like(c)
-    return torch.stack((c, zero, s, zero, one, zero, -s, zero, c), dim=1).unflatten(1, (3, 3))
+def _hand(yaw: Tensor, pitch: Tensor) -> Tensor:
+    """Return rotations (n, 3, 3) of a hand that points to `yaw`, and down by `pitch` rad."""
+    c, s, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
+    zero = torch.zeros_like(yaw)
+    rows = (c * cp, -s, c * sp, s * cp, c, s * sp, -sp, zero, cp)
+    return torch.stack(rows, dim=1).unflatten(1, (3, 3))
