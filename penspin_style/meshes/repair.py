@@ -20,7 +20,7 @@ _MAX_LOST = 0.02
 """Share of the faces that may be left out as not finite."""
 _WELD = 1e-5
 """Distance over length within which vertices at open edges are made one."""
-_MERGED_FACES = MAX_FACES // 2
+_DECIMATED = MAX_FACES // 2
 
 Keep = Literal["largest"]
 
@@ -167,9 +167,11 @@ def _without_parts(mesh: Mesh, keep: Keep | None, steps: list[str]) -> Mesh:
     share = share / share.sum()
     left = share >= DEBRIS
     if keep == "largest" and left.sum() > 1:
-        largest = int(share.argmax())
-        within = topology.enclosing(mesh, part)
-        left &= (np.arange(len(share)) == largest) | (within == largest)
+        big = np.flatnonzero(left)
+        body = edit.bodies(mesh, part, big)
+        inside = topology.enclosing(mesh, part)[big] >= 0
+        areas = np.bincount(body, weights=share[big])
+        left[big[(body != areas.argmax()) & ~inside]] = False
     if left.all() or not left.any():
         return mesh
     kept = left[part]
@@ -233,8 +235,8 @@ def _joined(mesh: Mesh, steps: list[str]) -> Mesh:
         return mesh
     library = need("manifold3d")
     outwards = topology.part_volumes(mesh, part) > 0.0
-    solids = [_manifold(library, mesh, part == k) for k in np.flatnonzero(outwards)]
-    hollows = [_manifold(library, mesh, part == k, over=True) for k in np.flatnonzero(~outwards)]
+    solids = [edit.part_solid(mesh, part == k) for k in np.flatnonzero(outwards)]
+    hollows = [edit.part_solid(mesh, part == k) for k in np.flatnonzero(~outwards)]
     if any(one is None for one in (*solids, *hollows)):
         return mesh
     united = library.Manifold.batch_boolean(solids, library.OpType.Add)
@@ -249,22 +251,10 @@ def _joined(mesh: Mesh, steps: list[str]) -> Mesh:
     return edit.used(result)
 
 
-def _manifold(library: Any, mesh: Mesh, faces: np.ndarray, *, over: bool = False) -> Any:
-    """Return a part as the library's solid, or None if it is none."""
-    part = edit.used(Mesh(mesh.vertices, mesh.faces[faces]))
-    rows = part.faces[:, ::-1] if over else part.faces
-    solid_part = library.Manifold(
-        library.Mesh64(
-            np.ascontiguousarray(part.vertices), np.ascontiguousarray(rows.astype(np.uint64))
-        )
-    )
-    return solid_part if solid_part.status() == library.Error.NoError else None
-
-
 def _fewer(mesh: Mesh, steps: list[str]) -> Mesh:
     if len(mesh.faces) <= MAX_FACES:
         return mesh
-    fewer = edit.decimated(mesh, _MERGED_FACES)
+    fewer = edit.decimated(mesh, _DECIMATED)
     change = 0.0
     if topology.edges(mesh).is_closed:
         change = solid(fewer).volume / solid(mesh).volume - 1.0
