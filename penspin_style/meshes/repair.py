@@ -99,12 +99,14 @@ def _with_cloud(made: Repaired, found: Repaired) -> Repaired:
 def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
     """Return the repaired mesh in metres, what was found before and after, and each step."""
     before = check(mesh, unit=options.unit)
+    if any(finding.kind == "empty" for finding in before.faults):
+        return Repaired(before, before)
     steps: list[str] = []
     if options.unit not in (None, "m"):
         steps.append(f"scaled by {UNITS[options.unit]:g}: it is in {options.unit}")
     scaled = Mesh(mesh.vertices * UNITS[options.unit or "m"], mesh.faces)
     fixed = _cleaned(scaled, steps)
-    if fixed is None or not len(fixed.faces) or edit.is_flat(fixed):
+    if fixed is None or edit.is_flat(fixed):
         return Repaired(before, before, steps)
     fixed = _without_outliers(fixed, steps)
     fixed = _sewn(fixed, steps)
@@ -120,7 +122,7 @@ def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
 
 def _cleaned(mesh: Mesh, steps: list[str]) -> Mesh | None:
     lost = edit.bad_vertices(mesh)[mesh.faces].any(axis=1)
-    if lost.mean() > _MAX_LOST:
+    if lost.sum() > _MAX_LOST * len(lost):
         return None
     if lost.any():
         steps.append(f"left out {int(lost.sum())} faces whose vertices are not finite")
