@@ -122,7 +122,7 @@ def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
 
 def _cleaned(mesh: Mesh, steps: list[str]) -> Mesh | None:
     lost = edit.bad_vertices(mesh)[mesh.faces].any(axis=1)
-    if lost.sum() > _MAX_LOST * len(lost):
+    if lost.sum() > _MAX_LOST * lost.size:
         return None
     if lost.any():
         steps.append(f"left out {int(lost.sum())} faces whose vertices are not finite")
