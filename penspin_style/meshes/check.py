@@ -9,6 +9,8 @@ from penspin_style.meshes import topology
 from penspin_style.meshes.edit import (
     FARTHEST,
     bad_vertices,
+    bodies,
+    convex_hull,
     counted_twice,
     decimated,
     degenerate,
@@ -20,8 +22,7 @@ from penspin_style.meshes.edit import (
     welded,
 )
 from penspin_style.meshes.finding import MAX_FACES, UNITS, Finding, unit_finding
-from penspin_style.meshes.libraries import need
-from penspin_style.meshes.mesh import Frame, Mesh, principal_frame, solid
+from penspin_style.meshes.mesh import Mesh, principal_frame, solid
 
 DEBRIS = 0.01
 """Share of the whole surface below which a separate part is debris of a scan."""
@@ -196,28 +197,14 @@ def _check_parts(found: Checked, at: topology.Edges) -> None:
                 "adds their volume without a word, a cavity's as well",
                 "a shell that looks inwards is a cavity; one that looks outwards counts twice",
             )
-        if loose > 1:
-            _check_bodies(found, part, big[within[big] < 0])
-
-
-def _check_bodies(found: Checked, part: np.ndarray, bodies: np.ndarray) -> None:
-    """Tell bodies that overlap, as a mug and its handle may, from bodies apart."""
-    boxes = []
-    for number in bodies:
-        corners = found.mesh.triangles[part == number].reshape(-1, 3)
-        boxes.append((corners.min(axis=0), corners.max(axis=0)))
-    lows, highs = (np.array(ends) for ends in zip(*boxes, strict=True))
-    touch = (lows[:, None] <= highs[None]).all(axis=2)
-    touch &= touch.T
-    pairs = np.argwhere(touch)
-    groups = topology.connected(pairs[:, 0], pairs[:, 1], len(bodies))
-    if groups.max() > 0:
-        found.fault(
-            "separate bodies",
-            f"{groups.max() + 1} bodies apart from each other",
-            "takes one hull around all of them without a word",
-            "--keep largest leaves the others out; or cut them into files",
-        )
+        apart = bodies(found.mesh, part, big[within[big] < 0]).max() + 1 if loose > 1 else 1
+        if apart > 1:
+            found.fault(
+                "separate bodies",
+                f"{apart} bodies apart from each other",
+                "takes one hull around all of them without a word",
+                "--keep largest leaves the others out; or cut them into files",
+            )
 
 
 def _check_surface(found: Checked, at: topology.Edges) -> None:
@@ -265,7 +252,7 @@ def _check_surface(found: Checked, at: topology.Edges) -> None:
 
 def _check_volume(found: Checked) -> None:
     body = solid(found.mesh)
-    frame: Frame = principal_frame(body)
+    frame = principal_frame(body)
     found.facts["volume"] = body.volume
     found.facts["inertia_per_density"] = frame.moments.tolist()
     if not body.volume > 1e-9 * float(np.prod(np.maximum(found.mesh.size, 1e-12))):
@@ -282,7 +269,7 @@ def _check_volume(found: Checked) -> None:
             "counts it twice without a word",
             f"{_REPAIR} if parts overlap; else remesh it (voxel remesh)",
         )
-    hull = float(need("scipy.spatial").ConvexHull(coarse.vertices).volume)
+    hull = float(convex_hull(coarse.vertices).volume)
     found.facts["hull_volume"] = hull
     ratio = hull / body.volume
     if ratio > _CONVEX:

@@ -152,7 +152,7 @@ def _collision_facts(mesh: Mesh, parts: list[Mesh], volume: float) -> dict[str, 
     library = need("manifold3d")
     solids = [library.Manifold.hull_points(part.vertices) for part in parts]
     union = library.Manifold.batch_boolean(solids, library.OpType.Add).volume()
-    planes = [need("scipy.spatial").ConvexHull(part.vertices).equations for part in parts]
+    planes = [edit.convex_hull(part.vertices).equations for part in parts]
     points = edit.decimated(mesh, 5000).vertices
     outside = [(points @ p[:, :3].T + p[:, 3]).max(axis=1) for p in planes]
     nearest = outside[0]

@@ -71,12 +71,19 @@ def decompose(
         return [convex(mesh.vertices, 3 * options.vertices)], False
     file = None if cache is None else cache / f"{_key(mesh, options)}.npz"
     if file is not None and (points := _cached(file)) is not None:
-        return [convex(part, options.vertices) for part in points], True
+        return _convex(points, options), True
     points = _split(edit.decimated(mesh, _FACES), options)
     if file is not None:
         storage.make_folder(file.parent)
         storage.write_file(file, _packed(points))
-    return [convex(part, options.vertices) for part in points], False
+    return _convex(points, options), False
+
+
+def _convex(points: list[np.ndarray], options: HullOptions) -> list[Mesh]:
+    try:
+        return [convex(part, options.vertices) for part in points]
+    except ValueError as error:
+        raise DecompositionError(f"a part is flat: {error}") from error
 
 
 def cache_folder() -> pathlib.Path:
@@ -88,7 +95,7 @@ def cache_folder() -> pathlib.Path:
 def convex_hull_volume(mesh: Mesh) -> float:
     """Return the volume of a mesh's convex hull; of a fine mesh, of one with fewer faces."""
     points = edit.decimated(mesh, 2 * _FACES).vertices
-    return float(need("scipy.spatial").ConvexHull(points).volume)
+    return float(edit.convex_hull(points).volume)
 
 
 def convex(points: np.ndarray, vertices: int) -> Mesh:
@@ -105,14 +112,14 @@ def convex(points: np.ndarray, vertices: int) -> Mesh:
     if len(chosen) < 4 or edit.is_flat(Mesh(points[chosen], hull.faces)):
         chosen = list(range(0, len(points), max(1, len(points) // 16)))
     while len(chosen) < vertices:
-        planes = need("scipy.spatial").ConvexHull(points[chosen]).equations
+        planes = edit.convex_hull(points[chosen]).equations
         outside = (points @ planes[:, :3].T + planes[:, 3]).max(axis=1)
         chosen.append(int(outside.argmax()))
     return _hull(points[chosen])
 
 
 def _hull(points: np.ndarray) -> Mesh:
-    found = need("scipy.spatial").ConvexHull(points)
+    found = edit.convex_hull(points)
     faces = found.simplices.astype(np.int64)
     a, b, c = points[faces].transpose(1, 0, 2)
     inwards = np.einsum("ij,ij->i", np.cross(b - a, c - a), found.equations[:, :3]) < 0.0

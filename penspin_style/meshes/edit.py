@@ -1,10 +1,12 @@
 """Changes of a mesh, each for itself, and what asks for them."""
 
+from typing import Any
+
 import numpy as np
 
 from penspin_style.meshes import topology
 from penspin_style.meshes.libraries import need
-from penspin_style.meshes.mesh import Mesh, shared
+from penspin_style.meshes.mesh import Mesh, shared, solid
 
 FARTHEST = 1e6
 """A coordinate beyond it is no place, and its square spoils every sum."""
@@ -12,7 +14,9 @@ _OUTLIER_GAP = 1.5
 """Without its outliers a mesh is this many times smaller."""
 _MAX_OUTLIERS = 100
 _SAMPLES = 3000
-_SAMPLED_FACES = 3000
+_SAMPLED_FACES = (3000, 20_000)
+_TOUCHING = 1e-3
+"""Gap over length between parts that are one body."""
 _FLAT = 1e-5
 """Thickness over length of what has none."""
 
@@ -71,6 +75,19 @@ def outliers(mesh: Mesh) -> np.ndarray:
     return order[: found[0] + 1] if len(found) else order[:0]
 
 
+def convex_hull(points: np.ndarray) -> Any:
+    """Return SciPy's hull of points (n, 3): `volume`, `simplices`, `equations`.
+
+    Raises:
+        ValueError: they lie in a plane.
+    """
+    spatial = need("scipy.spatial")
+    try:
+        return spatial.ConvexHull(points)
+    except spatial.QhullError as error:
+        raise ValueError(f"{len(points)} points have no hull: they lie in a plane") from error
+
+
 def decimated(mesh: Mesh, faces: int) -> Mesh:
     """Return the mesh with about that many faces, by quadric edge collapse."""
     if len(mesh.faces) <= faces:
@@ -95,13 +112,17 @@ def patch_area(mesh: Mesh, loops: list[np.ndarray]) -> float:
 
 def counted_twice(mesh: Mesh) -> float:
     """Return the share of the volume around which the surface goes other than once, by samples."""
-    if len(mesh.faces) > _SAMPLED_FACES:
-        mesh = decimated(mesh, _SAMPLED_FACES)
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     points = np.random.default_rng(0).uniform(low, high, size=(_SAMPLES, 3))
-    times = np.rint(topology.winding(mesh, points))
-    inside = times != 0
-    return float((times[inside] != 1).mean()) if inside.any() else 0.0
+    share = 0.0
+    # few faces may make thin walls cross: what they say is asked of more
+    for faces in _SAMPLED_FACES:
+        times = np.rint(topology.winding(decimated(mesh, faces), points))
+        inside = times != 0
+        share = float((times[inside] != 1).mean()) if inside.any() else 0.0
+        if share == 0.0 or len(mesh.faces) <= faces:
+            break
+    return share
 
 
 def is_flat(mesh: Mesh) -> bool:
@@ -109,3 +130,34 @@ def is_flat(mesh: Mesh) -> bool:
     vertices = mesh.vertices - mesh.vertices.mean(axis=0)
     spread = np.linalg.svd(vertices, compute_uv=False)
     return len(spread) < 3 or spread[2] < _FLAT * spread[0]
+
+
+def part_solid(mesh: Mesh, faces: np.ndarray) -> Any:
+    """Return a part, of the faces (nface,), as Manifold's solid, outwards; None if it is none."""
+    library = need("manifold3d")
+    part = used(Mesh(mesh.vertices, mesh.faces[faces]))
+    rows = part.faces if solid(part).volume > 0.0 else part.faces[:, ::-1]
+    made = library.Manifold(
+        library.Mesh64(
+            np.ascontiguousarray(part.vertices), np.ascontiguousarray(rows.astype(np.uint64))
+        )
+    )
+    return made if made.status() == library.Error.NoError else None
+
+
+def bodies(mesh: Mesh, part: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return for each part of `numbers` which body (k,) it belongs to: those that touch are one.
+
+    part: (nface,) the part of each face. Where a part is not closed its box speaks for it.
+    """
+    corners = [mesh.triangles[part == number].reshape(-1, 3) for number in numbers]
+    low, high = (np.array([end(c, axis=0) for c in corners]) for end in (np.min, np.max))
+    near = _TOUCHING * float(mesh.size.max())
+    below = np.all(low[:, None] <= high[None] + near, axis=2)
+    touch = np.asarray(below & below.T)
+    solids = [part_solid(mesh, part == number) for number in numbers]
+    for i, j in np.argwhere(np.triu(touch, 1)):
+        if solids[i] is not None and solids[j] is not None:
+            touch[i, j] = solids[i].min_gap(solids[j], 2.0 * near) <= near
+    rows, columns = np.nonzero(np.triu(touch))
+    return topology.connected(rows, columns, len(numbers))

@@ -80,7 +80,9 @@ def read_scan(path: pathlib.Path) -> Mesh | Cloud:
             expected = suffix == {b"ply": ".ply", b"PK\x03\x04": ".npz"}.get(magic)
             if start.startswith(magic) and not expected:
                 raise MeshFileError(f"it is {kind} called {suffix}")
-        scan = parse(content)
+        # a NaN that signals, a number that overflows: the check says it
+        with np.errstate(invalid="ignore", over="ignore"):
+            scan = parse(content)
         if isinstance(scan, Mesh) and not len(scan.faces):
             raise MeshFileError(f"it holds no faces; {len(scan.vertices)} vertices")
         if isinstance(scan, Cloud) and not len(scan.points):

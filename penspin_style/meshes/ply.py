@@ -21,6 +21,7 @@ _TYPES = {
 _ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _CORNERS = ("vertex_indices", "vertex_index")
 _MAX_HEADER = 2**16  # bytes
+_FARTHEST_ROW = 2**53
 
 
 @dataclass
@@ -88,6 +89,10 @@ def _header(content: bytes) -> tuple[str, list[_Element], int]:
                 elements[-1].scalars.append((words[2], _TYPES[words[1]]))
         except (LookupError, ValueError) as error:
             raise MeshFileError(f"its header has the line {one_line(line)!r}") from error
+    for element in elements:
+        names = [name for name, _ in element.scalars] + [name for name, _, _ in element.lists]
+        if len(set(names)) < len(names):
+            raise MeshFileError(f"its element {element.name!r} has a property twice: {names}")
     if order is None:
         raise MeshFileError("its header names no format")
     names = [element.name for element in elements]
@@ -113,6 +118,14 @@ def _corners_of(element: _Element) -> int:
     raise MeshFileError(f"its faces have no list called {' or '.join(_CORNERS)}")
 
 
+def _whole(words: list[bytes]) -> np.ndarray:
+    values = numbers(words)
+    odd = ~(np.abs(values) < _FARTHEST_ROW) | (values != np.rint(values))
+    if odd.any():
+        raise MeshFileError(f"a face has {values[odd][0]:g} for a whole number")
+    return values.astype(np.int64)
+
+
 class _Ascii:
     def __init__(self, text: bytes) -> None:
         self._words = text.split()
@@ -131,11 +144,11 @@ class _Ascii:
         left = self._words[self._at :]
         if len(left) == 4 * element.count and set(left[::4]) == {b"3"}:
             self._at = len(self._words)
-            return numbers(left).reshape(-1, 4)[:, 1:].astype(np.int64)
+            return _whole(left).reshape(-1, 4)[:, 1:]
         polygons = []
         for _ in range(element.count):
-            count = int(numbers(self._take(element, 1))[0])
-            polygons.append(numbers(self._take(element, max(count, 0))).astype(np.int64))
+            count = int(_whole(self._take(element, 1))[0])
+            polygons.append(_whole(self._take(element, max(count, 0))))
         return _fans(polygons)
 
     def check_end(self) -> None:

@@ -20,7 +20,7 @@ _MAX_LOST = 0.02
 """Share of the faces that may be left out as not finite."""
 _WELD = 1e-5
 """Distance over length within which vertices at open edges are made one."""
-_MERGED_FACES = MAX_FACES // 2
+_DECIMATED = MAX_FACES // 2
 
 Keep = Literal["largest"]
 
@@ -99,12 +99,14 @@ def _with_cloud(made: Repaired, found: Repaired) -> Repaired:
 def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
     """Return the repaired mesh in metres, what was found before and after, and each step."""
     before = check(mesh, unit=options.unit)
+    if any(finding.kind == "empty" for finding in before.faults):
+        return Repaired(before, before)
     steps: list[str] = []
     if options.unit not in (None, "m"):
         steps.append(f"scaled by {UNITS[options.unit]:g}: it is in {options.unit}")
     scaled = Mesh(mesh.vertices * UNITS[options.unit or "m"], mesh.faces)
     fixed = _cleaned(scaled, steps)
-    if fixed is None or not len(fixed.faces) or edit.is_flat(fixed):
+    if fixed is None or edit.is_flat(fixed):
         return Repaired(before, before, steps)
     fixed = _without_outliers(fixed, steps)
     fixed = _sewn(fixed, steps)
@@ -120,7 +122,7 @@ def repair(mesh: Mesh, options: RepairOptions) -> Repaired:
 
 def _cleaned(mesh: Mesh, steps: list[str]) -> Mesh | None:
     lost = edit.bad_vertices(mesh)[mesh.faces].any(axis=1)
-    if lost.mean() > _MAX_LOST:
+    if lost.sum() > _MAX_LOST * len(lost):
         return None
     if lost.any():
         steps.append(f"left out {int(lost.sum())} faces whose vertices are not finite")
@@ -167,9 +169,11 @@ def _without_parts(mesh: Mesh, keep: Keep | None, steps: list[str]) -> Mesh:
     share = share / share.sum()
     left = share >= DEBRIS
     if keep == "largest" and left.sum() > 1:
-        largest = int(share.argmax())
-        within = topology.enclosing(mesh, part)
-        left &= (np.arange(len(share)) == largest) | (within == largest)
+        big = np.flatnonzero(left)
+        body = edit.bodies(mesh, part, big)
+        inside = topology.enclosing(mesh, part)[big] >= 0
+        areas = np.bincount(body, weights=share[big])
+        left[big[(body != areas.argmax()) & ~inside]] = False
     if left.all() or not left.any():
         return mesh
     kept = left[part]
@@ -233,8 +237,8 @@ def _joined(mesh: Mesh, steps: list[str]) -> Mesh:
         return mesh
     library = need("manifold3d")
     outwards = topology.part_volumes(mesh, part) > 0.0
-    solids = [_manifold(library, mesh, part == k) for k in np.flatnonzero(outwards)]
-    hollows = [_manifold(library, mesh, part == k, over=True) for k in np.flatnonzero(~outwards)]
+    solids = [edit.part_solid(mesh, part == k) for k in np.flatnonzero(outwards)]
+    hollows = [edit.part_solid(mesh, part == k) for k in np.flatnonzero(~outwards)]
     if any(one is None for one in (*solids, *hollows)):
         return mesh
     united = library.Manifold.batch_boolean(solids, library.OpType.Add)
@@ -249,22 +253,10 @@ def _joined(mesh: Mesh, steps: list[str]) -> Mesh:
     return edit.used(result)
 
 
-def _manifold(library: Any, mesh: Mesh, faces: np.ndarray, *, over: bool = False) -> Any:
-    """Return a part as the library's solid, or None if it is none."""
-    part = edit.used(Mesh(mesh.vertices, mesh.faces[faces]))
-    rows = part.faces[:, ::-1] if over else part.faces
-    solid_part = library.Manifold(
-        library.Mesh64(
-            np.ascontiguousarray(part.vertices), np.ascontiguousarray(rows.astype(np.uint64))
-        )
-    )
-    return solid_part if solid_part.status() == library.Error.NoError else None
-
-
 def _fewer(mesh: Mesh, steps: list[str]) -> Mesh:
     if len(mesh.faces) <= MAX_FACES:
         return mesh
-    fewer = edit.decimated(mesh, _MERGED_FACES)
+    fewer = edit.decimated(mesh, _DECIMATED)
     change = 0.0
     if topology.edges(mesh).is_closed:
         change = solid(fewer).volume / solid(mesh).volume - 1.0

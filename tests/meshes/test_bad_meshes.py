@@ -60,6 +60,16 @@ CASES = {
     "overlap.stl": (stl(both(CORNERS, ball(0.01, (0.02, 0, 0)))), 3, "overlap", 62.0, ""),
     "crossing.obj": (format_obj(bad.crossing()), 3, "crosses itself", None, ""),
     "fragments.stl": (stl(bad.blobs(300)), 3, "300 separate parts", None, ""),
+    "links.stl": (stl(bad.links()), 3, "2 bodies apart", None, ""),
+    "stacked.stl": (stl(bad.stacked()), 0, "", 120.0, ""),
+    "handle.stl": (
+        stl(both(CORNERS, bad.handle(), ball(at=(0, 0, 0.2)))),
+        3,
+        "2 bodies apart",
+        61.33,
+        "--keep largest",
+    ),
+    "thin_cup.stl": (stl(bad.thin_cup()), 0, "note  not convex", 9.77, ""),
     # orientation
     "inverted.stl": (stl(CORNERS[:, ::-1]), 3, "192 of 192 faces (all)", 60.0, ""),
     "flipped.stl": (stl(bad.flipped(0.3)), 3, "faces look inwards", 60.0, ""),
@@ -230,7 +240,7 @@ def test_what_is_no_file_is_refused(tmp_path, capsys):
 def test_more_faces_than_mujoco_takes_are_decimated(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(check, "MAX_FACES", 4000)
     monkeypatch.setattr(repair, "MAX_FACES", 4000)
-    monkeypatch.setattr(repair, "_MERGED_FACES", 2000)
+    monkeypatch.setattr(repair, "_DECIMATED", 2000)
     file = tmp_path / "fine.stl"
     file.write_bytes(stl(sphere(rings=48, around=48).triangles))
     assert call(f"real2sim repair {file} --out {tmp_path / 'new'}") == 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from penspin_style.meshes.mesh import Mesh
 from penspin_style.meshes.wavefront import format_obj
-from tests.support.shapes import box, merged, sphere, torus
+from tests.support.shapes import box, lathe, merged, sphere, torus
 
 BOX = box(cuts=4)
 """40 x 30 x 50 mm: 60 cm3, in 192 faces of equal area on each side."""
@@ -120,6 +120,29 @@ def crossing():
     )
     model = torus(around=96, across=16)
     return Mesh(rings.reshape(-1, 3), model.faces)
+
+
+def links():
+    """Two rings of a chain: apart, but their boxes overlap."""
+    ring = torus(0.02, 0.004).triangles
+    return both(ring, ring[:, ::-1][:, :, [0, 2, 1]] + np.array([0.02, 0.0, 0.0]))
+
+
+def stacked():
+    """A box on a box: they touch, and share no vertex."""
+    return both(CORNERS, box().triangles * 0.999 + np.array([0.0, 0.0, 0.04998]))
+
+
+def handle():
+    """A ring of 2.66 cm3, half of it within the side of the box."""
+    return torus(0.015, 0.003).triangles[:, ::-1][:, :, [0, 2, 1]] + np.array([0.02, 0.0, 0.0])
+
+
+def thin_cup():
+    """A cup with a wall of 0.5 mm, of 40,000 faces."""
+    outer = [(0.03, z) for z in np.linspace(0.0, 0.09, 100)]
+    inner = [(0.0295, z) for z in np.linspace(0.09, 0.0005, 100)]
+    return lathe(outer + inner, around=100).triangles
 
 
 def fin():
