@@ -2,9 +2,10 @@
 # Train ALOHA's teachers, each run beginning or going on where it was.
 #   scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]
 # GPU: a number, or cpu. Runs land in outputs/aloha_handover/NAME/, outputs/aloha_pick/NAME/ and
-# outputs/aloha_peg_insertion/NAME/. The pick is taught by the task's script first, in
-# outputs/aloha_pick/NAME_taught/, and goes on by PPO. Before the insertion that pick moves both arms
-# where it has been trained, and the one in the package otherwise. The overrides go to every run.
+# outputs/aloha_peg_insertion/NAME/. The hand-over is taught by the task's script; so is the pick
+# first, in outputs/aloha_pick/NAME_taught/, and goes on by PPO. Before the insertion that pick moves
+# both arms where it has been trained, and the one in the package otherwise. The overrides go to
+# every run.
 set -euo pipefail
 usage() {
     echo "usage: scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]" >&2
@@ -36,6 +37,7 @@ for task in "${tasks[@]}"; do
         [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
         own=(task.pick_policy="$pick")
     fi
+    [ "$task" = aloha_handover ] && own=(algo=distill)
     if [ "$task" = aloha_pick ]; then
         train "$task" "${name}_taught" algo=distill "$@"
         own=(algo.init_from="outputs/$task/${name}_taught")

@@ -72,7 +72,7 @@ def test_teachers_of_aloha_go_on_where_they_were_and_know_their_pick(argv, tmp_p
     pick = "task.pick_policy=outputs/aloha_pick/mine"
     assert argv("train_aloha.sh insertion cpu 3 mine") == [*insertion, pick, "resume=true"]
     # of all three the last is the hand-over
-    last = ["train", "task=aloha_handover", "device=cuda:1", *own[1:]]
+    last = ["train", "task=aloha_handover", "device=cuda:1", *own[1:], "algo=distill"]
     assert argv("train_aloha.sh all 1 3 mine") == last
     for wrong in ("pick cpu 3", "lift cpu 3 mine"):
         assert "usage: scripts/train_aloha.sh handover|pick" in argv(f"train_aloha.sh {wrong}", 2)

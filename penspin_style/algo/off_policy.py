@@ -55,6 +55,12 @@ class OffPolicyConfig:
     begins with an empty one and learns from `warmup` samples on."""
     warmup: int = 5_000
     """Transitions before the first gradient step; their actions are drawn uniformly."""
+    bursts: float = 0.0
+    """Odds of each step that a burst begins: one action, drawn uniformly, that is held for a while
+    (Dabney et al. 2021, arXiv 2006.01782). Where a policy has settled on an action at the edge of
+    what it can do, noise that lasts one step leads nowhere."""
+    burst_steps: int = 20
+    """Longest burst; half of them last one step, and k steps or more with odds of 1 / k."""
     n_step: int = 3
     """Rewards that are summed before the critic's value of what comes then."""
     gamma: float = 0.98
@@ -75,7 +81,11 @@ class OffPolicyConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for key in ("horizon", "updates", "batch_size", "n_step", "replay_capacity"):
+        require(0 <= self.bursts < 1, "algo.bursts", self.bursts, "in [0, 1)")
+        for key in (
+            *("horizon", "updates", "batch_size", "n_step", "replay_capacity"),
+            "burst_steps",
+        ):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         require(self.warmup >= 0, "algo.warmup", self.warmup, ">= 0")
         legal = f"at most algo.replay_capacity, {self.replay_capacity}"
@@ -150,6 +160,7 @@ class OffPolicy(Reinforcement):
         self.replay = Replay(cfg.replay_capacity)
         self.steps = 0
         """Gradient steps so far."""
+        self._burst: dict[str, Tensor] = {}  # steps that are left, and the action
         self._fresh: dict[str, float] = {}
 
     # What a subclass says.
@@ -187,10 +198,32 @@ class OffPolicy(Reinforcement):
         observation: Any = td["teacher"]
         if self.is_warm:
             action = self._draw(self.policy.net(self.policy.normalizer(observation)))
+            if self.cfg.bursts:
+                action = self._with_bursts(action)
         else:
-            shape = (*observation.shape[:-1], self.naction)
-            action = 2.0 * torch.rand(shape, generator=self.rng, device=self.rng.device) - 1.0
+            action = self._uniform((*observation.shape[:-1], self.naction))
         return td.set("action", action)  # type: ignore[return-value]
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Return actions drawn from [-1, 1]."""
+        return 2.0 * torch.rand(shape, generator=self.rng, device=self.rng.device) - 1.0
+
+    def _with_bursts(self, action: Tensor) -> Tensor:
+        """Return the actions (num_envs, naction), those that are held where a burst goes on."""
+        n, device = len(action), action.device
+        if not self._burst:
+            left = torch.zeros(n, dtype=torch.long, device=device)
+            self._burst = {"left": left, "action": torch.zeros_like(action)}
+        left, held = self._burst["left"], self._burst["action"]
+        odds, u = torch.rand(2, n, generator=self.rng, device=device)
+        begins = (left == 0) & (odds < self.cfg.bursts)
+        # a zeta distribution: floor(1 / u) >= k with odds 1 / k
+        steps = (1.0 / u.clamp(min=1e-6)).long().clamp(max=self.cfg.burst_steps)
+        left.copy_(torch.where(begins, steps, left))
+        held.copy_(torch.where(begins[:, None], self._uniform((n, self.naction)), held))
+        goes_on = left > 0
+        left.sub_(goes_on.long())
+        return torch.where(goes_on[:, None], held, action)
 
     @property
     def is_warm(self) -> bool:
@@ -257,6 +290,7 @@ class OffPolicy(Reinforcement):
             "rng": self.rng.get_state(),
             "steps": self.steps,
             "skipped_in_a_row": self._guard.skipped_in_a_row,
+            "burst": {name: value.clone() for name, value in self._burst.items()},
             **({"replay": self.replay} if self.cfg.save_replay else {}),
         }
 
@@ -270,6 +304,7 @@ class OffPolicy(Reinforcement):
         self.rng.set_state(state["rng"])
         self.steps = int(state["steps"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._burst = {name: value.clone() for name, value in state.get("burst", {}).items()}
         self.replay.copy_(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
 
 

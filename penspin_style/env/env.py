@@ -28,13 +28,14 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.checks import check_action, check_reward_keys
 from penspin_style.env.expert import ExpertActions
 from penspin_style.env.faults import FaultLog
+from penspin_style.env.rounds import Rounds
+from penspin_style.env.specs import make_specs
 from penspin_style.env.starts import Stall, Starts
 from penspin_style.env.statistics import EpisodeStatistics
 from penspin_style.env.task import Task
@@ -67,6 +68,7 @@ class Env(EnvBase):
         perturb: Sequence[Perturbation] = (),
         starts: StartsConfig | None = None,
         stall: StallConfig | None = None,
+        groups: tuple[int, int] | None = None,
     ) -> None:
         """Build the world and restart every environment.
 
@@ -82,9 +84,13 @@ class Env(EnvBase):
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         starts: where else episodes begin; those do not enter the statistics.
         stall: when an episode without progress ends.
+        groups: (size, steps): each `size` consecutive environments begin alike, and after so many
+            steps all begin anew; see `rounds.py`. Episodes that begin in between do not enter the
+            statistics.
 
         Raises:
-            ValueError: starts, stalls or an expert of a task that knows no progress, or has none.
+            ValueError: starts, stalls or an expert of a task that knows no progress, or has none;
+                invalid groups.
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
@@ -105,6 +111,7 @@ class Env(EnvBase):
         self.final_images = final_images
         self.absent_object = absent_object
         self.labels = labels
+        self.rounds = Rounds.make(groups, num_envs, task.cfg.episode_length)
         self._allocate()
         self._prepare_starts(starts, stall)
         self.expert = ExpertActions(task, self.sim) if expert else None
@@ -184,7 +191,7 @@ class Env(EnvBase):
             success, terminated = success & ~fault, terminated & ~fault
             for name, value in observation.items():
                 observation[name] = where(fault, self._last[name], value)
-        truncated = (self.step_count >= self.cfg.episode_length) | fault
+        truncated = (self.step_count >= self.cfg.episode_length) | fault | self.rounds.advance()
         if self._goes_by_progress:
             reward, terminated, truncated = self._follow(reward, terminated, truncated, fault)
         self.reward_terms.update(weighted)
@@ -203,6 +210,7 @@ class Env(EnvBase):
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+            self.rounds.step = 0
         self._restart(mask.view(-1))
         self._ask_expert(mask.view(-1))
         return self.current()
@@ -247,7 +255,7 @@ class Env(EnvBase):
                 self.cfg.episode_length, (self.num_envs,), generator=self.rng, device=self.device
             )
             self.step_count.add_(age)
-        self.statistics.clear(mask, counts=not self.stagger)
+        self.statistics.clear(mask, counts=not self.stagger and not self.rounds.is_amid)
         if begun is not None:
             self.statistics.counted.logical_and_(~(mask & begun))
         if self.stall is not None:
@@ -268,6 +276,8 @@ class Env(EnvBase):
                 begun.append(self.starts.begin(self.sim, mask, self.rng))
 
         self.world.restart(mask, drawn=drawn)
+        if self.rounds.begin():
+            self.world.share(self.rounds.size)
         return begun[0] if begun else None
 
     def _follow(
@@ -360,29 +370,13 @@ class Env(EnvBase):
             self.starts = Starts(starts, self.task, self.sim)
 
     def _make_specs(self) -> None:
-        n, device = torch.Size([self.num_envs]), self.device
-
-        def flag() -> Binary:
-            return Binary(n=1, shape=torch.Size([*n, 1]), dtype=torch.bool, device=device)
-
-        spec: dict[str, Any] = {
-            name: Unbounded(value.shape, device=device, dtype=value.dtype)
-            for name, value in self._last.items()
-        }
-        spec |= {"success": flag(), "fault": flag()}
-        if self.absent_object:
-            spec["is_absent"] = flag()
-        if self.learner_acts is not None:
-            spec["learner_acts"] = flag()
-        if self.task_label is not None:
-            spec["task_label"] = Unbounded(torch.Size([*n, self._naction]), device=device)
-        if self.expert is not None:
-            spec["expert_action"] = Unbounded(torch.Size([*n, self._naction]), device=device)
-        self.observation_spec = Composite(spec, shape=n, device=device)
-        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, self._naction]), device=device)
-        self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
-        done = {"done": flag(), "terminated": flag(), "truncated": flag()}
-        self.full_done_spec = Composite(done, shape=n, device=device)
+        flags = ["success", "fault"]
+        flags += ["is_absent"] if self.absent_object else []
+        flags += ["learner_acts"] if self.learner_acts is not None else []
+        told = {"task_label": self.task_label is not None, "expert_action": self.expert is not None}
+        vectors = [name for name, given in told.items() if given]
+        specs = make_specs(self._last, flags, vectors, self._naction)
+        self.observation_spec, self.action_spec, self.reward_spec, self.full_done_spec = specs
 
     def _tensordict(
         self,
@@ -460,6 +454,7 @@ class Env(EnvBase):
             **self.statistics.state_dict(),
             **self.faults.state_dict(),
             "stagger": torch.tensor(self.stagger),
+            "round_step": torch.tensor(self.rounds.step),
             "step_count": self.step_count.clone(),
             "is_absent": self.is_absent.clone(),
             "unusable": self.unusable.clone(),
@@ -485,6 +480,7 @@ class Env(EnvBase):
         self.statistics.load_state_dict(state_dict)
         self.faults.load_state_dict(state_dict)
         self.stagger = bool(state_dict["stagger"])
+        self.rounds.step = int(state_dict.get("round_step", 0))  # older checkpoints have none
         self.step_count.copy_(state_dict["step_count"])
         self.is_absent.copy_(state_dict["is_absent"])
         self.unusable.zero_()

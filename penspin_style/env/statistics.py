@@ -131,7 +131,7 @@ class EpisodeStatistics:
         if counts:
             self.counted.logical_or_(mask)
         else:
-            self.counted.zero_()
+            self.counted.logical_and_(keep)
         self.episode.mul_(keep)
         self.succeeded.logical_and_(keep)
         self.task_metrics.clear(mask)

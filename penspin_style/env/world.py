@@ -5,6 +5,7 @@
     world.finish(action)     reward terms, termination, success
     world.restart(mask)      new episodes
     world.snapshot()         what each world is in, to be restored into any others of the task
+    world.share(size)        groups of worlds that begin alike
 
 A `World` draws from one generator in one order: an environment and a twin of the same seed repeat
 each other bit for bit.
@@ -183,6 +184,20 @@ class World:
         self.sim.faults.zero_()
         for name, value in self.task.memory.items():
             value.copy_(row(f"memory/{name}"))
+
+    def share(self, size: int) -> None:
+        """Put each group of `size` consecutive worlds into what its first one is in, bit for bit.
+
+        Raises:
+            ValueError: `size` does not divide the number of worlds.
+        """
+        n = self.sim.num_envs
+        if size < 1 or n % size:
+            raise ValueError(f"groups of {size} do not divide {n} worlds")
+        first = torch.arange(n, device=self.sim.device) // size * size
+        faults = self.sim.faults[first]
+        self.restore(self.snapshot(), first)
+        self.sim.faults.copy_(faults)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return every tensor that a bit-exact continuation needs, flat."""

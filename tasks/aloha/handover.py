@@ -14,7 +14,6 @@ a penalty for it leaves policies with both hands clasping the box. A box that fa
 lifted ends the episode, and so does one that leaves the world.
 """
 
-import pathlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 
 from penspin_style.env.rewards import RunningMax
-from penspin_style.env.start_bank import read_bank
 from penspin_style.env.task import Expert, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
@@ -41,7 +39,6 @@ MEETING = (0.0, 0.0, 0.24)  # m, where the box changes hands
 BEFORE, PAST = -0.1, 0.0  # m, x of the box below which only the left hand has it, above the right
 GRIP_HALF = 0.015  # m, half of the box's width between the fingers
 WORLD = 1.0  # m
-_BANK = pathlib.Path(__file__).parents[1] / "assets" / "handover_starts"
 
 
 @dataclass
@@ -269,14 +266,6 @@ class HandOver(Task[Config]):
     def progress(self, sim: Sim) -> Tensor:
         """Return what the potential has gained since the episode's first step."""
         return (self.memory["best"] - self.memory["first"]).clamp(min=0.0)
-
-    def start_bank(self, device: torch.device) -> Tensor:
-        """Return states along scripted hand-overs (n, 59).
-
-        Raises:
-            DamagedError: the file is missing or damaged.
-        """
-        return read_bank(_BANK).to(device)
 
     def expert(self, sim: Sim) -> Expert:
         """Return the script of `handover_expert.py`."""

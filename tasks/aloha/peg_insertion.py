@@ -39,6 +39,7 @@ from penspin_style.env.task import Expert, Latency, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.sim import Sim
 from tasks.aloha import arms, one_arm
+from tasks.aloha.attempts import Attempts
 from tasks.aloha.picker import Picker
 from tasks.aloha.preinsertion import Ring
 from tasks.robots.aloha import description
@@ -193,7 +194,9 @@ class Insertion(Task[C]):
         self.aims = torch.tensor(TARGETS, device=device)
         self.ring = Ring(sim, cfg.preinsertion)
         self.picker = self.open_picker(sim) if self.picks_itself and cfg.pick_policy else None
+        self.attempts = Attempts(n, len(OBJECTS), device)
         self.memory = {
+            **self.attempts.memory,
             **{
                 f"{side}/{name}": value
                 for side, hand in zip(description.SIDES, self.hands, strict=True)
@@ -258,6 +261,11 @@ class Insertion(Task[C]):
         for name in ("steps", "since", "first", "nearest"):
             memory[name].masked_fill_(mask, 0)
         memory["switched"].copy_(torch.where(mask, switched, memory["switched"]))
+        self.attempts.clear(mask)
+
+    def followed(self, sim: Sim) -> Tensor:
+        """Return the commands: joints sag below them."""
+        return sim.data.ctrl
 
     def learner_acts(self, sim: Sim) -> Tensor | None:
         """Return where the picking policy has done its part, (num_envs,) bool."""
@@ -366,7 +374,7 @@ class Insertion(Task[C]):
         still = [_slow(qvel[:, at].norm(dim=1)) for at in places]
         held = [near(error, 5.0) for error in grip]
         distance = self.distance(sim)
-        self._note_progress(distance)
+        self._note_progress(sim, distance)
         terms = {
             "peg_insertion": _inserted(distance) * (beside < AXIS),
             "socket_rot": turned[0],
@@ -385,8 +393,10 @@ class Insertion(Task[C]):
         }
         return {name: term * memory["switched"].float() for name, term in terms.items()}
 
-    def _note_progress(self, distance: Tensor) -> None:
-        memory = self.memory
+    def _note_progress(self, sim: Sim, distance: Tensor) -> None:
+        memory, xpos = self.memory, sim.data.site_xpos
+        tip = (xpos[:, self.rear] - xpos[:, self.tip]).norm(dim=1)
+        self.attempts.note(sim.data.xpos[:, self.bodies, 2], tip)
         begun = memory["steps"] <= 1
         memory["first"].copy_(torch.where(begun, distance, memory["first"]))
         nearest = torch.where(begun, distance, torch.minimum(memory["nearest"], distance))
@@ -437,8 +447,9 @@ class Insertion(Task[C]):
         return InsertionExpert(self, sim)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
-        """Return whether the learner acts, whether something fell, and how near the tip is."""
+        """Return whether the learner acts, what fell, how near the tip is, and late successes."""
         return {
+            "home_again": (self.success(sim) & (self.attempts.failed > 0)).float(),
             "switched": self.memory["switched"].float(),
             "dropped": self.dropped(sim).float(),
             "beside": self.beside(sim),
@@ -447,8 +458,12 @@ class Insertion(Task[C]):
     def episode_metrics(
         self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
     ) -> dict[str, Tensor]:
-        """Return shares of episodes that got so far, or in which something fell."""
+        """Return shares of episodes that got so far, in which something fell, that tried again.
+
+        `retried`: succeeded after a failed attempt, see `Attempts`.
+        """
         return {
+            "retried": sums["home_again"] > 0,
             "ever_switched": sums["switched"] > 0,
             "dropped": sums["dropped"] > 0,
             "beside": sums["beside"] / steps,

@@ -24,15 +24,23 @@ class Reach:
     sim: what moves; ghost: a simulation of the same model that nobody steps.
     """
 
-    def __init__(self, sim: Sim, ghost: Sim, arm: Arm) -> None:
+    def __init__(
+        self,
+        sim: Sim,
+        ghost: Sim,
+        arm: Arm,
+        *,
+        damping: float = DAMPING,
+        turn_weight: float = TURN_WEIGHT,
+    ) -> None:
         n = len(ARM)
         first = ghost.model.joint(f"{arm.side}_{ARM[0]}").id
         self.sim, self.ghost, self.arm = sim, ghost, arm
         self._anchor = ghost.data.xanchor[:, first : first + n]
         self._axis = ghost.data.xaxis[:, first : first + n]
-        weights = torch.tensor([1.0] * 3 + [TURN_WEIGHT] * 3, device=sim.device)
+        weights = torch.tensor([1.0] * 3 + [turn_weight] * 3, device=sim.device)
         self._weights = weights[:, None]
-        self._ridge = DAMPING**2 * torch.eye(6, device=sim.device)
+        self._ridge = damping**2 * torch.eye(6, device=sim.device)
         self.sag = torch.zeros(sim.num_envs, 3, device=sim.device)
         """m, what the measured gripper lacks in the end."""
 
@@ -59,14 +67,22 @@ class Reach:
 
         shift, turn: (num_envs, 3) m and rad, in the world.
         """
+        return capped(self.solve(shift, turn), speed)
+
+    def solve(self, shift: Tensor, turn: Tensor) -> Tensor:
+        """Return the change of the joints that moves the ghost's gripper, at any speed."""
         wish = torch.cat((shift, turn), dim=1)[:, :, None] * self._weights
         lever = self.arm.position(self.ghost)[:, None] - self._anchor
         jac = torch.cat((torch.linalg.cross(self._axis, lever), self._axis), dim=2)
         jac = jac.transpose(1, 2) * self._weights  # (num_envs, 6, 6)
         gram = torch.baddbmm(self._ridge, jac, jac.transpose(1, 2))
-        change = (jac.transpose(1, 2) @ torch.linalg.solve_ex(gram, wish)[0]).squeeze(2)
-        largest = change.abs().amax(dim=1, keepdim=True)
-        return change * (speed / largest.clamp(min=speed))
+        return (jac.transpose(1, 2) @ torch.linalg.solve_ex(gram, wish)[0]).squeeze(2)
+
+
+def capped(change: Tensor, speed: float) -> Tensor:
+    """Return changes (num_envs, n) made smaller, in their direction, where one is above `speed`."""
+    largest = change.abs().amax(dim=1, keepdim=True)
+    return change * (speed / largest.clamp(min=speed))
 
 
 def follow(ghost: Sim, sim: Sim, arms: tuple[Arm, ...]) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from penspin_style.algo.actor_critic import explained_variance
 from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import _NAMES, explained_variance
+from penspin_style.algo.ppo import PPO
 from penspin_style.env.env import Env
 from penspin_style.nets.gaussian import Gaussian
 from tests.support.ppo_batches import N, T, close, collected, crafted, make, randn
@@ -49,7 +50,7 @@ def test_the_first_minibatch_of_an_iteration_has_a_ratio_of_one():
 
 def named(metrics):
     """The metrics of a minibatch; the norm of the gradient comes with the step."""
-    return dict(zip(_NAMES[:-1], metrics.tolist(), strict=True))
+    return dict(zip(PPO.METRICS, metrics.tolist(), strict=True))
 
 
 def test_metrics_have_the_values_worked_out_by_hand():

@@ -13,7 +13,6 @@ SMALL = (
 NO_OBJECT = r"has no object to remove: set algo\.absent_object=0$"
 GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
 REFUSED = {
-    ("aloha_handover", "distill"): NO_OBJECT,
     ("aloha_peg_insertion", "distill"): NO_OBJECT,
     ("aloha_pick", "distill"): NO_OBJECT,
     ("panda_lift_cube", "distill"): GROUP,
@@ -31,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("task", "algo"), PAIRS)
 def test_a_pair_trains_two_iterations_or_says_why_it_cannot(tmp_path, task, algo):
-    overrides = (f"task={task}", f"algo={algo}", *SMALL)
+    own = ("algo.group_size=2",) if algo == "grpo" else ()
+    overrides = (f"task={task}", f"algo={algo}", *SMALL, *own)
     if algo in ("act", "clone"):  # what they learn from is given: tests/train/test_run_clone.py
         with pytest.raises(ValueError, match=RECORDED) as caught:
             training.make(tmp_path, *(w for w in overrides if w != "algo.horizon=2"))

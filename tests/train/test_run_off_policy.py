@@ -17,7 +17,11 @@ SMALL = (
     *("eval_every=2", "eval_episodes=2", "final_episodes=2", "checkpoint_every=1"),
     *("loggers=[csv]", "video=false"),
 )
-KINDS = {"sac": ("algo=sac",), "td3": ("algo=ddpg",), "ddpg": ("algo=ddpg", "algo.twin=false")}
+KINDS = {
+    "sac": ("algo=sac", "algo.bursts=0.3"),
+    "td3": ("algo=ddpg",),
+    "ddpg": ("algo=ddpg", "algo.twin=false"),
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

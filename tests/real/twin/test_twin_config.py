@@ -16,18 +16,24 @@ from real.twin.robot import load_twin, twin_names
 from tests.support.damage import BOMB
 from tests.support.rail_twin import DT, RAIL, Formula
 
+FEW = {
+    "panda_lift_cube_vision": ("tcp_pos", "gripper"),
+    "aloha_peg_insertion_student": ("left_qpos", "right_qpos"),
+}
+"""Task -> features without images."""
+
 # Descriptions.
 
 
 def test_the_twins_that_come_with_us_can_be_built():
-    ours = {"pen", "pen_shifted", "panda", "panda_shifted", "aloha", "aloha_shifted"}
-    assert ours <= {*twin_names()}
+    kinds = ("pen", "panda", "aloha", "aloha_insertion")
+    assert {name + shift for name in kinds for shift in ("", "_shifted")} <= {*twin_names()}
     for name in twin_names():
         config = load_twin(name)
         assert config.summary
         # without its images, which take long to prepare
         images = [f for f in config.features if f.endswith(("_rgb", "_depth"))]
-        few = ("tcp_pos", "gripper") if config.task.startswith("panda") else ()
+        few = FEW.get(config.task, ())
         batch = BatchTwin(dataclasses.replace(config, features=few), 2)
         batch.reset()
         batch.command(batch.target)
@@ -57,6 +63,16 @@ def test_the_shifted_arms_differ_from_the_training_in_what_their_file_says():
     dof = shifted.sim.model.joint("left_wrist_rotate").dofadr[0]
     assert shifted.sim.params.dof_frictionloss[0, dof] == pytest.approx(0.3)
     assert shifted.sim.params.dof_damping[0, dof] == pytest.approx(1.2 * 1.2)
+
+
+def test_the_arms_that_insert_begin_at_their_commands_without_noise_and_with_both_objects():
+    config = dataclasses.replace(load_twin("aloha_insertion"), features=("left_qpos",))
+    batch = BatchTwin(config, 40)
+    batch.reset()
+    assert batch.target == pytest.approx(batch.sim.data.ctrl.numpy(), abs=1e-6)
+    seen = batch.observe().values["left_qpos"]
+    assert seen[:, :6] == pytest.approx(batch.sim.data.qpos[:, :6].numpy(), abs=1e-6)
+    assert not batch.task.memory["hidden"].any()
 
 
 WHOLE = "task: panda_lift_cube\n"

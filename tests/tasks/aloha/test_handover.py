@@ -338,24 +338,5 @@ def test_a_box_that_the_left_hand_still_touches_is_not_handed_over():
     assert env.task.left.touches().all() and not env.task.success(env.sim).any()
 
 
-def test_training_can_begin_along_scripted_hand_overs():
-    env = make(8)
-    bank = env.task.start_bank(torch.device("cpu"))
-    assert bank.shape[1] == env.task.start_state(env.sim).shape[1] == 59
-    assert len(bank) >= 500
-    rows = bank[torch.linspace(0, len(bank) - 1, 8).long()]
-    mask = torch.ones(8, dtype=torch.bool)
-    env.task.set_start_state(env.sim, mask, rows, env.rng)
-    env.sim.forward()
-    np.testing.assert_allclose(env.sim.data.qpos, rows[:, :23], atol=1e-6)
-    low, high = env.model.actuator_ctrlrange.T
-    assert (bank[:, 45:] >= torch.tensor(low) - 1e-6).all()
-    assert (bank[:, 45:] <= torch.tensor(high) + 1e-6).all()
-    before = env.sim.data.xpos[:, env.task.box].clone()
-    for _ in range(5):
-        step(env)
-    assert (env.sim.data.xpos[:, env.task.box] - before).norm(dim=1).max() < 0.05
-
-
 def test_the_task_is_bound():
     assert TASK is HandOver and set(HandOver.units) == set(SIZES)

@@ -543,3 +543,15 @@ def test_progress_is_how_much_nearer_the_tip_has_come():
     first = places[0][0]
     nearest = np.minimum.accumulate([place for place, _ in places])
     assert [p for _, p in places] == pytest.approx((first - nearest).tolist(), abs=1e-6)
+
+
+def test_a_success_counts_as_retried_only_after_a_failed_attempt():
+    env = make(2, ring_starts=1.0)
+    task = env.task
+    step(env)
+    task.attempts.failed[1] = 1.0
+    task.success = lambda sim: torch.ones(2, dtype=torch.bool)
+    sums = task.step_metrics(env.sim)
+    assert sums["home_again"].tolist() == [0.0, 1.0]
+    measures = task.episode_metrics(sums, torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    assert measures["retried"].tolist() == [False, True]
