@@ -86,6 +86,9 @@ class Config(TaskConfig):
         low, high = (*self.goal_height, -1.0, -1.0)[:2]
         ok = len(self.goal_height) == 2 and 0 <= low <= high <= 0.4
         require(ok, "task.goal_height", self.goal_height, "[lowest, highest], 0 <= both <= 0.4 m")
+        ok = self.hand_at_end != "open" or high == 0.0
+        legal = "[0, 0] with task.hand_at_end=open: what is let go in the air falls"
+        require(ok, "task.goal_height", self.goal_height, legal)
         shape = self.camera_resolution
         ok = len(shape) == 2 and min(shape) > 0
         require(ok, "task.camera_resolution", shape, "[height, width] in pixels")

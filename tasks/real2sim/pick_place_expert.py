@@ -38,6 +38,8 @@ class PickPlaceExpert:
         """Look up what the script sees."""
         self.task, self.sim = task, sim
         self.memory: dict[str, Tensor] = {}
+        # what is in the air would fall
+        self._lets_go = task.cfg.hand_at_end != "closed" and task.cfg.goal_height[1] == 0.0
         self.arm = CartesianArm(sim, task.home)
         self.arm.posture_gain = POSTURE
         self.down = rotation.to_matrix(torch.tensor(DOWN, device=sim.device))
@@ -59,7 +61,7 @@ class PickPlaceExpert:
         away = goal - thing
         level = away[:, :2].norm(dim=1)
         placed = (level < torch.where(presses, *PLACED)) & (away[:, 2].abs() < LOW)
-        let_go = placed if task.cfg.hand_at_end != "closed" else torch.zeros_like(placed)
+        let_go = placed & self._lets_go
         target = torch.where(holds[:, None], tool + self._carry(away, level), self._come(grasp))
         leave = tool.clone()
         leave[:, 2] += STEP * (opening > half + FREE)
@@ -69,8 +71,7 @@ class PickPlaceExpert:
         change = change * (STEP / change.norm(dim=1, keepdim=True).clamp(min=STEP))
         turn = turn * (TURN / turn.norm(dim=1, keepdim=True).clamp(min=TURN))
         arm = self.arm.goal(tool + change, turn) - sim.data.qpos[:, :7].float()
-        closes = (is_there | holds) & ~let_go
-        grip = 1.0 - 2.0 * closes.float()
+        grip = 1.0 - 2.0 * (is_there & ~let_go).float()
         action = torch.cat((arm / task.cfg.action_scale, grip[:, None].expand(-1, 2)), dim=1)
         return action.clamp(-1.0, 1.0)
 

@@ -102,12 +102,7 @@ def write_scene(
     """
     file = file.absolute()
     folder = file.parent
-    own = {file.name, ASSETS, POSES}
-    if folder.exists() and (odd := sorted({f.name for f in folder.iterdir()} - own)):
-        raise FileExistsError(
-            f"{folder} holds {odd[0]}, which is no part of a scene: a scene has a folder of its "
-            f"own, as NEW/{file.name}"
-        )
+    _check_replaceable(folder, file.name)
     start = place(objects) if poses is None else _given(objects, poses)
     shown = [item for item in objects if item.name in start]
     storage.make_folder(folder.parent)
@@ -160,21 +155,19 @@ def place(objects: Sequence[Object]) -> dict[str, Pose]:
         SceneError: they do not fit.
     """
     (x_start, x_end), (y_start, y_end) = AREA
+    length, span = x_end - x_start + 1e-9, y_end - y_start + 1e-9  # rounding aside
     # high ones last: far from the arm
     cells = [(o, np.array(o.size[:2]) + GAP) for o in sorted(objects, key=lambda o: o.size[2])]
-    total = sum(cell[1] for _, cell in cells)
-    full = total / math.ceil(total / (y_end - y_start))  # rows of about equal width
-    rows: list[list[tuple[Object, np.ndarray]]] = [[]]
-    for item, cell in cells:
-        if rows[-1] and sum(c[1] for _, c in rows[-1]) + cell[1] / 2 > full:
-            rows.append([])
-        rows[-1].append((item, cell))
-    depths = [max(cell[0] for _, cell in row) for row in rows]
-    widths = [sum(cell[1] for _, cell in row) for row in rows]
-    if sum(depths) > x_end - x_start or max(widths) > y_end - y_start:
+    for count in range(1, len(cells) + 1):
+        rows = _rows(cells, count)
+        depths = [max(cell[0] for _, cell in row) for row in rows]
+        widths = [sum(cell[1] for _, cell in row) for row in rows]
+        if max(widths) <= span:
+            break
+    if sum(depths) > length or max(widths) > span:
         raise SceneError(
-            f"{len(objects)} objects do not fit on {x_end - x_start:.2g} x {y_end - y_start:.2g} m "
-            "of table; take fewer or smaller ones, or give --poses"
+            f"{len(objects)} objects do not fit on {length:.2g} x {span:.2g} m of table; take "
+            "fewer or smaller ones, or give --poses"
         )
     poses: dict[str, Pose] = {}
     x = 0.5 * (x_start + x_end - sum(depths))
@@ -187,6 +180,18 @@ def place(objects: Sequence[Object]) -> dict[str, Pose]:
             y += cell[1]
         x += depth
     return poses
+
+
+def _rows(
+    cells: list[tuple[Object, np.ndarray]], count: int
+) -> list[list[tuple[Object, np.ndarray]]]:
+    """Return cells in rows of about equal width."""
+    total, before = sum(cell[1] for _, cell in cells), 0.0
+    rows: list[list[tuple[Object, np.ndarray]]] = [[] for _ in range(count)]
+    for item, cell in cells:
+        rows[int(count * (before + cell[1] / 2) / total)].append((item, cell))
+        before += cell[1]
+    return [row for row in rows if row]
 
 
 def settle(
@@ -266,6 +271,28 @@ def _moving(
         if moved > share * TOLERANCE or np.linalg.norm(turn) > share * TURN_TOLERANCE:
             found.append(name)
     return found
+
+
+def _check_replaceable(folder: pathlib.Path, name: str) -> None:
+    """Refuse a folder that holds anything but a scene.
+
+    Raises:
+        FileExistsError: names what it holds.
+    """
+    if not folder.exists():
+        return
+    there = {f.name for f in folder.iterdir()}
+    odd = sorted(there - {name, ASSETS, POSES})
+    if ASSETS in there:
+        odd += sorted(
+            f"{ASSETS}/{f.name}" for f in (folder / ASSETS).iterdir() if f.suffix != ".obj"
+        )
+        odd += [ASSETS] * (name not in there or POSES not in there)
+    if odd:
+        raise FileExistsError(
+            f"{folder} holds {odd[0]}, which is no part of a scene {name}: a scene has a folder of "
+            f"its own, as NEW/{name}"
+        )
 
 
 def _given(objects: Sequence[Object], poses: Mapping[str, Pose]) -> dict[str, Pose]:

@@ -383,6 +383,7 @@ def test_an_image_shows_the_object_that_the_environment_has():
         ({"hand_at_end": "shut"}, "hand_at_end must be one of open, closed, any"),
         ({"observation_type": "rgb"}, "observation_type must be one of state, rgb_and_state"),
         ({"camera_resolution": [64]}, r"camera_resolution must be \[height, width\]"),
+        ({"goal_height": [0.0, 0.1]}, r"goal_height must be \[0, 0\] with task\.hand_at_end=open"),
         ({"goal_height": [0.3, 0.1]}, r"goal_height must be \[lowest, highest\]"),
         (
             {"randomization": {"physics": {"mass": [2.0, 1.0]}}},
@@ -411,6 +412,16 @@ def test_the_script_places_what_it_picks_and_lets_go():
         lifted |= env.sim.data.xpos[:, env.task.body, 2] > 0.05
     assert once.sum() >= 23
     assert (lifted | ~once).all()  # carried, not pushed
+
+
+def test_the_script_brings_an_object_to_a_goal_in_the_air_and_holds_it():
+    env = make(8, objects=["box"], hand_at_end="closed", goal_height=[0.1, 0.2], randomize=False)
+    expert, once = env.task.expert(env.sim), torch.zeros(8, dtype=torch.bool)
+    for _ in range(130):
+        td = env.step(env.current().set("action", expert.act()))["next"]
+        once |= td["success"][:, 0]
+    assert once.sum() >= 7
+    assert (env.sim.data.xpos[:, env.task.body, 2] > 0.08).sum() >= 7
 
 
 def test_what_the_script_does_follows_from_the_present_state_alone():

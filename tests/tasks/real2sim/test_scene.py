@@ -197,6 +197,28 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_assets_of_something_else_are_not_replaced(tmp_path):
+    (assets := tmp_path / "assets").mkdir()
+    (assets / "mine.obj").write_text("v 0 0 0")
+    with pytest.raises(
+        FileExistsError, match=r"holds assets, which is no part of a scene scene\.xml"
+    ):
+        write_scene(tmp_path / "scene.xml", _objects("box"))
+    assert (assets / "mine.obj").exists()
+    written = write_scene(tmp_path / "s" / "scene.xml", _objects("box"))
+    (written.file.parent / "assets" / "wood.png").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds assets/wood\.png, which is no part"):
+        write_scene(written.file, _objects("box"))
+    assert (written.file.parent / "assets" / "wood.png").exists()
+
+
+def test_a_row_that_is_full_is_not_overfilled():
+    box = read_object(OBJECTS / "box")  # 4 cm along y, 7 with its gap
+    for count in range(1, 51):  # five rows of ten fit
+        poses = scenes.place([dataclasses.replace(box, name=f"box{i}") for i in range(count)])
+        assert max(abs(pose.position[1]) for pose in poses.values()) <= 0.33
+
+
 def test_folders_without_objects_and_objects_of_one_name_are_named(tmp_path):
     with pytest.raises(SceneError, match="there is no such folder"):
         find_objects(tmp_path / "none")
