@@ -1,13 +1,15 @@
 """Write the states of scripted insertions in which episodes of `aloha_peg_insertion` may begin.
 
-python scripts/collect_insertion_starts.py FOLDER [--at-switch] [--envs 256] [--steps 260]
+python scripts/collect_insertion_starts.py FOLDER [--at-switch | --pick POLICY] [--envs 256]
+    [--steps 260] [--seed 0]
 
 The script (`tasks/aloha/peg_insertion_expert.py`) acts from the table on, without noise or latency;
 after the switch, noise that lasts is added to its actions in six worlds of ten. FOLDER gets states
 after the switch of insertions that succeed, evenly over the distance of the peg's tip:
 `tasks/assets/insertion_starts`; another one is used as `algo.starts.states=FOLDER`. With
 --at-switch it gets the states at the switch, of all picks: `tasks/assets/preinsertion`, used as
-`task.preinsertion=FOLDER`.
+`task.preinsertion=FOLDER`. With --pick these are of picks by a policy of `aloha_pick`, under the
+task's noise and latency, as an insertion that follows that policy meets them.
 """
 
 import argparse
@@ -63,6 +65,18 @@ def record(envs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(states), torch.stack(distances), won & ~lost
 
 
+def record_picked(envs: int, steps: int, seed: int, policy: str) -> Tensor:
+    """Return states (t, envs, k) of picks by a policy, up to the switch and a step beyond."""
+    cfg = PegInsertion.Config(ring_starts=0.0, pick_policy=policy)
+    env = Env(PegInsertion(cfg), envs, seed=seed, nthread=1)
+    states = []
+    still = torch.zeros(envs, 14)
+    for _ in range(min(steps, cfg.episode_length - 1)):
+        states.append(env.task.start_state(env.sim).float().clone())
+        env.step(env.current().set("action", still))
+    return torch.stack(states)
+
+
 def along(states: Tensor, distances: Tensor, won: Tensor, seed: int) -> Tensor:
     """Return up to `ROWS` states (n, k) after the switch, evenly over the tip's distance."""
     rng = torch.Generator().manual_seed(seed)
@@ -87,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--at-switch", action="store_true")
+    parser.add_argument("--pick", metavar="POLICY", default="")
     parser.add_argument("--envs", type=int, default=256)
     parser.add_argument("--steps", type=int, default=260)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,21 +109,35 @@ def main(argv: list[str] | None = None) -> int:
     if args.envs < 1 or args.steps < 1:
         print(f"error: --envs {args.envs}, --steps {args.steps}: at least 1", file=sys.stderr)
         return 2
+    if args.pick:
+        try:
+            states = record_picked(args.envs, args.steps, args.seed, args.pick)
+        except ValueError as error:
+            print(f"error: --pick: {error}", file=sys.stderr)
+            return 2
+        rows = at_switch(states)
+        origin = f"at the switch of {args.envs} picks by a policy, {len(rows)} of them"
+        return write(args.folder, rows, origin, args.envs)
     states, distances, won = record(args.envs, args.steps, args.seed)
     if args.at_switch:
         rows, origin = at_switch(states), f"at the switch of {args.envs} scripted picks"
     else:
         origin = f"along {int(won.sum())} scripted insertions of {args.envs}"
         rows = along(states, distances, won, args.seed) if won.any() else states[:0, 0]
+    return write(args.folder, rows, origin, args.envs)
+
+
+def write(folder: pathlib.Path, rows: Tensor, origin: str, envs: int) -> int:
+    """Write the bank; return the exit code."""
     if not len(rows):
-        print(f"error: none of {args.envs} worlds came so far; use more", file=sys.stderr)
+        print(f"error: none of {envs} worlds came so far; use more", file=sys.stderr)
         return 2
     try:
-        write_bank(args.folder, rows, {"task": NAME, "origin": origin})
+        write_bank(folder, rows, {"task": NAME, "origin": origin})
     except FileExistsError:
-        print(f"error: {args.folder} is there already; remove it or name another", file=sys.stderr)
+        print(f"error: {folder} is there already; remove it or name another", file=sys.stderr)
         return 2
-    print(f"{args.folder}: {len(rows)} states {origin}")
+    print(f"{folder}: {len(rows)} states {origin}")
     return 0
 
 

@@ -2,10 +2,9 @@
 # Train ALOHA's teachers, each run beginning or going on where it was.
 #   scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]
 # GPU: a number, or cpu. Runs land in outputs/aloha_handover/NAME/, outputs/aloha_pick/NAME/ and
-# outputs/aloha_peg_insertion/NAME/. The hand-over is taught by the task's script; so is the pick
-# first, in outputs/aloha_pick/NAME_taught/, and goes on by PPO. Before the insertion that pick moves
-# both arms where it has been trained, and the one in the package otherwise. The overrides go to
-# every run.
+# outputs/aloha_peg_insertion/NAME/. Hand-over and pick are taught by the task's script (algo=distill).
+# Before the insertion that pick moves both arms where it has been trained, and the one in the package
+# otherwise. The overrides go to every run.
 set -euo pipefail
 usage() {
     echo "usage: scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]" >&2
@@ -24,23 +23,14 @@ esac
 device="cuda:$gpu"
 [ "$gpu" = cpu ] && device=cpu
 source "$(dirname "$0")/setup_env.sh" ""
-train() {  # TASK NAME [KEY=VALUE ...]
-    local task=$1 run=$2 own=()
-    shift 2
-    [ -d "outputs/$task/$run/checkpoints" ] && own=(resume=true)
-    penspin train task="$task" device="$device" seed="$seed" name="$run" "$@" "${own[@]}"
-}
 for task in "${tasks[@]}"; do
     own=()
+    [[ "$task" =~ ^aloha_(pick|handover)$ ]] && own=(algo=distill)
     if [ "$task" = aloha_peg_insertion ]; then
         pick="outputs/aloha_pick/$name"
         [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
         own=(task.pick_policy="$pick")
     fi
-    [ "$task" = aloha_handover ] && own=(algo=distill)
-    if [ "$task" = aloha_pick ]; then
-        train "$task" "${name}_taught" algo=distill "$@"
-        own=(algo.init_from="outputs/$task/${name}_taught")
-    fi
-    train "$task" "$name" "${own[@]}" "$@"
+    [ -d "outputs/$task/$name/checkpoints" ] && own+=(resume=true)
+    penspin train task="$task" device="$device" seed="$seed" name="$name" "${own[@]}" "$@"
 done

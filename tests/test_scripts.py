@@ -58,12 +58,11 @@ def test_a_student_is_of_the_pen_unless_another_task_is_named(argv):
 
 def test_teachers_of_aloha_go_on_where_they_were_and_know_their_pick(argv, tmp_path):
     own = ["device=cpu", "seed=3", "name=mine"]
-    # of the pick's two runs the stub keeps the last
-    pick = [*("train", "task=aloha_pick"), *own, "algo.init_from=outputs/aloha_pick/mine_taught"]
     told = argv("train_aloha.sh pick cpu 3 mine total_samples=9")
-    assert told == [*pick, "total_samples=9"]
+    taught = ["train", "task=aloha_pick", *own, "algo=distill"]
+    assert told == [*taught, "total_samples=9"]
     (tmp_path / "outputs" / "aloha_pick" / "mine" / "checkpoints").mkdir(parents=True)
-    assert argv("train_aloha.sh pick cpu 3 mine") == [*pick, "resume=true"]
+    assert argv("train_aloha.sh pick cpu 3 mine") == [*taught, "resume=true"]
     insertion = ["train", "task=aloha_peg_insertion", *own]
     shipped = [*insertion, "task.pick_policy=pretrained:aloha_pick"]
     assert argv("train_aloha.sh insertion cpu 3 mine") == shipped

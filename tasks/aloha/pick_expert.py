@@ -31,9 +31,10 @@ ABOVE, STEEP, RIM = 0.06, 8.0, 0.005  # m, m/m, m: the funnel's height, how stee
 ASTRAY = 0.03  # m beside the bar that a hand turned by a radian counts as
 BEGIN, GO_ON = 0.012, 0.03  # m from the grip at which a hand closes, and goes on closing
 OPEN, SHUTTING = 0.03, 0.003  # m: fingers that are open; how far the command is ahead of them
+TILT = 0.3  # rad of pitch that is not astray
 PRESS = 1.0  # N of each finger on a bar that is held
 LIFT = 0.05  # m that a bar is raised before it is turned
-LEAST_TURN = 1.0  # rad from its bearing that a bar which lies astray is still taken along
+MOST_TURN = 1.0  # rad from its bearing that a bar which lies astray is still taken along
 
 
 class PickExpert:
@@ -59,10 +60,15 @@ class PickExpert:
         to, turn = self._approach()
         lifted, turned = self._carry()
         held = held[:, None]
-        change = self.reach.move(
-            torch.where(held, lifted, to), torch.where(held, turned, turn), speed=SPEED
+        n, targets = len(ARM), self.task.targets
+        ctrl = self.sim.data.ctrl[:, self.arm.ctrl][:, :n].float()
+        change = self.reach.swing(
+            torch.where(held, lifted, to),
+            torch.where(held, turned, turn),
+            speed=SPEED,
+            low=targets.low[:n] - ctrl,
+            high=targets.high[:n] - ctrl,
         )
-        n = len(ARM)
         action = torch.zeros(self.sim.num_envs, len(CHANNELS), device=change.device)
         action[:, :n] = change / self.task.targets.scale[:n]
         action[:, n] = 1.0 - 2.0 * shut
@@ -96,11 +102,15 @@ class PickExpert:
         along = arm.vector_to_base(data.xmat[:, task.one.body, :, 0])
         bearing = torch.atan2(to_base[:, 1], to_base[:, 0])
         off = _wrapped(torch.atan2(along[:, 1], along[:, 0]) - bearing)
-        yaw = bearing + off.clamp(-LEAST_TURN, LEAST_TURN)
+        yaw = bearing + off.clamp(-MOST_TURN, MOST_TURN)
         wanted = _hand(yaw, PITCH[0] + (PITCH[1] - PITCH[0]) * share)
         wanted = arm.turn[:, None] * wanted  # from the base's frame to the world's
         turn = rotation_vector(wanted @ arm.matrix(self.ghost).transpose(1, 2))
-        astray = rotation_vector(wanted @ arm.matrix(self.sim).transpose(1, 2)).norm(dim=1)
+        # fingers that point down more or less steeply pass beside the bar all the same
+        hand = arm.matrix(self.sim).transpose(1, 2)
+        tilt = (hand @ rotation_vector(wanted @ hand).unsqueeze(2))[:, :, 0]
+        tilt[:, 1] = (tilt[:, 1].abs() - TILT).clamp(min=0.0)
+        astray = tilt.norm(dim=1)
         off = wanted.transpose(1, 2) @ (arm.tips(self.sim) - grip).unsqueeze(2)
         beside = off[:, 1, 0].abs() + ASTRAY * (astray - 0.1).clamp(min=0.0)
         height = (STEEP * (beside - RIM)).clamp(0.0, ABOVE)

@@ -83,3 +83,15 @@ def test_the_command_writes_a_bank_once(tmp_path, capsys, monkeypatch, recorded)
     assert len(read_bank(folder)) == 10 and "10 states at the switch" in capsys.readouterr().out
     assert script.main([str(folder)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_states_at_the_switch_of_a_policys_picks_become_a_bank(tmp_path, capsys):
+    folder = tmp_path / "bank"
+    picked = [str(folder), "--pick", "pretrained:aloha_pick", "--envs", "8", "--seed", "3"]
+    assert script.main(picked) == 0
+    assert "of 8 picks by a policy" in capsys.readouterr().out
+    rows = read_bank(folder)
+    assert 1 <= len(rows) <= 8 and (rows[:, -1] == 1.0).all()
+    assert (rows[:, [18, 25]] > script.HELD).all()  # both objects are up
+    assert script.main([str(tmp_path / "b"), "--pick", "nowhere"]) == 2
+    assert "error: --pick: task.pick_policy=nowhere" in capsys.readouterr().err

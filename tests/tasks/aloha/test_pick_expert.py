@@ -112,6 +112,50 @@ def test_beside_the_bar_the_hand_keeps_above_it():
     assert (lifts[0] < 0.0).all() and (lifts[1] > 0.02).all()
 
 
+def swing(env, expert, shift, turn, **limits):
+    wide = {"low": torch.full((2, 6), -9.0), "high": torch.full((2, 6), 9.0)}
+    expert._settle()
+    rows = [torch.tensor(x).expand(2, 3) for x in (shift, turn)]
+    return expert.reach.swing(*rows, speed=0.02, **{**wide, **limits})
+
+
+def test_the_hand_moves_on_while_the_wrist_turns_as_fast_as_it_can():
+    env, expert = made(2)
+    up, pitch = (0.0, 0.0, 0.01), (0.0, 0.6, 0.0)
+    change = swing(env, expert, up, pitch)
+    slowly = expert.reach.move(*(torch.tensor([x, x]) for x in (up, pitch)), speed=0.02)
+    torch.testing.assert_close(change[:, 4], torch.full((2,), 0.02))
+    assert (slowly.abs().amax(dim=1) == slowly[:, 4].abs()).all()  # it holds the others back
+    env.sim.data.ctrl[:, :6] += change
+    before = expert.arm.position(expert.ghost)[:, 2].clone()
+    expert._settle()
+    assert (
+        expert.arm.position(expert.ghost)[:, 2] - before > 0.0015
+    ).all()  # 30 times as far as slowly
+
+
+def test_a_joint_at_its_limit_rests_and_the_others_make_up_for_it():
+    env, expert = made(2)
+    down = (0.0, 0.0, -0.004)
+    free = swing(env, expert, down, (0.0, 0.0, 0.0))
+    assert (free[:, 2].abs() > 1e-3).all() or (free[:, 1].abs() > 1e-3).all()
+    low, high = torch.full((2, 6), -9.0), torch.full((2, 6), 9.0)
+    low[:, 1] = high[:, 1] = 0.0  # the shoulder
+    change = swing(env, expert, down, (0.0, 0.0, 0.0), low=low, high=high)
+    assert (change[:, 1] == 0.0).all()
+    without = free.clone()
+    without[:, 1] = 0.0
+    before, left = expert.arm.position(expert.ghost).clone(), []
+    home = env.sim.data.ctrl.clone()
+    for step in (change, without):
+        env.sim.data.ctrl.copy_(home)
+        env.sim.data.ctrl[:, :6] += step
+        expert._settle()
+        moved = expert.arm.position(expert.ghost) - before
+        left.append((moved - torch.tensor(down)).norm(dim=1))
+    assert (left[0] < 0.95 * left[1]).all()
+
+
 @pytest.mark.parametrize("name", ["aloha_pick", "aloha_handover"])
 def test_the_tasks_of_aloha_offer_an_expert(name):
     kind = load_task(name)
