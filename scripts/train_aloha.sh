@@ -25,7 +25,7 @@ device="cuda:$gpu"
 source "$(dirname "$0")/setup_env.sh" ""
 for task in "${tasks[@]}"; do
     own=()
-    case "$task" in aloha_pick | aloha_handover) own=(algo=distill) ;; esac
+    [[ "$task" =~ ^aloha_(pick|handover)$ ]] && own=(algo=distill)
     if [ "$task" = aloha_peg_insertion ]; then
         pick="outputs/aloha_pick/$name"
         [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
