@@ -5,6 +5,7 @@ what is legal and the nearest match.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -420,8 +421,12 @@ def _taking(task: str, choice: str, changes: set[str]) -> str:
 
     Taken is one whose keys, `changes`, are there and whose values are legal.
     """
+    own = {key.split(".")[1] for key in changes if key.startswith("task.")}
     try:
-        _register(task, find_task(task))
+        found = find_task(task)
+        if not own <= {field.name for field in dataclasses.fields(found.Config)}:
+            return ""  # known without composing anything
+        _register(task, found)
     except UsageError:  # another package's, which cannot be imported
         return ""
     defaults = compose("train", [f"task={task}"])

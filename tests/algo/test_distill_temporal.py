@@ -308,7 +308,7 @@ def test_a_group_that_the_network_cannot_read_is_refused_by_its_keys(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "mage"}, "algo.network must be images or temporal, got mage"),
+        ({"network": "mage"}, "algo.network must be images or temporal or gaussian, got mage"),
         ({"driver": "nobody"}, "algo.driver must be student or teacher, got nobody"),
         ({"loss": "huber"}, "algo.loss must be l2 or l1, got huber"),
     ],
