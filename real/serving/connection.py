@@ -171,7 +171,8 @@ class Connection(ServerConnection):
             return
         delay = self._everyone.join(self, self.loop.time())
         if delay > 0:
-            self.transport.pause_reading()
+            # soon, not now: asyncio of Python 3.11.2 begins to read after this call all the same
+            self.loop.call_soon(self.transport.pause_reading)
             self.loop.call_later(delay, self._begin)
 
     def connection_lost(self, exc: Exception | None) -> None:
