@@ -53,7 +53,7 @@ DELIVERS = {
 
 
 def reconstruct(names: Sequence[str], words: list[str]) -> int:
-    """Reconstruct the files that the words name, or clouds of shipped objects."""
+    """Reconstruct the files that are named, or clouds of shipped objects."""
     convert = ["real2sim", "convert", "--replace", "--out", str(RECONSTRUCTED)]
     if not {word.partition("=")[0] for word in words} & {"--density", "--mass"}:
         print(f"neither --density nor --mass is given: {DENSITY} kg/m^3")

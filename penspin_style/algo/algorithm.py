@@ -187,6 +187,20 @@ def begin_from(policy: Any, path: str, env: Interface) -> None:
     policy.load_state_dict(trained.state_dict())
 
 
+def observed_groups(algo: str, inputs: Sequence[Input]) -> dict[str, Input]:
+    """Return the inputs by name, for an algorithm that learns a teacher.
+
+    Raises:
+        ValueError: the group `teacher` is not among them.
+    """
+    observed = {i.name: i for i in inputs}
+    if "teacher" not in observed:
+        raise ValueError(
+            f"{algo} reads the observation group 'teacher'; the task has {sorted(observed)}"
+        )
+    return observed
+
+
 class Reinforcement:
     """How algorithms that learn a policy from rewards are built, and what they ask of `Env`.
 

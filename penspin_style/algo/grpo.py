@@ -21,7 +21,13 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from penspin_style.algo.actor_critic import Actor, make_policy
-from penspin_style.algo.algorithm import Interface, begin_from, masked_mean, own_steps
+from penspin_style.algo.algorithm import (
+    Interface,
+    begin_from,
+    masked_mean,
+    observed_groups,
+    own_steps,
+)
 from penspin_style.algo.on_policy import (
     OBJECTIVE_METRICS,
     OnPolicy,
@@ -108,11 +114,7 @@ class GRPO(OnPolicy):
         device: torch.device,
         seed: int,
     ) -> None:
-        observed = {i.name: i for i in inputs}
-        if "teacher" not in observed:
-            raise ValueError(
-                f"GRPO reads the observation group 'teacher'; the task has {sorted(observed)}"
-            )
+        observed = observed_groups(cfg.name, inputs)
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg, self.horizon = cfg, cfg.horizon
         self.rng = torch.Generator(device=device).manual_seed(seed)
@@ -139,7 +141,8 @@ class GRPO(OnPolicy):
         """Return the algorithm of a run.
 
         Raises:
-            ValueError: the groups do not divide the environments.
+            ValueError: the groups do not divide the environments, or a stage of the curriculum has
+                episodes of another length than the round.
         """
         size = cfg.algo.group_size
         if cfg.num_envs % size:
@@ -148,6 +151,12 @@ class GRPO(OnPolicy):
                 f"as a multiple, e.g. {max(1, cfg.num_envs // size) * size}"
             )
         steps = cfg.algo.horizon or cfg.task.episode_length
+        for stage in cfg.curriculum:
+            if (other := stage.task.get("episode_length", steps)) != steps:
+                raise ValueError(
+                    f"curriculum: a stage has task.episode_length={other}, and a round of "
+                    f"algo=grpo has {steps} steps; leave the length as it is"
+                )
         own = dataclasses.replace(cfg.algo, horizon=steps)
         made = cls(own, env.inputs, len(env.actions), device=device, seed=seed)
         if cfg.algo.init_from and not cfg.resume:

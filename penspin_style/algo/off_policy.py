@@ -22,6 +22,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 from penspin_style.algo.algorithm import (
     GuardedOptimizer,
     Reinforcement,
+    observed_groups,
     own_steps,
 )
 from penspin_style.config import ACTIVATIONS, StallConfig, StartsConfig, require
@@ -122,11 +123,7 @@ class OffPolicy(Reinforcement):
         device: torch.device,
         seed: int,
     ) -> None:
-        observed = {i.name: i for i in inputs}
-        if "teacher" not in observed:
-            raise ValueError(
-                f"{cfg.name} reads the observation group 'teacher'; the task has {sorted(observed)}"
-            )
+        observed = observed_groups(cfg.name, inputs)
         self.cfg, self.naction, self.horizon = cfg, naction, cfg.horizon
         self.rng = torch.Generator(device=device).manual_seed(seed)
         weights = torch.Generator().manual_seed(seed)  # they do not depend on the device

@@ -24,7 +24,7 @@ from penspin_style.algo.actor_critic import (
     summary,
 )
 from penspin_style.algo.advantages import advantages
-from penspin_style.algo.algorithm import masked_mean, own_steps
+from penspin_style.algo.algorithm import masked_mean, observed_groups, own_steps
 from penspin_style.algo.on_policy import (
     OBJECTIVE_METRICS,
     OnPolicy,
@@ -141,11 +141,7 @@ class PPO(OnPolicy):
         device: torch.device,
         seed: int,
     ) -> None:
-        observed = {i.name: i for i in inputs}
-        if "teacher" not in observed:
-            raise ValueError(
-                f"PPO reads the observation group 'teacher'; the task has {sorted(observed)}"
-            )
+        observed = observed_groups(cfg.name, inputs)
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg = cfg
         self.horizon = cfg.horizon

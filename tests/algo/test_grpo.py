@@ -6,7 +6,7 @@ from tensordict import TensorDict
 
 from penspin_style.algo.algorithm import Interface, rollout
 from penspin_style.algo.grpo import GRPO, GRPOConfig, episodes, group_advantages
-from penspin_style.config import TrainConfig
+from penspin_style.config import StageConfig, TrainConfig
 from penspin_style.env.env import Env
 from tests.support.formula import CPU
 from tests.support.toy import Cart, Config
@@ -59,10 +59,12 @@ def test_an_advantage_is_how_far_above_its_group_in_standard_deviations():
     assert counts.tolist() == [True, True, False]
 
 
-def make(**cfg):
+def make(curriculum=(), **cfg):
     cfg = {"group_size": SIZE, "horizon": STEPS, "hidden": [8], "num_minibatches": 2, **cfg}
     env = Env(Cart(Config(episode_length=STEPS)), N, seed=2, nthread=1, groups=(SIZE, STEPS))
-    settings = TrainConfig(algo=GRPOConfig(**cfg), task=env.cfg, num_envs=N)
+    settings = TrainConfig(
+        algo=GRPOConfig(**cfg), task=env.cfg, num_envs=N, curriculum=[*curriculum]
+    )
     interface = Interface(env.inputs, env.task.actions, 0.05, lambda name: (name,))
     return env, GRPO.make(settings, interface, device=CPU, seed=0)
 
@@ -128,7 +130,9 @@ def test_the_reference_is_what_the_training_began_with_and_pulls_back():
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match=r"algo.group_size must be at least 2"):
         GRPOConfig(group_size=1)
+    with pytest.raises(ValueError, match=r"episode_length=9, and a round of algo=grpo has 4 steps"):
+        make(curriculum=[StageConfig(task={"episode_length": 9})])
     with pytest.raises(ValueError, match=r"algo.group_size=3 does not divide num_envs=4; .* 3$"):
         make(group_size=3)
-    with pytest.raises(ValueError, match="GRPO reads the observation group 'teacher'"):
+    with pytest.raises(ValueError, match="grpo reads the observation group 'teacher'"):
         GRPO(GRPOConfig(horizon=2), (), 1, device=CPU, seed=0)
