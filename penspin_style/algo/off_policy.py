@@ -56,12 +56,10 @@ class OffPolicyConfig:
     begins with an empty one and learns from `warmup` samples on."""
     warmup: int = 5_000
     """Transitions before the first gradient step; their actions are drawn uniformly."""
-    bursts: float = 0.0
-    """Odds of each step that a burst begins: one action, drawn uniformly, that is held for a while
-    (Dabney et al. 2021, arXiv 2006.01782). Where a policy has settled on an action at the edge of
-    what it can do, noise that lasts one step leads nowhere."""
-    burst_steps: int = 20
-    """Longest burst; half of them last one step, and k steps or more with odds of 1 / k."""
+    expert_share: float = 0.0
+    """Share of the environments in which the task's script acts, `Task.expert`, instead of the
+    policy: its steps are learned from like all others. For tasks whose reward is hardly found by
+    noise."""
     n_step: int = 3
     """Rewards that are summed before the critic's value of what comes then."""
     gamma: float = 0.98
@@ -82,11 +80,9 @@ class OffPolicyConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        require(0 <= self.bursts < 1, "algo.bursts", self.bursts, "in [0, 1)")
-        for key in (
-            *("horizon", "updates", "batch_size", "n_step", "replay_capacity"),
-            "burst_steps",
-        ):
+        share = self.expert_share
+        require(0 <= share < 1, "algo.expert_share", share, "in [0, 1)")
+        for key in ("horizon", "updates", "batch_size", "n_step", "replay_capacity"):
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), ">= 1")
         require(self.warmup >= 0, "algo.warmup", self.warmup, ">= 0")
         legal = f"at most algo.replay_capacity, {self.replay_capacity}"
@@ -157,7 +153,6 @@ class OffPolicy(Reinforcement):
         self.replay = Replay(cfg.replay_capacity)
         self.steps = 0
         """Gradient steps so far."""
-        self._burst: dict[str, Tensor] = {}  # steps that are left, and the action
         self._fresh: dict[str, float] = {}
 
     # What a subclass says.
@@ -182,6 +177,12 @@ class OffPolicy(Reinforcement):
         """Return what is descended in a minibatch, and metrics without their prefix."""
         raise NotImplementedError
 
+    @classmethod
+    def env_settings(cls, cfg: Any, *, training: bool) -> dict[str, Any]:
+        """Return what `Reinforcement` does, and whether the task's script is asked."""
+        settings = super().env_settings(cfg, training=training)
+        return {**settings, **({"expert": True} if training and cfg.expert_share else {})}
+
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The one of policy, critics and temperature."""
@@ -195,32 +196,13 @@ class OffPolicy(Reinforcement):
         observation: Any = td["teacher"]
         if self.is_warm:
             action = self._draw(self.policy.net(self.policy.normalizer(observation)))
-            if self.cfg.bursts:
-                action = self._with_bursts(action)
         else:
-            action = self._uniform((*observation.shape[:-1], self.naction))
+            shape = (*observation.shape[:-1], self.naction)
+            action = 2.0 * torch.rand(shape, generator=self.rng, device=self.rng.device) - 1.0
+        if self.cfg.expert_share:
+            by_script = max(1, round(self.cfg.expert_share * len(action)))
+            action[:by_script] = td["expert_action"][:by_script]
         return td.set("action", action)  # type: ignore[return-value]
-
-    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Return actions drawn from [-1, 1]."""
-        return 2.0 * torch.rand(shape, generator=self.rng, device=self.rng.device) - 1.0
-
-    def _with_bursts(self, action: Tensor) -> Tensor:
-        """Return the actions (num_envs, naction), those that are held where a burst goes on."""
-        n, device = len(action), action.device
-        if not self._burst:
-            left = torch.zeros(n, dtype=torch.long, device=device)
-            self._burst = {"left": left, "action": torch.zeros_like(action)}
-        left, held = self._burst["left"], self._burst["action"]
-        odds, u = torch.rand(2, n, generator=self.rng, device=device)
-        begins = (left == 0) & (odds < self.cfg.bursts)
-        # a zeta distribution: floor(1 / u) >= k with odds 1 / k
-        steps = (1.0 / u.clamp(min=1e-6)).long().clamp(max=self.cfg.burst_steps)
-        left.copy_(torch.where(begins, steps, left))
-        held.copy_(torch.where(begins[:, None], self._uniform((n, self.naction)), held))
-        goes_on = left > 0
-        left.sub_(goes_on.long())
-        return torch.where(goes_on[:, None], held, action)
 
     @property
     def is_warm(self) -> bool:
@@ -287,7 +269,6 @@ class OffPolicy(Reinforcement):
             "rng": self.rng.get_state(),
             "steps": self.steps,
             "skipped_in_a_row": self._guard.skipped_in_a_row,
-            "burst": {name: value.clone() for name, value in self._burst.items()},
             **({"replay": self.replay} if self.cfg.save_replay else {}),
         }
 
@@ -301,7 +282,6 @@ class OffPolicy(Reinforcement):
         self.rng.set_state(state["rng"])
         self.steps = int(state["steps"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
-        self._burst = {name: value.clone() for name, value in state.get("burst", {}).items()}
         self.replay.copy_(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.env.rewards import progress
-from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.env.task import Expert, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
@@ -174,8 +174,7 @@ class LiftCube(Task[C]):
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Move the targets; let the arm follow its one by inverse kinematics."""
-        self._place_target()
-        target, opening = self.memory["target"], self.memory["opening"]
+        target, opening = self.target(), self.memory["opening"]
         target.add_(action[:, :3], alpha=self.cfg.move_scale)
         torch.clamp(target, self.low, self.high, out=target)
         opening.add_(action[:, 3], alpha=self.cfg.grip_scale).clamp_(0.0, 1.0)
@@ -184,12 +183,11 @@ class LiftCube(Task[C]):
 
     def observe(self, sim: Sim) -> dict[str, Tensor]:
         """Return the terms of `units`."""
-        self._place_target()
-        tcp = self.arm.position
+        target, tcp = self.target(), self.arm.position
         return {
             "tcp_pos": tcp,
             "tcp_vel": self.tcp_linvel,
-            "target_error": self.memory["target"] - tcp,
+            "target_error": target - tcp,
             "gripper": self.finger,
             "gripper_target": self.memory["opening"],
             "box_pos": self.box,
@@ -221,12 +219,20 @@ class LiftCube(Task[C]):
         held = self._distance() < self.cfg.hold_distance
         return held & (self.box[:, 2] >= HALF + self.cfg.lift_height)
 
-    def _place_target(self) -> None:
-        """Start the target at the tool centre point, which is known once the reset is forwarded."""
+    def expert(self, sim: Sim) -> Expert:
+        """Return the script of `lift_cube_expert.py`."""
+        from tasks.panda.lift_cube_expert import LiftExpert
+
+        return LiftExpert(self, sim)
+
+    def target(self) -> Tensor:
+        """Return where the tool centre point is to be, (num_envs, 3) m."""
+        # it starts at the tool centre point, which is known once the reset is forwarded
         placed, target = self.memory["placed"], self.memory["target"]
         here = self.arm.position.clamp(self.low, self.high)
         target.copy_(torch.where(placed[:, None], target, here))
         placed.fill_(True)
+        return target
 
     def _distance(self) -> Tensor:
         return (self.box - self.arm.position).norm(dim=1)

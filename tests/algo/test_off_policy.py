@@ -221,28 +221,23 @@ def test_settings_that_cannot_be_are_refused_by_name(config, wrong):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_burst_holds_one_uniform_action_for_a_while_and_leaves_the_others_their_own(kind):
-    algo = make(kind, bursts=0.05, burst_steps=5, warmup=0)
-    algo.replay.count = 1
-    n = 4000
-    td = TensorDict({"teacher": torch.zeros(n, SIZE), "critic": torch.zeros(n, 4)}, [n])
-    algo._draw = lambda head: torch.full((n, NACTION), 0.123)
-    seen = torch.stack([algo.act(td)["action"].clone() for _ in range(12)])
-    bursts = seen[..., 0] != 0.123
-    assert bursts[0].float().mean() == pytest.approx(0.05, abs=0.015)
-    assert seen[bursts].abs().max() <= 1.0 and seen[bursts].mean().abs() < 0.05
-    same = (seen[1:] == seen[:-1]).all(dim=-1) & bursts[1:]  # goes on
-    began = bursts[0] & bursts[1] & (seen[0] == seen[1]).all(dim=-1)
-    assert began.sum() / bursts[0].sum() == pytest.approx(0.5, abs=0.12)  # two steps or more
-    held = same[:4].all(dim=0).sum() / bursts[0].sum()
-    assert held == pytest.approx(0.2, abs=0.1)  # five or more
-    assert not same[:5].all(dim=0).any()  # never six
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_share_of_the_environments_does_what_the_script_says(kind, warm):
+    algo = make(kind, expert_share=0.3, warmup=1)
+    algo.replay.count = int(warm)
+    script = torch.full((10, NACTION), 0.75)
+    seen = {"teacher": torch.zeros(10, SIZE), "critic": torch.zeros(10, 4)}
+    action = algo.act(TensorDict({**seen, "expert_action": script}, [10]))["action"]
+    assert torch.equal(action[:3], script[:3])
+    assert (action[3:] != 0.75).all()
+    few = algo.act(TensorDict({**seen, "expert_action": script}, [10])[:2])["action"]
+    assert torch.equal(few[0], script[0]) and (few[1] != 0.75).all()  # one at least
 
 
-def test_without_bursts_nothing_is_drawn_for_them():
-    plain, other = make("sac", warmup=0), make("sac", warmup=0, burst_steps=3)
-    for algo in (plain, other):
-        algo.replay.count = 1
-    td = TensorDict({"teacher": torch.zeros(N, SIZE), "critic": torch.zeros(N, 4)}, [N])
-    assert torch.equal(plain.act(td.clone())["action"], other.act(td.clone())["action"])
-    assert "burst" not in plain.state_dict() or not plain.state_dict()["burst"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_script_is_asked_in_training_alone_and_only_for_a_share(kind):
+    algorithm, config, own = KINDS[kind]
+    shared, alone = config(**own, expert_share=0.25), config(**own)
+    assert algorithm.env_settings(shared, training=True)["expert"] is True
+    assert "expert" not in algorithm.env_settings(shared, training=False)
+    assert "expert" not in algorithm.env_settings(alone, training=True)

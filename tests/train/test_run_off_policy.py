@@ -18,7 +18,7 @@ SMALL = (
     *("loggers=[csv]", "video=false"),
 )
 KINDS = {
-    "sac": ("algo=sac", "algo.bursts=0.3"),
+    "sac": ("algo=sac", "algo.expert_share=0.5"),
     "td3": ("algo=ddpg",),
     "ddpg": ("algo=ddpg", "algo.twin=false"),
 }
