@@ -12,9 +12,8 @@ A share of the training's episodes (`ring_starts`) begins after the switch, in o
 states in which this environment's arms have switched; evaluations begin at the table. Rewards are
 paid after the switch alone. What this does otherwise than upstream:
 
-* joints move by 0.01 rad and grippers by 0.001 m for an action of 1: at the published 0.02 of both
-  (`ablation=published_scale`) a single action opens a hand and drops the peg. The picking policy
-  keeps its own scale, and the learner has 100 steps instead of 60;
+* grippers move by 0.001 m for an action of 1: at the published 0.02 (`ablation=published_scale`) a
+  single action opens a hand and drops the peg. The picking policy keeps its own scale;
 * four reward terms are ours, without weight by default: `success`, `align`, `angle`, `approach`;
 * the critic is also told, without noise, how the peg lies to the socket and in the hands;
 * the left waist's command begins where the waist is, as the right one's does;
@@ -103,8 +102,8 @@ class Config(TaskConfig):
     clock: int = 160
     """Control steps after which `episode_time` is 1 and `final_grasp` is paid, whatever the time
     limit is."""
-    action_scale: float = 0.01
-    """rad that a joint's target moves for an action of 1; published is 0.02."""
+    action_scale: float = description.ACTION_SCALE
+    """rad that a joint's target moves for an action of 1."""
     gripper_scale: float = 0.001
     """m that a gripper's does; published is 0.02."""
     pick_policy: str = ""
@@ -114,9 +113,8 @@ class Config(TaskConfig):
     """rad and m that a target moves for an action of 1 before the switch."""
     switch_height: float = 0.17
     """m, of both fingertips' middles above which the learner takes over."""
-    window: int = 100
-    """Control steps from then on after which the episode is over; published are 60, at twice the
-    speed."""
+    window: int = 60
+    """Control steps from then on after which the episode is over."""
     ring_starts: float = 0.8
     """Share of episodes that begin after the switch, in the ring of such states."""
     preinsertion: str = ""

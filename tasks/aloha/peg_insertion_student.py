@@ -13,9 +13,10 @@ a robot, and two 32 x 32 images of each wrist camera, all 0 to 3 control steps l
 
 **Success**: as in `aloha_peg_insertion`; where an object is hidden there is none.
 
-Two teachers label what is there now. Before the switch it is `pick_policy`, for each arm apart
-(`label`), after it that of `algo.teacher`. Their actions mean other changes than the student's, of
-which 1 is 0.02 rad or m: each is scaled to the same command. An arm whose object is hidden, a share
+What is there now is labelled by the task's script (`algo.teacher=expert`, `pick_policy` empty), or
+by two policies: before the switch by `pick_policy`, for each arm apart (`label`), after it by
+`algo.teacher`. Their actions mean other changes than the student's, of which 1 is 0.02 rad or m:
+each is scaled to the same command. An arm whose object is hidden, a share
 `hold_out` of them, is to do nothing.
 
 What this does otherwise than upstream:
@@ -191,18 +192,16 @@ class PegInsertionStudent(Insertion[Config]):
     def label(self, sim: Sim) -> Tensor:
         """Return the pick's actions before the switch; nothing for an arm without its object.
 
+        Elsewhere, and everywhere without `pick_policy`, the label is the teacher's.
+
         Raises:
-            ValueError: there is no such policy, or it does not fit.
+            ValueError: the policy does not fit.
         """
-        if self.labeller is None:
-            if not self.cfg.pick_policy:
-                raise ValueError(
-                    "task.pick_policy is empty: it tells the student how to pick; give a policy of "
-                    "aloha_pick, as task.pick_policy=outputs/aloha_pick/NAME"
-                )
-            self.labeller = self.open_picker(sim)
-        pick = self.labeller.answer(self._arm_terms()) * self.pick_factor
-        label = torch.where(self.is_up(sim)[:, None], torch.nan, pick.clamp(-1.0, 1.0))
+        label = torch.full((sim.num_envs, len(self.actions)), torch.nan, device=sim.device)
+        if self.cfg.pick_policy:
+            self.labeller = self.labeller or self.open_picker(sim)
+            pick = self.labeller.answer(self._arm_terms()) * self.pick_factor
+            label = torch.where(self.is_up(sim)[:, None], label, pick.clamp(-1.0, 1.0))
         hidden = self.memory["hidden"].repeat_interleave(len(description.CHANNELS), dim=1)
         return label.masked_fill(hidden, 0.0)
 

@@ -11,6 +11,7 @@ So it can be asked in any state, as those that a student gets into (`algo.teache
 Whether a hand is closing or opening is told by where its command is, beside its fingers.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim, make_sim
+from tasks.aloha.one_arm import OneArm
 from tasks.aloha.reach import Reach
 from tasks.robots.aloha import model as aloha
 from tasks.robots.aloha.description import ARM, CHANNELS
@@ -42,12 +44,17 @@ class PickExpert:
 
     def __init__(self, task: "Pick", sim: Sim) -> None:
         """Build the simulation whose arm stands where the commands lead."""
-        self.task, self.sim, self.arm = task, sim, task.arm
+        self.scale = task.targets.scale
         self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)
-        self.reach = Reach(sim, self.ghost, self.arm)
-        first = sim.model.actuator(f"{self.arm.side}_{ARM[0]}").id
-        stiffness = sim.model.actuator_gainprm[first : first + len(ARM), 0]
-        self.stiffness = torch.tensor(stiffness, device=sim.device)
+        self.picking = Picking(
+            sim,
+            self.ghost,
+            task.one,
+            goal=lambda: task.goal(sim),
+            lying=lambda: aloha.TABLE_Z + task.half_width(sim),
+            low=task.targets.low,
+            high=task.targets.high,
+        )
         self.memory: dict[str, Tensor] = {}
 
     def restart(self, mask: Tensor, rng: torch.Generator) -> None:
@@ -55,51 +62,83 @@ class PickExpert:
 
     def act(self) -> Tensor:
         """Return the actions of this step, (num_envs, 7)."""
-        self._settle()
-        held, shut = self.grasp()
-        to, turn = self._approach()
-        lifted, turned = self._carry()
-        held = held[:, None]
-        n, targets = len(ARM), self.task.targets
-        ctrl = self.sim.data.ctrl[:, self.arm.ctrl][:, :n].float()
-        change = self.reach.swing(
-            torch.where(held, lifted, to),
-            torch.where(held, turned, turn),
-            speed=SPEED,
-            low=targets.low[:n] - ctrl,
-            high=targets.high[:n] - ctrl,
-        )
-        action = torch.zeros(self.sim.num_envs, len(CHANNELS), device=change.device)
-        action[:, :n] = change / self.task.targets.scale[:n]
-        action[:, n] = 1.0 - 2.0 * shut
-        return action.clamp(-1.0, 1.0)
+        self.picking.settle()
+        self.ghost.forward()
+        return (self.picking.change() / self.scale).clamp(-1.0, 1.0)
 
-    def grasp(self) -> tuple[Tensor, Tensor]:
-        """Return whether the hand holds the bar, and whether it is to close, (num_envs,) bool."""
-        data, arm = self.sim.data, self.arm
-        far = (arm.tips(self.sim) - data.site_xpos[:, self.task.one.grip]).norm(dim=1)
-        fingers = data.qpos[:, arm.qpos][:, len(ARM)]
-        ahead = fingers - data.ctrl[:, arm.ctrl][:, len(ARM)]
-        held = arm.grasps(self.sim, PRESS) & (far < 2.0 * GO_ON)
-        begins = (far < BEGIN) & (fingers > OPEN)
-        return held, held | begins | ((far < GO_ON) & (ahead > SHUTTING))
 
-    def _settle(self) -> None:
+class Picking:
+    """How one arm is to go on, in every environment of a simulation.
+
+    ghost: a simulation of the same model; before `change` is asked, `settle` has put its arm where
+    the commands lead, and it has been forwarded. goal: where the bar's middle is wanted, (num_envs,
+    3) m. lying: how high it is on the table, (num_envs,) m. low, high: (7,) limits of the arm's
+    targets.
+    """
+
+    def __init__(
+        self,
+        sim: Sim,
+        ghost: Sim,
+        one: OneArm,
+        *,
+        goal: Callable[[], Tensor],
+        lying: Callable[[], Tensor],
+        low: Tensor,
+        high: Tensor,
+    ) -> None:
+        self.sim, self.ghost, self.one, self.arm = sim, ghost, one, one.arm
+        self.goal, self.lying, self.low, self.high = goal, lying, low, high
+        self.reach = Reach(sim, ghost, self.arm)
+        first = sim.model.actuator(f"{self.arm.side}_{ARM[0]}").id
+        stiffness = sim.model.actuator_gainprm[first : first + len(ARM), 0]
+        self.stiffness = torch.tensor(stiffness, device=sim.device)
+
+    def settle(self) -> None:
         """Put the ghost's arm where the commands lead: below them, for its weight pulls it down."""
         sim, arm, n = self.sim, self.arm, len(ARM)
         ctrl, weight = sim.data.ctrl[:, arm.ctrl], sim.data.qfrc_bias[:, arm.qpos][:, :n]
         qpos = self.ghost.data.qpos[:, arm.qpos]
         qpos[:, :n] = ctrl[:, :n] - weight / self.stiffness
         qpos[:, n] = ctrl[:, n]
-        self.ghost.forward()
+
+    def change(self) -> Tensor:
+        """Return how the seven targets are to change, (num_envs, 7) rad and m.
+
+        The gripper's is beyond what any action says: it is to open, or to close.
+        """
+        held, shut = self.grasp()
+        to, turn = self._approach()
+        lifted, turned = self._carry()
+        held = held[:, None]
+        n = len(ARM)
+        ctrl = self.sim.data.ctrl[:, self.arm.ctrl][:, :n].float()
+        joints = self.reach.swing(
+            torch.where(held, lifted, to),
+            torch.where(held, turned, turn),
+            speed=SPEED,
+            low=self.low[:n] - ctrl,
+            high=self.high[:n] - ctrl,
+        )
+        return torch.cat((joints, (1.0 - 2.0 * shut)[:, None]), dim=1)
+
+    def grasp(self) -> tuple[Tensor, Tensor]:
+        """Return whether the hand holds the bar, and whether it is to close, (num_envs,) bool."""
+        data, arm = self.sim.data, self.arm
+        far = (arm.tips(self.sim) - data.site_xpos[:, self.one.grip]).norm(dim=1)
+        fingers = data.qpos[:, arm.qpos][:, len(ARM)]
+        ahead = fingers - data.ctrl[:, arm.ctrl][:, len(ARM)]
+        held = arm.grasps(self.sim, PRESS) & (far < 2.0 * GO_ON)
+        begins = (far < BEGIN) & (fingers > OPEN)
+        return held, held | begins | ((far < GO_ON) & (ahead > SHUTTING))
 
     def _approach(self) -> tuple[Tensor, Tensor]:
         """Return how the settled hand is to move, m and rad, (num_envs, 3) each, to the bar."""
-        task, data, arm = self.task, self.sim.data, self.arm
-        grip = data.site_xpos[:, task.one.grip].float()
+        one, data, arm = self.one, self.sim.data, self.arm
+        grip = data.site_xpos[:, one.grip].float()
         to_base = arm.to_base(grip)
         share = ((to_base[:, :2].norm(dim=1) - NEAR) / (FAR - NEAR)).clamp(0.0, 1.0)
-        along = arm.vector_to_base(data.xmat[:, task.one.body, :, 0])
+        along = arm.vector_to_base(data.xmat[:, one.body, :, 0])
         bearing = torch.atan2(to_base[:, 1], to_base[:, 0])
         off = _wrapped(torch.atan2(along[:, 1], along[:, 0]) - bearing)
         yaw = bearing + off.clamp(-MOST_TURN, MOST_TURN)
@@ -125,15 +164,14 @@ class PickExpert:
 
     def _carry(self) -> tuple[Tensor, Tensor]:
         """Return how the hand is to move, m and rad, (num_envs, 3) each, with the bar in it."""
-        task, sim, arm = self.task, self.sim, self.arm
-        bar, hand = sim.data.xmat[:, task.one.body], arm.matrix(sim)
+        one, sim, arm = self.one, self.sim, self.arm
+        bar, hand = sim.data.xmat[:, one.body], arm.matrix(sim)
         lie = hand.transpose(1, 2) @ bar
-        off = bar.transpose(1, 2) @ (arm.position(sim) - task.one.place()).unsqueeze(2)
+        off = bar.transpose(1, 2) @ (arm.position(sim) - one.place()).unsqueeze(2)
         wanted = torch.diag(arm.turn) @ lie.transpose(1, 2)
         turn = rotation_vector(wanted @ arm.matrix(self.ghost).transpose(1, 2))
-        place = task.goal(sim) + (torch.diag(arm.turn) @ off)[:, :, 0]
-        low = task.one.place()[:, 2] - aloha.TABLE_Z - task.half_width(sim)
-        share = (low / LIFT).clamp(0.0, 1.0)[:, None]
+        place = self.goal() + (torch.diag(arm.turn) @ off)[:, :, 0]
+        share = ((one.place()[:, 2] - self.lying()) / LIFT).clamp(0.0, 1.0)[:, None]
         rise = torch.zeros_like(place)
         rise[:, 2] = LIFT
         shift = share * (place - arm.position(self.ghost)) + (1.0 - share) * rise

@@ -13,7 +13,6 @@ SMALL = (
 NO_OBJECT = r"has no object to remove: set algo\.absent_object=0$"
 GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
 REFUSED = {
-    ("aloha_peg_insertion", "distill"): NO_OBJECT,
     ("panda_lift_cube", "distill"): GROUP,
     ("panda_pick_cube", "distill"): NO_OBJECT,
     ("panda_pick_cube_orientation", "distill"): NO_OBJECT,

@@ -178,7 +178,8 @@ def test_the_published_weights_and_scales_are_an_ablation():
     cfg = compose.compose_train(["task=aloha_peg_insertion", "ablation=published_scale"])[0].task
     assert Config().reward == PUBLISHED
     assert (cfg.action_scale, cfg.gripper_scale) == (0.02, 0.02)
-    assert (Config().action_scale, Config().gripper_scale) == (0.01, 0.001)
+    assert (Config().action_scale, Config().gripper_scale) == (0.02, 0.001)
+    assert (Config().window, cfg.window) == (60, 60)
 
 
 # Observation.
@@ -409,7 +410,7 @@ def test_targets_move_by_the_scale_of_joints_and_grippers_within_their_limits():
     before = env.sim.data.ctrl.clone()
     action = torch.linspace(-1, 1, 14).repeat(2, 1)
     step(env, action)
-    scale = torch.tensor(([0.01] * 6 + [0.001]) * 2)
+    scale = torch.tensor(([0.02] * 6 + [0.001]) * 2)
     low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     wanted = (before + scale * action).clamp(low, high)
     torch.testing.assert_close(env.sim.data.ctrl, wanted, atol=1e-7, rtol=0)
@@ -417,7 +418,8 @@ def test_targets_move_by_the_scale_of_joints_and_grippers_within_their_limits():
 
 
 def test_an_action_that_is_late_moves_as_when_it_was_taken():
-    env = make(1, ring_starts=0.0, action_latency=ActionLatency([0.0, 1.0], [0.0, 1.0]))
+    late = ActionLatency([0.0, 1.0], [0.0, 1.0])
+    env = make(1, ring_starts=0.0, action_latency=late, action_scale=0.01)
     before = env.sim.data.ctrl.clone()
     moved = []
     for value, switched in ((0.5, False), (-1.0, True), (0.0, True)):
@@ -464,7 +466,7 @@ def test_a_frozen_policy_moves_each_arm_by_its_own_half_until_the_switch(tmp_pat
     before = env.sim.data.ctrl.clone()
     action = torch.full((6, 14), 0.3)
     step(env, action)
-    own = torch.tensor(([0.01] * 6 + [0.001]) * 2) * action
+    own = torch.tensor(([0.02] * 6 + [0.001]) * 2) * action
     change = torch.where(switched[:, None], own, 0.02 * picked)
     low, high = torch.tensor(description.LOWER), torch.tensor(description.UPPER)
     wanted = (before + change).clamp(low, high)

@@ -7,7 +7,6 @@ from penspin_style.env.env import Env
 from penspin_style.env.start_bank import read_bank
 from scripts import collect_insertion_starts as script
 from tasks.aloha.peg_insertion import PegInsertion
-from tasks.aloha.peg_insertion_expert import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,35 @@ def test_the_shipped_states_can_be_begun_in():
     assert not env.task.dropped(env.sim).any() and (env.sim.faults == 0).all()
 
 
-def test_actions_stay_within_one_and_only_the_masked_worlds_begin_anew():
+def test_what_it_does_follows_from_the_state_alone():
     env = Env(PegInsertion(PegInsertion.Config(ring_starts=0.0)), 4, seed=2, nthread=1)
-    expert = env.task.expert(env.sim)
-    expert.restart(torch.ones(4, dtype=torch.bool), torch.Generator())
-    for _ in range(20):
+    expert, fresh = env.task.expert(env.sim), env.task.expert(env.sim)
+    everywhere = torch.ones(4, dtype=torch.bool)
+    switched = []
+    for _ in range(90):
         action = expert.act()
         assert action.shape == (4, 14) and action.abs().max() <= 1.0
+        expert.restart(everywhere, torch.Generator())
+        assert torch.equal(expert.act(), action)
+        switched.append(env.task.is_up(env.sim).any().item())
         env.step(env.current().set("action", action))
-    assert expert.stage.max() < len(STAGES) and (expert.wait > 0).any()
-    expert.stage.fill_(2)
-    before = expert.carry.clone()
-    expert.restart(torch.tensor([True, False, False, False]), torch.Generator().manual_seed(7))
-    assert expert.stage[:, 0].tolist() == [0, 2, 2, 2]
-    assert torch.equal(expert.carry[1:], before[1:]) and not torch.equal(expert.carry, before)
+    assert expert.memory == {} and not switched[0] and switched[-1]
+    assert torch.equal(fresh.act(), expert.act())
+
+
+def test_an_object_that_is_lost_before_the_switch_is_taken_again():
+    config = PegInsertion.Config(ring_starts=0.0, episode_length=250)
+    env = Env(PegInsertion(config), 8, seed=4, nthread=1)
+    expert, at = env.task.expert(env.sim), env.task.hands[0].qpos
+    for step in range(170):
+        if step == 60:
+            where = torch.tensor([-0.15, 0.05, 0.03, 1.0, 0.0, 0.0, 0.0])
+            env.sim.data.qpos[:, at : at + 7] = where
+            env.sim.data.qvel[:, env.task.hands[0].qvel :][:, :6] = 0.0
+            env.sim.forward()
+            assert not env.task.is_up(env.sim).any()
+        env.step(env.current().set("action", expert.act()))
+    assert env.task.memory["switched"].sum() >= 6
 
 
 def test_the_command_refuses_what_it_cannot_do_and_overwrites_nothing(tmp_path, capsys):

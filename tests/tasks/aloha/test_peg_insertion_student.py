@@ -295,20 +295,28 @@ def test_what_drives_a_recording_are_both_teachers(teachers, tmp_path, monkeypat
     assert recorded.naction == 14 and {i.name for i in recorded.inputs} >= {"student", *IMAGES}
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("''", r"^task\.pick_policy is empty: .*aloha_pick"),
-        ("nowhere", r"^task\.pick_policy=nowhere"),
-    ],
-)
-def test_without_a_pick_only_a_distillation_is_refused(teachers, tmp_path, path, message):
-    overrides = ("task=aloha_peg_insertion_student", *SMALL, f"task.pick_policy={path}")
-    with pytest.raises(ValueError, match=message) as caught:
+def test_without_a_pick_the_teacher_labels_every_step_but_of_an_arm_without_its_object():
+    env = make(64, labels=True, hold_out=0.5)
+    label, hidden = env.current()["task_label"].view(64, 2, 7), env.task.memory["hidden"]
+    assert (label[hidden] == 0.0).all() and label[~hidden].isnan().all()
+
+
+def test_the_tasks_script_teaches_a_student_from_the_table_on(tmp_path):
+    overrides = ("task=aloha_peg_insertion_student", *SMALL, "task.pick_policy=''")
+    run = training.make(tmp_path, *overrides, "algo.teacher=expert", "task.hold_out=0.0")
+    assert run.fit(quiet=True) == 0
+    td = run.env.current()
+    script = run.env.task.expert(run.env.sim).act()
+    torch.testing.assert_close(run.algo.act(td)["label"], script, atol=1e-6, rtol=0)
+    assert script.abs().max() == 1.0
+
+
+def test_a_pick_that_is_not_there_is_refused_by_a_distillation_alone(teachers, tmp_path):
+    overrides = ("task=aloha_peg_insertion_student", *SMALL, "task.pick_policy=nowhere")
+    with pytest.raises(ValueError, match=r"^task\.pick_policy=nowhere") as caught:
         training.make(tmp_path, *overrides, f"algo.teacher={teachers['insertion'][0]}")
     assert "\n" not in str(caught.value)
-    env = make(1, pick_policy=path.strip("'"))
-    step(env)
+    step(make(1, pick_policy="nowhere"))
 
 
 # Hidden objects.
