@@ -2,7 +2,7 @@
 # Train ALOHA's teachers, each run beginning or going on where it was.
 #   scripts/train_aloha.sh handover|pick|insertion|all GPU SEED NAME [KEY=VALUE ...]
 # GPU: a number, or cpu. Runs land in outputs/aloha_handover/NAME/, outputs/aloha_pick/NAME/ and
-# outputs/aloha_peg_insertion/NAME/. Hand-over and pick are taught by the tasks' scripts (algo=distill).
+# outputs/aloha_peg_insertion/NAME/. All are taught by the tasks' scripts (algo=distill).
 # Before the insertion that pick moves both arms where it has been trained, and the one in the package
 # otherwise. The overrides go to every run.
 set -euo pipefail
@@ -24,12 +24,11 @@ device="cuda:$gpu"
 [ "$gpu" = cpu ] && device=cpu
 source "$(dirname "$0")/setup_env.sh" ""
 for task in "${tasks[@]}"; do
-    own=()
-    [[ "$task" =~ ^aloha_(pick|handover)$ ]] && own=(algo=distill)
+    own=(algo=distill)
     if [ "$task" = aloha_peg_insertion ]; then
         pick="outputs/aloha_pick/$name"
         [ -d "$pick/policy" ] || pick=pretrained:aloha_pick
-        own=(task.pick_policy="$pick")
+        own+=(task.pick_policy="$pick")
     fi
     [ -d "outputs/$task/$name/checkpoints" ] && own+=(resume=true)
     penspin train task="$task" device="$device" seed="$seed" name="$name" "${own[@]}" "$@"

@@ -22,7 +22,7 @@ from penspin_style.sim.sim import Sim, make_sim
 from tasks.aloha.one_arm import OneArm
 from tasks.aloha.reach import Reach
 from tasks.robots.aloha import model as aloha
-from tasks.robots.aloha.description import ARM, CHANNELS
+from tasks.robots.aloha.description import ARM
 
 if TYPE_CHECKING:
     from tasks.aloha.pick import Pick

@@ -261,6 +261,16 @@ class PickPlace(Task[Config]):
         """Return which object it is, into `kind_names`."""
         return self.memory["variant"] // len(self.sizes)
 
+    def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
+        """Return whether the object is placed."""
+        return {"placed": self.success(sim).float()}
+
+    def episode_metrics(
+        self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the share of episodes that succeed, which evaluations break down by object."""
+        return {"placed": sums["placed"] > 0}
+
     def expert(self, sim: Sim) -> Expert:
         """Return the script that takes the object from above and sets it down at the goal."""
         return PickPlaceExpert(self, sim)

@@ -11,6 +11,7 @@ from penspin_style import rotation
 from penspin_style.env.env import Env
 from penspin_style.env.task import ObsTerm
 from penspin_style.sim.variants import FIELDS
+from penspin_style.train.evaluate import evaluate
 from tasks.real2sim.pick_place import TASK
 from tasks.real2sim.shipped import HELD_OUT, OBJECTS, TRAINING
 from tasks.robots.panda.description import DOWN, FINGER_OPEN
@@ -433,3 +434,16 @@ def test_what_the_script_does_follows_from_the_present_state_alone():
             other.load_state_dict(env.state_dict())
             assert torch.equal(late.act(), expert.act())
         env.step(env.current().set("action", expert.act()))
+
+
+def test_an_evaluation_says_how_many_of_each_object_were_placed():
+    env = make(6, objects=["mug", "box"], randomize=False, hand_at_end="any", episode_length=3)
+    box = env.task.kinds(env.sim) == env.task.kind_names.index("box")
+
+    def act(td):  # the boxes are at their goals
+        env.task.goal[box] = env.sim.data.xpos[:, env.task.body].to(env.task.goal)[box]
+        return torch.zeros(6, 9)
+
+    placed = evaluate(env, act, seed=1).measures["placed"]
+    found = {name: (kind.mean, kind.episodes) for name, kind in placed.kinds.items()}
+    assert found == {"mug": (0.0, 3), "box": (1.0, 3)} and placed.mean == 0.5
