@@ -15,8 +15,6 @@ GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
 REFUSED = {
     ("aloha_peg_insertion", "distill"): NO_OBJECT,
     ("panda_lift_cube", "distill"): GROUP,
-    ("panda_pick_cube", "distill"): NO_OBJECT,
-    ("panda_pick_cube_orientation", "distill"): NO_OBJECT,
     ("pen_grasp", "distill"): NO_OBJECT,
     ("pen_spin", "distill"): NO_OBJECT,
 }
