@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from penspin_style.env.rewards import near
-from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.env.task import Expert, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim
+from tasks.panda.pick_cube_expert import PickCubeExpert
 from tasks.robots.panda import model as panda
 from tasks.robots.panda.description import ARM, FINGER_OPEN, TCP
 
@@ -226,6 +227,10 @@ class PickCube(Task[P]):
             "oblique": 1.0 + sim.data.site_xmat[:, self.tcp, 2, 2],
             "lost": to_box * self.memory["reached"],
         }
+
+    def expert(self, sim: Sim) -> Expert:
+        """Return the script that takes the box and brings it to its target."""
+        return PickCubeExpert(self, sim)
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the box has left the world, or its centre is below the floor."""

@@ -14,8 +14,6 @@ NO_OBJECT = r"has no object to remove: set algo\.absent_object=0$"
 GROUP = r"algo\.group=student: the task observes no such group; it has teacher"
 REFUSED = {
     ("panda_lift_cube", "distill"): GROUP,
-    ("panda_pick_cube", "distill"): NO_OBJECT,
-    ("panda_pick_cube_orientation", "distill"): NO_OBJECT,
     ("pen_grasp", "distill"): NO_OBJECT,
     ("pen_spin", "distill"): NO_OBJECT,
 }
