@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from penspin_style.cli import arguments, task_error
 from penspin_style.system import interrupt
+from penspin_style.system.arguments import show_traceback
 from penspin_style.system.terminal import one_line
 
 _INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
@@ -42,6 +43,7 @@ def _run(args: argparse.Namespace) -> int:
         text = task_error.describe(error)
         if text is None and not isinstance(error, ValueError | OSError):
             raise
+        show_traceback(args)
         print(f"penspin: {text or one_line(error)}", file=sys.stderr)
         return 2
 

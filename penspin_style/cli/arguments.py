@@ -45,7 +45,8 @@ def parser() -> Parser:
         epilog=_OVERRIDES,
     )
     verbs = own.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add(verbs, "tasks", "List the tasks.")
+    _add(verbs, "tasks", "List the tasks, with where each comes from.")
+    _add_new(verbs)
     train = _add(verbs, "train", "Train a policy.", overrides="")
     train.add_argument(
         "--print-config", action="store_true", help="print the configuration and stop"
@@ -85,6 +86,19 @@ def _run(args: argparse.Namespace) -> int:
     from penspin_style.cli import verb
 
     return verb.run(args)
+
+
+def _add_new(verbs: Any) -> None:
+    summary = "Write a task of your own, to begin from."
+    new = verbs.add_parser("new", help=summary, description=summary)
+    kinds = new.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    for kind, what in (
+        ("task", "A task in one file, with its tests: a cart-pole that trains as it is."),
+        ("project", "A package with a task, tests and README, which installs as a plug-in."),
+    ):
+        sub = _add(kinds, kind, what)
+        sub.add_argument("name", metavar="NAME", help="a name that Python can import")
+        sub.add_argument("--out", metavar="DIR", default=".", help="where; default: here")
 
 
 def _add_eval(verbs: Any) -> None:

@@ -166,7 +166,7 @@ def _card(name: str | None) -> "PolicyCard | None":
 def _hand(name: str) -> "Hand":
     """Return what `tasks/robots` describes of a hand."""
     from penspin_style.data.formats.penspin import Hand
-    from penspin_style.train.compose import find_robot
+    from penspin_style.train.find_task import find_robot
 
     try:
         return Hand.of(find_robot(name))

@@ -43,6 +43,8 @@ def result(trained: Run, code: int) -> dict[str, Any]:
         "iteration": trained.iteration,
         "samples": trained.samples,
         # the success that the task asks for: of the policy, or of the last evaluation before
+        **({"success_once": final.success_rate} if final else {}),
+        **({"success_at_end": final.success_at_end} if final else {}),
         "success_rate": final.success(score) if final else trained.success_rate,
         "score": {"name": name, "value": final.score(score) if final else trained.score},
         "exit_code": code,

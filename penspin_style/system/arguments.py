@@ -2,12 +2,20 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors; its sub-parsers are of this class, too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # no default: that of a sub-parser would win over what stands before its name
+        summary = "with an error, show the Python traceback, too"
+        hidden = argparse.SUPPRESS
+        self.add_argument("--traceback", action="store_true", default=hidden, help=summary)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and end the process with exit code 2."""
@@ -21,6 +29,12 @@ class Parser(argparse.ArgumentParser):
         default = kwargs.get("default")
         tail = f", default {default}" if default not in (None, "", False) else ""
         self.add_argument(*spellings, help=f"{summary}{tail}", **kwargs)
+
+
+def show_traceback(args: argparse.Namespace) -> None:
+    """Print the traceback of the exception that is being handled, if the command line asks."""
+    if getattr(args, "traceback", False):
+        traceback.print_exc()
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -306,15 +306,12 @@ class _Console(Console):
 
 def _shown(score: str) -> list[tuple[str, str, str]]:
     """Return (label, key of a row, format) of what is shown, what the task scores by first."""
-    figures = {"success": ("success_once", ".1%")}
-    if score == "success_at_end":
-        once = figures.pop("success")
-        figures = {"success at the end": ("success_at_end", ".1%"), "at some step": once}
-    elif score != "success_rate":
-        figures = {score: (score, ".2f"), **figures}
-    rows = [(label, f"env/{key}", form) for label, (key, form) in figures.items()]
-    rows += [(f"evaluated {label}", f"eval/{key}", form) for label, (key, form) in figures.items()]
-    return rows + [row for row in _ALWAYS if row[0] not in figures]
+    forms = {"success_once": ".1%", "success_at_end": ".1%"}
+    if score != "success_rate":  # which is success_once
+        forms = {score: forms.get(score, ".2f"), **forms}
+    rows = [(key, f"env/{key}", form) for key, form in forms.items()]
+    rows += [(f"evaluated {key}", f"eval/{key}", form) for key, form in forms.items()]
+    return rows + [row for row in _ALWAYS if row[0] not in forms]
 
 
 _ALWAYS = (

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from penspin_style.system.arguments import add_json, natural, port, positive
+from penspin_style.system.arguments import add_json, natural, port, positive, show_traceback
 from penspin_style.system.terminal import one_line
 from real.cli import arguments
 
@@ -43,6 +43,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         try:
             return run(args)
         except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
+            show_traceback(args)
             print(f"penspin: {one_line(error)}", file=sys.stderr)
             return 2 if isinstance(error, MismatchError) else 3
 
