@@ -20,8 +20,8 @@ _INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = arguments.parse(argv)
     try:
+        args = arguments.parse(argv)
         with interrupt.raising():
             code = _run(args)
     except KeyboardInterrupt as error:
@@ -40,6 +40,9 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args)
     except Exception as error:
+        # of another pipe than that of the output it is an error
+        if isinstance(error, BrokenPipeError) and interrupt.silence_lost():
+            return 128 + signal.SIGPIPE
         text = task_error.describe(error)
         if text is None and not isinstance(error, ValueError | OSError):
             raise

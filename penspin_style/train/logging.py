@@ -273,7 +273,7 @@ class Progress:
             self.say(self._line(row))
 
     def _line(self, row: dict[str, float]) -> str:
-        parts = [f"{row['samples'] / 1e6:6.2f}M samples", f"{row['time/samples_per_s']:6.0f}/s"]
+        parts = [f"{_count(row['samples']):>7} samples", f"{row['time/samples_per_s']:6.0f}/s"]
         for label, key, form in self._shown:
             if key in row:
                 parts.append(f"{label} {row[key]:{form}}")
@@ -284,7 +284,7 @@ class Progress:
         table = Table(title=self.title, show_header=False, title_justify="left", min_width=60)
         done = row["samples"] / self.total
         bar = "█" * round(30 * done) + "░" * (30 - round(30 * done))
-        table.add_row("samples", f"{row['samples'] / 1e6:.2f}M of {self.total / 1e6:.2f}M  {bar}")
+        table.add_row("samples", f"{_count(row['samples'])} of {_count(self.total)}  {bar}")
         table.add_row("speed", f"{row['time/samples_per_s']:.0f} samples/s, ETA {self._eta(row)}")
         for label, key, form in self._shown:
             if key in row:
@@ -302,6 +302,10 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Write to nowhere from now on; rich would end the process."""
         interrupt.silence_lost()
+
+
+def _count(samples: float) -> str:
+    return f"{samples / 1e6:.2f}M" if samples >= 1e5 else f"{samples:,.0f}"
 
 
 def _shown(score: str) -> list[tuple[str, str, str]]:

@@ -50,7 +50,7 @@ def test_a_renderer_that_fails_costs_the_video_and_nothing_else(tmp_path, capfd,
 
     monkeypatch.setattr(subprocess, "run", play)
     monkeypatch.setattr(train, "VIDEO_SECONDS", 3.0)
-    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=true"]
+    overrides = ["task=panda_lift_cube", "name=run", *SMALL, f"out={tmp_path}", "video=true"]
     assert main(["train", "--json", *overrides]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["exit_code"] == 0
@@ -262,7 +262,7 @@ def test_a_signal_in_the_last_evaluation_leaves_the_run_to_be_finished(tmp_path,
 def test_a_lost_log_reader_does_not_end_a_training(tmp_path):
     """Its standard error is a pipe that nobody reads any more."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false"]
+    overrides = ["task=panda_lift_cube", "name=run", *SMALL, f"out={tmp_path}", "video=false"]
     read, write = os.pipe()
     os.close(read)
     child = subprocess.Popen([sys.executable, "-m", "penspin_style", "train", *overrides],
