@@ -91,7 +91,8 @@ def _open(args: argparse.Namespace) -> LoadedPolicy:
     else:
         cfg, task, _ = compose_train(args.overrides)
         name = task_name(task)
-    card = PolicyCard((), task(cfg.task).actions, (), cfg.task.control_dt, name, agent)
+    channels, dt = task(cfg.task).actions, cfg.task.control_dt
+    card = PolicyCard(task=name, inputs=(), actions=channels, joints=(), control_dt=dt, run=agent)
     return LoadedPolicy(cfg, task, card, AGENTS[agent](len(card.actions), args.seed))
 
 

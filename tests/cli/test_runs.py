@@ -179,3 +179,39 @@ def test_without_a_name_the_newest_run_is_resumed(tmp_path):
     (tmp_path / "b" / "checkpoints" / "00000002").mkdir()
     assert newest_name(tmp_path) == "b"
     assert [p.name for p in find_runs(tmp_path)] == ["a", "b"]
+
+
+SMALL = ("task=tests.support.toy", "num_envs=4", "algo.horizon=4", "final_episodes=2")
+SMALL += ("eval_every=0", "video=false", "loggers=[csv]", "algo.hidden=[4]")
+
+
+def test_the_same_line_twice_is_two_runs_and_a_resume_goes_on_with_the_newest(tmp_path, capsys):
+    line = ["train", *SMALL, f"out={tmp_path}", "total_samples=16", "--json"]
+    folders = []
+    for _ in range(2):
+        assert main(line) == 0
+        folders.append(json.loads(capsys.readouterr().out)["folder"])
+    assert len(set(folders)) == 2 and sorted(folders) == folders
+    assert main([*line, "resume=true", "total_samples=32"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["folder"], said["samples"]) == (folders[1], 32)
+
+
+def test_a_resume_with_changes_refuses_by_name_or_is_allowed_and_noted(tmp_path, capsys):
+    line = ["train", *SMALL, f"out={tmp_path}", "name=one", "total_samples=16", "--json"]
+    assert main(line) == 0
+    more = [*line, "resume=true", "total_samples=32", "algo.gamma=0.5", "algo.clip_coef=0.1"]
+    assert main(more) == 2
+    err = capsys.readouterr().err
+    assert "algo.gamma=0.99, now 0.5" in err and "algo.clip_coef=0.2, now 0.1" in err
+    assert "resume_changes=[algo.clip_coef,algo.gamma], or resume_changes=allow" in err
+    assert main([*more, "resume_changes=some"]) == 2
+    assert "resume_changes must be [KEY,...] or allow, got some" in capsys.readouterr().err
+    assert main([*more, "resume_changes=allow"]) == 0
+    (folder,) = (tmp_path / "tests.support.toy").iterdir()
+    (noted,) = map(json.loads, (folder / "changes.jsonl").read_text().splitlines())
+    assert noted["changes"]["algo.gamma"] == ["0.99", "0.5"] and noted["after_iteration"] == 1
+    finished = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert main([*more, "resume_changes=allow", "algo.gamma=0.4"]) == 2
+    assert "is finished, nothing would be trained with the changed" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == finished
