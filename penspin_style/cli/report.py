@@ -8,9 +8,7 @@ import torch
 
 from penspin_style.system.interval import wilson
 from penspin_style.train.evaluate import Evaluation, Measure
-
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#777777")
-"""Okabe and Ito 2008, told apart by the colour-blind; with a darker yellow, and grey for black."""
+from penspin_style.viewer.comparison import COLORS
 
 
 class _Group(NamedTuple):

@@ -25,7 +25,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **kwargs})
-        self.set_defaults(parser=self)  # of a verb, where one is named
         # no default: that of a sub-parser would win over what stands before its name
         summary = "with an error, show the Python traceback, too"
         hidden = argparse.SUPPRESS

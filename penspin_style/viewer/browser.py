@@ -20,6 +20,7 @@ import torch
 
 from penspin_style.env.env import Env
 from penspin_style.train.evaluate import Act
+from penspin_style.viewer.comparison import COLORS
 from penspin_style.viewer.scene import shapes
 
 _DRAWN_PER_SECOND = 30.0
@@ -211,8 +212,7 @@ class BrowserViewer:
 
 
 def _stroke(i: int) -> dict[str, Any]:
-    colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000")
-    return {"stroke": colors[i % len(colors)], "width": 1}
+    return {"stroke": COLORS[i % len(COLORS)], "width": 1}
 
 
 def as_image(image: np.ndarray) -> np.ndarray:

@@ -204,7 +204,7 @@ def test_a_resume_with_changes_refuses_by_name_or_is_allowed_and_noted(tmp_path,
     assert main(more) == 2
     err = capsys.readouterr().err
     assert "algo.gamma=0.99, now 0.5" in err and "algo.clip_coef=0.2, now 0.1" in err
-    assert "resume_changes=[algo.clip_coef,algo.gamma], or resume_changes=allow" in err
+    assert "resume_changes=[algo.gamma,algo.clip_coef], or resume_changes=allow" in err
     assert main([*more, "resume_changes=some"]) == 2
     assert "resume_changes must be [KEY,...] or allow, got some" in capsys.readouterr().err
     assert main([*more, "resume_changes=allow"]) == 0
