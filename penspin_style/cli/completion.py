@@ -7,11 +7,11 @@ It holds verbs and options as they are now, and `task=` with the tasks that are 
 """
 
 import argparse
-import importlib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 from penspin_style.system.arguments import Parser
+from penspin_style.system.plugins import named_modules
 
 _BASH = """_penspin() {{
   local cur=${{COMP_WORDS[COMP_CWORD]}} words path="" word
@@ -70,4 +70,4 @@ def _fish(rows: list[tuple[str, list[str]]]) -> Iterator[str]:
 
 def _tasks() -> list[str]:
     others = entry_points(group="penspin_style.tasks")
-    return [*importlib.import_module("tasks").task_names(), *sorted(entry.name for entry in others)]
+    return [*named_modules("tasks", "TASK"), *sorted(entry.name for entry in others)]

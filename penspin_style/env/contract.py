@@ -19,7 +19,7 @@ class ContractError(ValueError):
 
 def place(owner: type, name: str = "") -> str:
     """Return `Class.method (file:line)`, of the class itself without a name."""
-    found = inspect.getattr_static(owner, name, owner) if name else owner
+    found: Any = inspect.getattr_static(owner, name, owner) if name else owner
     if isinstance(found, property):
         found = found.fget
     found = getattr(found, "__func__", found)

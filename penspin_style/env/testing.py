@@ -68,7 +68,7 @@ def check_a_seed_repeats(task: type[Task[Any]]) -> None:
     for _ in range(2):
         env = _make(task, seed=3)
         runs.append(torch.stack([_step(env, action) for action in _actions(env, _STEPS)]))
-    _assert_equal(*runs, "two environments of one seed and the same actions differ in")
+    _assert_equal(runs, "two environments of one seed and the same actions differ in")
 
 
 def check_a_reset_touches_no_other(task: type[Task[Any]]) -> None:
@@ -94,7 +94,7 @@ def check_a_snapshot_continues(task: type[Task[Any]]) -> None:
         _step(env, action)
     other.load_state_dict(env.state_dict())
     runs = [torch.stack([_step(e, a) for a in actions[_STEPS:]]) for e in (env, other)]
-    _assert_equal(*runs, "a continued environment differs in")
+    _assert_equal(runs, "a continued environment differs in")
 
 
 CHECKS = (
@@ -122,6 +122,7 @@ def _step(env: Env, action: torch.Tensor) -> Any:
     return env.step_and_maybe_reset(env.current().set("action", action))[0].clone()
 
 
-def _assert_equal(a: Any, b: Any, what: str) -> None:
+def _assert_equal(runs: list[Any], what: str) -> None:
+    a, b = runs
     wrong = [key for key in a.keys(True, True) if not torch.equal(a[key], b[key])]
     assert not wrong, f"{what} {wrong}"
