@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from penspin_style.cli import arguments, task_error
 from penspin_style.system import interrupt
+from penspin_style.system.arguments import show_traceback
 from penspin_style.system.terminal import one_line
 
 _INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
@@ -19,8 +20,8 @@ _INTERRUPTED = 4  # exit code of `penspin_style.train.run`, which needs torch
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = arguments.parse(argv)
     try:
+        args = arguments.parse(argv)
         with interrupt.raising():
             code = _run(args)
     except KeyboardInterrupt as error:
@@ -39,9 +40,13 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args)
     except Exception as error:
+        # of another pipe than that of the output it is an error
+        if isinstance(error, BrokenPipeError) and interrupt.silence_lost():
+            return 128 + signal.SIGPIPE
         text = task_error.describe(error)
         if text is None and not isinstance(error, ValueError | OSError):
             raise
+        show_traceback(args)
         print(f"penspin: {text or one_line(error)}", file=sys.stderr)
         return 2
 

@@ -185,7 +185,8 @@ class TrainConfig:
     """`cpu`, `cuda:N`, or `auto`: a GPU if there is one."""
     seed: int = 0
     name: str = "run"
-    """The run lands in `<out>/<task>/<name>/`."""
+    """The run lands in `<out>/<task>/<name>/`. `penspin train` names one that is not named by
+    when it began, as 20261130-140514, and resumes the newest one of the task."""
     out: str = "outputs"
     total_samples: int = 2_000_000
     """Environment steps, summed over environments."""
@@ -212,9 +213,9 @@ class TrainConfig:
     """Write a video of one evaluation episode at the end."""
     resume: bool = False
     """Continue the run of this name from its newest good checkpoint, with its configuration."""
-    resume_changes: list[str] = field(default_factory=list)
-    """Keys that a resume may change, as `[algo.gamma]`; the change is noted in `changes.jsonl`. How
-    long, where and how fast to go on needs no leave: see `run_folder.FREE`."""
+    resume_changes: Any = field(default_factory=list)
+    """Keys that a resume may change, as `[algo.gamma]`, or `allow` for any; the change is noted in
+    `changes.jsonl`. How long, where and how fast to go on needs no leave: see `run_folder.FREE`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -242,6 +243,10 @@ class TrainConfig:
         stop = self.stop_at_success
         require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
         allowed = self.resume_changes
+        is_list = isinstance(allowed, list) and all(isinstance(key, str) for key in allowed)
+        legal = "[KEY,...] or allow"
+        require(is_list or allowed == "allow", "resume_changes", allowed, legal)
         require(self.resume or not allowed, "resume_changes", allowed, "[] without resume=true")
         legal = self.name not in ("", ".", "..") and "/" not in self.name
         require(legal, "name", repr(self.name), "a folder name")
+        require(self.out != "", "out", repr(self.out), "a folder, as . for the current one")

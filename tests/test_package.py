@@ -27,11 +27,16 @@ SMALL = (
 )
 USES = f"""
 tasks
+new task mine
+new project ours
+completion bash
 twin
 doctor
 train task=pen_spin name=t {SMALL} algo.hidden=[16] algo.num_minibatches=1
 train task=pen_spin_student name=s {SMALL} algo.epochs=1
 train task=panda_lift_cube_vision name=v {SMALL}
+train task=mine name=m {SMALL}
+runs
 eval outputs/pen_spin/t --episodes 2
 play outputs/panda_lift_cube_vision/v --video video.mp4 --episodes 1 --size 64
 export outputs/pen_spin_student/s --samples 20 --out s.onnx
@@ -158,6 +163,9 @@ def test_a_wheel_holds_every_file_that_is_read_and_nothing_else(built):
         wanted |= {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*.py")}
     data = [f for f in (ROOT / "tasks").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     wanted |= {str(f.relative_to(ROOT)) for f in data}
+    library = ROOT / "penspin_style"
+    data = [*library.glob("templates/*"), *library.glob("viewer/*.html"), library / "py.typed"]
+    wanted |= {str(f.relative_to(ROOT)) for f in data} | {"real/py.typed"}
     assert wanted <= names
     weights = {name for name in names - wanted if not name.startswith("penspin_style/pretrained/")}
     assert weights == set()

@@ -28,6 +28,8 @@ def scaled(language: str, text: str) -> str:
     text = re.sub(
         r"(scripts/(?:quickstart|train_teacher|train_student_sim)\.sh[^\n]*)", rf"\1 {SCALE}", text
     )
+    small = "total_samples=16000 final_episodes=8 video=false"
+    text = re.sub(r"(penspin train task=balance .*)total_samples=\d+", rf"\1{small}", text)
     text = re.sub(r"(scripts/vis_teacher\.sh \w+)", r"\1 task.episode_length=40", text)
     text = re.sub(r"--episodes \d\d+", "--episodes 8", text)
     text = re.sub(r"penspin eval (?!.*--episodes)", "penspin eval --episodes 8 ", text)

@@ -288,7 +288,7 @@ class Distill:
             "rng": self.rng.get_state(),
             "iteration": self.iteration,
             "skipped_in_a_row": self._guard.skipped_in_a_row,
-            "memory": self._replay.state_dict(),
+            **({"replay": self._replay} if self.cfg.replay_capacity else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,7 +300,7 @@ class Distill:
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         normalizer = self.policy.normalizer
         self._has_statistics = normalizer is not None and bool(normalizer.count)
-        self._replay.load_state_dict(state["memory"], self.rng.device)
+        self._replay.copy_(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
 
 
 class _Loss(BCLoss):

@@ -65,7 +65,7 @@ class PPOConfig:
     """Learn returns as their running mean and deviation leave them, whatever their size."""
     entropy_coef: float = 0.0
     learning_rate: float = 3e-4
-    target_kl: float | None = None
+    target_kl: float | None = 0.01
     """Adapt the learning rate to this KL from the policy that collected; null for a fixed rate.
     Above twice the target the rate falls by a factor of 1.5, below half of it it rises by 1.5."""
     kl_every: str = "iteration"

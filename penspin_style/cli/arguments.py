@@ -6,6 +6,8 @@ points `penspin_style.verbs`: functions that take the sub-parsers and give each 
 """
 
 import argparse
+import difflib
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -13,7 +15,7 @@ from typing import Any
 
 from penspin_style.algo.search.config import METHODS
 from penspin_style.cli import data, real2sim
-from penspin_style.system.arguments import Parser, above_zero, add_json, natural, positive
+from penspin_style.system.arguments import Parser, above_zero, add_json, natural, port, positive
 
 _ENTRY_POINTS = "penspin_style.verbs"
 _POLICY = "a run folder, a policy folder or an .onnx file"
@@ -24,17 +26,27 @@ num_envs=512; `penspin train --print-config` shows every key with its value.
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; overrides may stand before, between and after flags.
+    """Return the parsed command line; overrides may stand anywhere.
 
     Its `run` takes it and returns an exit code.
     """
     own = parser()
-    args, left = own.parse_known_args(argv)
-    if hasattr(args, "overrides") and all(_is_override(word) for word in left):
-        args.overrides += left
-    elif left:
-        own.error(f"unrecognized arguments: {' '.join(left)}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb, overrides = own.verb_of(words), []
+    if verb.has("overrides"):
+        overrides, words = verb.overrides_first(words)
+    args, left = own.parse_known_args(words)
+    if left:
+        verb.error(f"unrecognized arguments: {' '.join(left)}{_hint(left[0], verb)}")
+    if verb.has("overrides"):
+        args.overrides = [*overrides, *args.overrides]
     return args
+
+
+def _hint(word: str, verb: Parser) -> str:
+    """Return which option of a verb an unknown one looks like."""
+    close = difflib.get_close_matches(word.partition("=")[0], verb.options(), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close and word.startswith("-") else ""
 
 
 def parser() -> Parser:
@@ -45,13 +57,15 @@ def parser() -> Parser:
         epilog=_OVERRIDES,
     )
     verbs = own.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add(verbs, "tasks", "List the tasks.")
+    _add(verbs, "tasks", "List the tasks, with where each comes from.")
+    _add_new(verbs)
     train = _add(verbs, "train", "Train a policy.", overrides="")
     train.add_argument(
         "--print-config", action="store_true", help="print the configuration and stop"
     )
     _add_eval(verbs)
     _add_play(verbs)
+    _add_runs(verbs)
     _add_export(verbs)
     _add_record(verbs)
     _add_search(verbs)
@@ -61,6 +75,7 @@ def parser() -> Parser:
     doctor = _add(verbs, "doctor", "Check what this machine can do.", overrides="")
     doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
     doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    _add_completion(verbs)
     data.add_verbs(verbs)
     real2sim.add_verbs(verbs)
     _add_others(verbs)
@@ -77,8 +92,13 @@ def _add(
     if policy:
         sub.add_argument("policy", help=policy)
     if overrides is not None:
-        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides or None)
+        add_overrides(sub, overrides or "of the configuration, anywhere on the line")
     return sub
+
+
+def add_overrides(sub: argparse.ArgumentParser, summary: str) -> None:
+    """Add KEY=VALUE."""
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=summary)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -87,26 +107,73 @@ def _run(args: argparse.Namespace) -> int:
     return verb.run(args)
 
 
+def _add_new(verbs: Any) -> None:
+    summary = "Write a task of your own, to begin from."
+    new = verbs.add_parser("new", help=summary, description=summary)
+    kinds = new.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    for kind, what in (
+        ("task", "A task in one file, with its tests: a cart-pole that trains as it is."),
+        ("project", "A package with a task, tests and README, which installs as a plug-in."),
+    ):
+        sub = _add(kinds, kind, what)
+        sub.add_argument("name", metavar="NAME", help="a name that Python can import")
+        sub.add_argument("--out", metavar="DIR", default=".", help="where; default: here")
+
+
 def _add_eval(verbs: Any) -> None:
     sub = _add(verbs, "eval", "Evaluate a policy over fixed seeds.", policy=_POLICY, overrides="")
-    sub.add_argument("--episodes", type=positive, default=500)
-    sub.add_argument("--seed", type=natural, default=2_000_003)
+    sub.add_argument("--episodes", type=positive, default=500, help="how many, one each world")
+    sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
     sub.add_argument(
-        "--blank", nargs="+", type=_name, metavar="IMAGE", help="images to show black, as front_rgb"
+        "--blank", nargs="+", metavar="IMAGE", help="images to show black, as front_rgb"
     )
     sub.add_argument("--plot", metavar="OUT.png", help="draw how long episodes last")
 
 
 def _add_play(verbs: Any) -> None:
-    summary = "Watch a policy: in a window, or as a video."
-    sub = _add(verbs, "play", summary, policy=_POLICY, overrides="")
+    summary = "Watch a policy: in a window, in a browser, or as a video."
+    sub = _add(verbs, "play", summary)
+    sub.add_argument("policy", nargs="?", help=_POLICY)
+    add_overrides(sub, "of the configuration, anywhere on the line")
+    sub.add_argument(
+        "--agent", metavar="zero|random|POLICY", help="what acts; zero and random need task=NAME"
+    )
+    sub.add_argument(
+        "--viewer", choices=("window", "browser"), help="default: a window if there is a display"
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="of the page: address to listen on")
+    sub.add_argument("--port", type=port, default=8080, help="of the page: first one to try")
+    sub.add_argument("--num-envs", type=positive, default=1, help="of the page: worlds at once")
     sub.add_argument("--video", metavar="OUT.mp4", help="write a video, open no window")
     sub.add_argument("--strip", metavar="OUT.png", help="with --video: six frames side by side")
     sub.add_argument("--views", metavar="OUT.png", help="with --video: what the student sees")
-    sub.add_argument("--episodes", type=positive, default=3)
+    sub.add_argument("--episodes", type=positive, default=3, help="of a video")
     sub.add_argument("--size", type=positive, default=480, help="pixels, even")
-    sub.add_argument("--seed", type=natural, default=2_000_003)
+    sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
     sub.add_argument("--successful", action="store_true", help="only the first successful episodes")
+
+
+def _add_runs(verbs: Any) -> None:
+    """Add what reads run folders; none of it needs torch."""
+    runs = _add(verbs, "runs", "List runs with task, algorithm, seed, score and state.")
+    runs.add_argument("folder", nargs="?", default="outputs", help="of runs; default: outputs")
+    compare = _add(verbs, "compare", "Compare runs: curves over seeds, aggregate, differences.")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
+    score = "a column of metrics.csv; default: what the task scores by, evaluated"
+    compare.add_argument("--metric", metavar="NAME", help=score)
+    compare.add_argument(
+        "--out", metavar="DIR", default="outputs/compare", help="for the page and the image"
+    )
+    watch = _add(verbs, "watch", "Show a training live, as a page in a browser.")
+    watch.add_argument("run_folder", metavar="RUN", help="run folder, finished or not")
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    watch.add_argument("--port", type=port, default=8008, help="0 for a free one")
+    for sub in (runs, compare, watch):
+        sub.set_defaults(run=_read)
+
+
+def _read(args: argparse.Namespace) -> int:
+    return importlib.import_module(f"penspin_style.cli.{args.verb}").run(args)
 
 
 def _add_export(verbs: Any) -> None:
@@ -125,10 +192,10 @@ def _add_export(verbs: Any) -> None:
 def _add_record(verbs: Any) -> None:
     sub = _add(verbs, "record", "Record a policy's roll-outs, to clone them.", policy=_POLICY)
     sub.add_argument("out", help="folder for the rows")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="task=NAME to observe")
-    sub.add_argument("--episodes", type=positive, default=500)
-    sub.add_argument("--num-envs", type=positive, default=50)
-    sub.add_argument("--seed", type=natural, default=3_000_003)
+    add_overrides(sub, "task=NAME to observe")
+    sub.add_argument("--episodes", type=positive, default=500, help="how many to record")
+    sub.add_argument("--num-envs", type=positive, default=50, help="worlds at once")
+    sub.add_argument("--seed", type=natural, default=3_000_003, help="of the episodes")
 
 
 def _add_search(verbs: Any) -> None:
@@ -142,7 +209,7 @@ def _add_search(verbs: Any) -> None:
 def _add_demos(verbs: Any) -> None:
     sub = _add(verbs, "demos", "Record a task's scripted expert.")
     sub.add_argument("task", metavar="TASK", help="a task that offers an expert")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    add_overrides(sub, "task.KEY, sim.KEY or seed")
     sub.add_argument("--count", type=positive, default=10, help="trajectories, default 10")
     sub.add_argument("--out", metavar="DIR", help="default outputs/demos/TASK")
     sub.add_argument(
@@ -153,9 +220,10 @@ def _add_demos(verbs: Any) -> None:
 def _add_pretrain(verbs: Any) -> None:
     sub = _add(verbs, "pretrain", "Train the image encoder, on CIFAR-10 or on renders.")
     sub.add_argument("data", help="cifar-10-batches-bin, or a folder of penspin record")
-    sub.add_argument("--out", metavar="DIR", default="outputs/encoders/nature_cnn")
-    sub.add_argument("--epochs", type=positive)
-    sub.add_argument("--seed", type=natural)
+    out = "outputs/encoders/nature_cnn"
+    sub.add_argument("--out", metavar="DIR", default=out, help="folder of the weights")
+    sub.add_argument("--epochs", type=positive, help="passes over the data; default: by its kind")
+    sub.add_argument("--seed", type=natural, help="of weights and order; default: by its kind")
 
 
 def _add_bench(verbs: Any) -> None:
@@ -170,7 +238,20 @@ def _add_bench(verbs: Any) -> None:
         sub.add_argument("--rounds", type=positive, default=7, help="alternating measurements")
         sub.add_argument("--steps", type=positive, default=72, help="control steps of each")
     onnx = _add(kinds, "onnx", "Milliseconds that one action takes.", policy="an .onnx file")
-    onnx.add_argument("--calls", type=positive, default=5000)
+    onnx.add_argument("--calls", type=positive, default=5000, help="actions to time")
+
+
+def _add_completion(verbs: Any) -> None:
+    summary = "Print what makes a shell complete verbs, options, tasks and keys."
+    sub = verbs.add_parser("completion", help=summary, description=summary)
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help='as eval "$(penspin ...)"')
+    sub.set_defaults(run=_complete)
+
+
+def _complete(args: argparse.Namespace) -> int:
+    from penspin_style.cli import completion
+
+    return completion.run(args, parser())
 
 
 def _add_others(verbs: Any) -> None:
@@ -182,14 +263,3 @@ def _add_others(verbs: Any) -> None:
             print(f"penspin: the verbs of {entry.value} are missing: {error}", file=sys.stderr)
             continue
         add_verbs(verbs)
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
-
-
-def _name(text: str) -> str:
-    """Read a name of several; an override after it would pass for another one."""
-    if _is_override(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE before this flag")
-    return text

@@ -1,12 +1,12 @@
 """`penspin bench`: measure speed against the bare engine. What each kind needs is loaded for it."""
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import compose_train
+from penspin_style.train.keys import leaves
 from penspin_style.train.run import EXIT_OK
 
 
@@ -16,8 +16,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print(json.dumps(result, indent=1))
+        print("\n".join(table(result)))
     return EXIT_OK
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Return a line for each number of a result, its groups' dotted."""
+    rows = [(key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in leaves(result)]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return [f"{key:{widths[0]}}  {text:>{widths[1]}}" for key, text in rows]
 
 
 def _onnx(args: argparse.Namespace) -> dict[str, Any]:

@@ -61,14 +61,14 @@ def add_verbs(verbs: Any) -> None:
     info.add_argument("paths", **several)
 
     pack = verb("pack", _pack, "Write a folder's successful episodes as PenSpin's real_data.h5.")
-    pack.add_argument("folder")
-    pack.add_argument("out", metavar="OUT.h5")
+    pack.add_argument("folder", help="folder of episodes")
+    pack.add_argument("out", metavar="OUT.h5", help="must not exist")
     pack.add_argument("--full", action="store_true", help="with images, depth and point clouds")
     pack.add_argument("--all", action="store_true", help="with failures and of unknown success")
 
     unpack = verb("unpack", _unpack, "Write PenSpin's real_data.h5 as a folder of episodes.")
-    unpack.add_argument("file", metavar="REAL.h5")
-    unpack.add_argument("folder")
+    unpack.add_argument("file", metavar="REAL.h5", help="a file of PenSpin's")
+    unpack.add_argument("folder", help="for the episodes")
     unpack.add_argument("--card", metavar="POLICY", help=card_help)
     unpack.add_argument("--rate", type=_rate, metavar="HZ", help="default: the file's, else 18")
     unpack.add_argument("--hand", default="allegro", help="folder of tasks/robots; default allegro")
@@ -79,9 +79,9 @@ def add_verbs(verbs: Any) -> None:
     repair.add_argument("--hand", default="allegro", help="folder of tasks/robots; default allegro")
 
     convert = verb("convert", _convert, "Write a folder's episodes in another project's format.")
-    convert.add_argument("folder")
-    convert.add_argument("out")
-    convert.add_argument("--to", required=True, choices=("lerobot", "robomimic"))
+    convert.add_argument("folder", help="folder of episodes")
+    convert.add_argument("out", help="a folder for lerobot, a file for robomimic")
+    convert.add_argument("--to", required=True, choices=("lerobot", "robomimic"), help="format")
     convert.add_argument("--fps", type=_rate, metavar="HZ", help="lerobot; default: the episodes'")
     convert.add_argument("--successful", action="store_true", help="leave the others out")
 
@@ -166,7 +166,7 @@ def _card(name: str | None) -> "PolicyCard | None":
 def _hand(name: str) -> "Hand":
     """Return what `tasks/robots` describes of a hand."""
     from penspin_style.data.formats.penspin import Hand
-    from penspin_style.train.compose import find_robot
+    from penspin_style.train.find_task import find_robot
 
     try:
         return Hand.of(find_robot(name))

@@ -1,7 +1,6 @@
 """`penspin doctor`: versions, OpenGL, GPU, Warp's cache, folders, how many envs fit."""
 
 import argparse
-import contextlib
 import os
 import pathlib
 import platform
@@ -41,6 +40,8 @@ def examine(*, fit: bool, warm: bool, overrides: Sequence[str]) -> dict[str, Any
 
     overrides: they choose the task whose environments `fit` counts and `warm` compiles for.
     """
+    if overrides:  # invalid ones are said whether or not anything is measured with them
+        compose_train(overrides)
     report: dict[str, Any] = {"problems": []}
     problems = report["problems"]
     opengl: dict[str, str | None] = {"platform": None, "error": "see above"}
@@ -145,8 +146,9 @@ def _opengl() -> dict[str, str | None]:
 def _warp_cache() -> str:
     import warp
 
-    with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json must stay one object
-        warp.init()
+    from penspin_style.sim.warp_log import start_warp
+
+    start_warp()
     folder = pathlib.Path(str(warp.config.kernel_cache_dir))
     kernels = sum(1 for f in folder.glob("*") if f.is_dir()) if folder.is_dir() else 0
     return f"{folder} ({kernels} modules)"

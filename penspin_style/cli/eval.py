@@ -29,9 +29,11 @@ def run(args: argparse.Namespace) -> int:
         act = blinded(act, args.blank)
     result = evaluate(source.env(args.episodes, args.seed), act, seed=args.seed)
     if args.json:
-        print_json({"policy": args.policy, "task": source.card.task, **result.as_dict()})
+        score = source.task.score
+        own = {"success": result.success(score), "success_once": result.success_rate}
+        print_json({"policy": args.policy, "task": source.card.task, **own, **result.as_dict()})
     else:
-        print_evaluation(source.card.task, result, time.perf_counter() - began)
+        print_evaluation(source.card.task, result, time.perf_counter() - began, source.task.score)
     if target is not None:
         plot(target, source.card.task, result, source.cfg.task.control_dt)
     return EXIT_OK

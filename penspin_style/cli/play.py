@@ -1,25 +1,33 @@
-"""`penspin play`: watch a policy in a window, or as a video."""
+"""`penspin play`: watch a policy in a window, in a browser, or as a video."""
 
 import argparse
 import os
 import pathlib
 import sys
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
 
 from penspin_style.cli.verb import output_file
+from penspin_style.env.task import task_name
+from penspin_style.features import PolicyCard
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.system.terminal import print_json
-from penspin_style.train.compose import UsageError
-from penspin_style.train.load_policy import open_policy
+from penspin_style.train.compose import UsageError, compose_train
+from penspin_style.train.evaluate import Act
+from penspin_style.train.load_policy import LoadedPolicy, open_policy
 from penspin_style.train.run import EXIT_OK
+from penspin_style.viewer.browser import BrowserViewer, check_installed
 from penspin_style.viewer.video import shoot, write
 from penspin_style.viewer.window import play_window
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open a window, or write a video and the images cut from it.
+    """Open a window or serve a page, or write a video and the images cut from it.
 
     Raises:
-        UsageError: there is no display, no OpenGL, or no episode as wanted.
+        UsageError: no viewer can be had, there is no OpenGL, or no episode as wanted.
     """
     if args.size % 2:
         raise UsageError(f"--size {args.size}: the video format needs an even number of pixels")
@@ -29,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
     video = output_file("--video", args.video, ".mp4")
     strip = output_file("--strip", args.strip, ".png")
     views = output_file("--views", args.views, ".png")
-    source = open_policy(pathlib.Path(args.policy), args.overrides)
+    source = _open(args)
     if views is not None and not source.cfg.task.views():
         raise UsageError(f"--views {views}: the policy of {source.card.task} sees no images")
     if video is None:
-        _check_display()
+        if _view(args) == "browser":
+            return _browse(source, args)
         play_window(source.env(1, args.seed), source.act)
         return EXIT_OK
     try:
@@ -61,8 +70,78 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _check_display() -> None:
-    if sys.platform == "linux" and not (
+def _open(args: argparse.Namespace) -> LoadedPolicy:
+    """Return what acts, in its environment: a policy, or an agent in the task that is named.
+
+    Raises:
+        UsageError: neither is there, or both name a policy.
+    """
+    agent = args.agent
+    if agent not in (None, *AGENTS):
+        if args.policy:
+            raise UsageError(f"--agent {agent}: the policy is {args.policy} already")
+        args.policy, agent = agent, None
+    if agent is None:
+        if not args.policy:
+            raise UsageError("say which policy, or --agent zero|random with task=NAME")
+        return open_policy(pathlib.Path(args.policy), args.overrides)
+    if args.policy:
+        source = open_policy(pathlib.Path(args.policy), args.overrides)
+        cfg, task, name = source.cfg, source.task, source.card.task
+    else:
+        cfg, task, _ = compose_train(args.overrides)
+        name = task_name(task)
+    channels, dt = task(cfg.task).actions, cfg.task.control_dt
+    card = PolicyCard(task=name, inputs=(), actions=channels, joints=(), control_dt=dt, run=agent)
+    return LoadedPolicy(cfg, task, card, AGENTS[agent](len(card.actions), args.seed))
+
+
+def _zero(naction: int, seed: int) -> Act:
+    return lambda root: torch.zeros(*root.batch_size, naction, device=root.device)
+
+
+def _random(naction: int, seed: int) -> Act:
+    rng = torch.Generator().manual_seed(seed)
+
+    def act(root: TensorDictBase) -> torch.Tensor:
+        draw = torch.rand(*root.batch_size, naction, generator=rng)
+        return (2.0 * draw - 1.0).to(root.device)
+
+    return act
+
+
+AGENTS: dict[str, Callable[[int, int], Act]] = {"zero": _zero, "random": _random}
+"""What can act in a policy's place: no action at all, or uniform noise; (naction, seed) -> act."""
+
+
+def _view(args: argparse.Namespace) -> str:
+    """Return where to show it: a window where there is a display, else a page.
+
+    Raises:
+        UsageError: a window is asked for and there is no display.
+    """
+    has_display = sys.platform != "linux" or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        raise UsageError("there is no display to open a window on; use --video OUT.mp4")
+    )
+    if args.viewer == "window" and not has_display:
+        raise UsageError("there is no display to open a window on; --viewer browser needs none")
+    return args.viewer or ("window" if has_display else "browser")
+
+
+def _browse(source: LoadedPolicy, args: argparse.Namespace) -> int:
+    """Serve a page until a signal comes."""
+    try:
+        check_installed()
+    except ValueError as error:
+        raise UsageError(f"{error}; or --video OUT.mp4") from error
+    env = source.env(args.num_envs, args.seed)
+    viewer = BrowserViewer(env, source.act, host=args.host, port=args.port)
+    try:
+        if args.json:
+            print_json({"address": viewer.address, "task": source.card.task})
+        else:
+            print(f"{source.card.task} on {viewer.address}; Ctrl-C ends", flush=True)
+        viewer.run()
+    finally:
+        viewer.close()
+    return EXIT_OK

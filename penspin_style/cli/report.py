@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from penspin_style.system.interval import wilson
 from penspin_style.train.evaluate import Evaluation, Measure
-
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#777777")
-"""Okabe and Ito 2008, told apart by the colour-blind; with a darker yellow, and grey for black."""
+from penspin_style.viewer.comparison import COLORS
 
 
 class _Group(NamedTuple):
@@ -20,17 +19,20 @@ class _Group(NamedTuple):
     color: str
 
 
-def print_evaluation(task: str, result: Evaluation, seconds: float) -> None:
-    """Print an evaluation that took these seconds."""
-    low, high = result.interval
+def print_evaluation(task: str, result: Evaluation, seconds: float, score: str) -> None:
+    """Print an evaluation that took these seconds; score: as `Task.score` names it."""
+    rate = result.success(score)
+    low, high = wilson(rate, result.episodes)
+    meant = "success_at_end" if score == "success_at_end" else "success_once"
     print(f"{task}: {result.episodes} episodes, seed {result.seed}, {seconds:.0f} s")
-    print(f"  success     {result.success_rate:7.1%}   95% interval {low:.1%} to {high:.1%}")
-    print(f"  at the end  {result.success_at_end:7.1%}")
-    print(f"  return      {result.return_:7.2f}")
+    print(f"  success         {rate:7.1%}   95% interval {low:.1%} to {high:.1%} ({meant})")
+    print(f"  success_once    {result.success_rate:7.1%}")
+    print(f"  success_at_end  {result.success_at_end:7.1%}")
+    print(f"  return          {result.return_:7.2f}")
     for name, value in result.reward.items():
-        print(f"    {name:10}{value:7.2f}")
-    print(f"  length      {result.episode_len:7.1f} steps")
-    print(f"  faults      {result.faults:7d}")
+        print(f"    {name:14}{value:7.2f}")
+    print(f"  length          {result.episode_len:7.1f} steps")
+    print(f"  faults          {result.faults:7d}")
     if result.measures:
         print("\n".join(table(result.measures)))
 

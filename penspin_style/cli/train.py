@@ -2,13 +2,17 @@
 
 import argparse
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 from typing import Any
 
+from penspin_style.env.task import task_name
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import print_json
+from penspin_style.train.compose import typed
+from penspin_style.train.folder import new_name, newest_name
 from penspin_style.train.load_policy import compose_training
 from penspin_style.train.run import EXIT_OK, Run
 
@@ -19,6 +23,10 @@ VIDEO_SECONDS = 900.0
 def run(args: argparse.Namespace) -> int:
     """Train what the overrides say, or print the configuration that they lead to."""
     cfg, task, resolved = compose_training(args.overrides)
+    if not args.print_config and not typed(args.overrides, "name"):
+        parent = pathlib.Path(cfg.out) / task_name(task)
+        name = newest_name(parent) if cfg.resume else new_name(parent)
+        cfg, task, resolved = compose_training([*args.overrides, f"name={name}"])
     if args.print_config:
         if args.json:
             print_json(parse_mapping(resolved))
@@ -43,6 +51,8 @@ def result(trained: Run, code: int) -> dict[str, Any]:
         "iteration": trained.iteration,
         "samples": trained.samples,
         # the success that the task asks for: of the policy, or of the last evaluation before
+        **({"success_once": final.success_rate} if final else {}),
+        **({"success_at_end": final.success_at_end} if final else {}),
         "success_rate": final.success(score) if final else trained.success_rate,
         "score": {"name": name, "value": final.score(score) if final else trained.score},
         "exit_code": code,

@@ -9,6 +9,7 @@ import sys
 import torch
 
 from penspin_style.storage import DamagedError
+from penspin_style.system.arguments import show_traceback
 from penspin_style.system.terminal import one_line
 from penspin_style.train.checkpoint import NoCheckpointError
 from penspin_style.train.compose import UsageError
@@ -26,10 +27,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         return verb.run(args)
     except (FaultyRunError, NoCheckpointError, DamagedError) as error:
+        show_traceback(args)
         code, message = EXIT_DATA, one_line(error)
     except Exception as error:
         if not _ran_out(error):
             raise
+        show_traceback(args)
         code = EXIT_USAGE
         message = "not enough memory; a smaller num_envs or algo.hidden needs less"
     print(f"penspin: {message}", file=sys.stderr)

@@ -100,21 +100,6 @@ class Replay:
         self.ring = None if other.ring is None else other.ring.to(device).clone()
         self.count = other.count
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the samples as tensors."""
-        if self.ring is None:
-            return {"count": 0}
-        return {"count": self.count, "samples": dict(self.content.items())}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
-        self.ring, self.count = None, 0
-        if state["count"]:
-            samples = state["samples"]
-            n = len(next(iter(samples.values())))
-            self.add(TensorDict(samples, batch_size=[n], device=device))
-            self.count = state["count"]
-
 
 def _flat(key: str | tuple[str, ...]) -> str:
     return key if isinstance(key, str) else "/".join(key)

@@ -32,6 +32,7 @@ from torchrl.envs import EnvBase
 
 from penspin_style.config import StallConfig, StartsConfig
 from penspin_style.env.checks import check_action, check_reward_keys
+from penspin_style.env.contract import check_terms
 from penspin_style.env.expert import ExpertActions
 from penspin_style.env.faults import FaultLog
 from penspin_style.env.rounds import Rounds
@@ -330,6 +331,7 @@ class Env(EnvBase):
         self._naction = len(self.task.actions)
         observed = self.task.observe(self.sim)
         rewarded = self.task.reward(self.sim, torch.zeros(n, self._naction, device=device))
+        check_terms(self.task, n, observe=observed, reward=rewarded)
         check_reward_keys(rewarded, self.cfg.reward)
         self.learner_acts = self.task.learner_acts(self.sim)
         if self.learner_acts is not None:

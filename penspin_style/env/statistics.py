@@ -20,7 +20,7 @@ RESERVED = frozenset(
     (
         *(*SCORES, "interval", "episode_len", "first_success", "reward", "episodes", "seed"),
         *("faults", "measures", "policy", "task"),  # of an evaluation
-        *("success_once", "num_trajectories", "fault"),  # env/... of a training
+        *("success", "success_once", "num_trajectories", "fault"),  # env/... of a training
     )
 )
 """Names that evaluations and training logs use themselves."""

@@ -30,6 +30,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from penspin_style.env.contract import check_class
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
@@ -441,18 +442,20 @@ def installed_tasks() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS))}
 
 
-def load_task(name: str) -> type[Task[Any]]:
+def load_task(name: str, *, is_module: bool = False) -> type[Task[Any]]:
     """Return the task class of a task of ours, of an entry point, or of a dotted module.
 
     The module is imported, so that it runs: a name that comes from a file must have been compared
-    with the registered ones before; `compose.find_task` does.
+    with the registered ones before; `find_task.find_task` does.
+
+    is_module: whether a name without a dot is a module, too.
 
     Raises:
         ValueError: no such module, one that cannot be imported (names file and line), or one that
-            binds no Task to `TASK`.
+            binds no Task to `TASK`, or one that is not whole.
     """
     path = name
-    if "." not in name:
+    if "." not in name and not is_module:
         ours = importlib.import_module(_OURS).task_modules()
         installed = {key: entry.module for key, entry in installed_tasks().items()}
         path = {**installed, **ours}.get(name, "")
@@ -470,7 +473,11 @@ def load_task(name: str) -> type[Task[Any]]:
         raise ValueError(f"task {name!r} cannot be imported: {_where(error)}") from error
     found = getattr(module, "TASK", None)
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"{path} binds no Task subclass to TASK")
+        file = getattr(module, "__file__", None) or path
+        raise ValueError(
+            f"{path} binds no Task subclass to TASK: end {file} with TASK = YourTask, got {found!r}"
+        )
+    check_class(found, Task, TaskConfig)
     return found
 
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import mujoco
 import torch
 from torch import Tensor
 
 from penspin_style.env.cameras import Images
 from penspin_style.env.checks import check_joint_ranges, count_substeps
+from penspin_style.env.contract import check_flags, check_kind, check_memory
 from penspin_style.env.task import Task
 from penspin_style.sim.perturb import Perturbation, Perturber
 from penspin_style.sim.randomize import Randomizer, per_env_fields
@@ -62,8 +64,12 @@ class World:
         """
         self.task, self.cfg = task, task.cfg
         self.rng = torch.Generator(device=torch.device(device)).manual_seed(seed)
-        self.model = task.spec().compile()
-        check_joint_ranges(self.model, task.actions, task.joints)
+        spec = task.spec()
+        check_kind(task, "spec", spec, mujoco.MjSpec)
+        self.model = spec.compile()
+        actions = task.actions
+        check_kind(task, "actions", actions, tuple)
+        check_joint_ranges(self.model, actions, task.joints)
         self.n_substeps = count_substeps(self.cfg.control_dt, self.model)
         rows = task.randomize() if self.cfg.randomize else []
         self.varied = task.varied if self.cfg.randomize else ()
@@ -79,6 +85,7 @@ class World:
             njmax=njmax,
         )
         task.start(self.sim)
+        check_memory(task, num_envs)
         self.cameras = Images(self.sim, self.cfg)
         self.randomizer = Randomizer(
             *(self.sim, rows, self.cfg.control_dt),
@@ -117,7 +124,10 @@ class World:
     def finish(self, action: Tensor) -> StepResult:
         """Return what the control step that began with this action has led to."""
         reward = self.task.reward(self.sim, action)
-        return StepResult(reward, self.task.terminated(self.sim), self.task.success(self.sim))
+        terminated, success = self.task.terminated(self.sim), self.task.success(self.sim)
+        check_flags(self.task, "terminated", terminated, self.sim.num_envs)
+        check_flags(self.task, "success", success, self.sim.num_envs)
+        return StepResult(reward, terminated, success)
 
     def restart(
         self,

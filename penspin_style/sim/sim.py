@@ -15,6 +15,8 @@ A `Sim` steps `num_envs` copies of one MuJoCo model. Its fields carry MuJoCo's n
 | derived: xpos xmat site_xpos sensordata cvel ... | float32, read only | float32, read only |
 | params: body_mass dof_damping ... | engine's precision, writable | float32, writable |
 
+What is written into a field takes the field's precision, as in `sim.data.qpos[mask] = start`.
+
 `eq_active` is 0.0 or 1.0 on BatchSim, bool on WarpSim: write numbers, compare with `> 0`. `history`
 holds the same past on both, but Warp stores a delayed sensor's sample one call earlier.
 Matrices (`xmat`, `ximat`, `geom_xmat`, `site_xmat`, `cam_xmat`) are (num_envs, n, 3, 3) on both.
@@ -25,7 +27,7 @@ acceleration-stage values are those that acted in the last substep.
 import difflib
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import mujoco
 import torch
@@ -91,6 +93,39 @@ class Fault(enum.IntFlag):
     """The reward is NaN, infinite or beyond `Task.largest`."""
 
 
+class LiveTensor(Tensor):
+    """A float64 field of a simulation: what is written into it takes its precision.
+
+    Tasks compute in float32, and torch refuses to mix the two where the index is a mask or a list
+    of ids. Parts of a field are of this class too; what is computed from one is a plain tensor.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(index).as_subclass(LiveTensor)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value.to(self.dtype) if isinstance(value, Tensor) else value)
+
+
+def _in_precision_of_self(name: str) -> Callable[..., Tensor]:
+    method = getattr(Tensor, name)
+
+    def write(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def cast(value: Any) -> Any:
+            is_real = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(self.dtype) if is_real else value
+
+        return method(self, *map(cast, args), **{key: cast(v) for key, v in kwargs.items()})
+
+    return write
+
+
+for _name in ("index_add_", "index_copy_", "index_put_", "masked_scatter_", "scatter_"):
+    setattr(LiveTensor, _name, _in_precision_of_self(_name))
+
+
 class FieldView:
     """Named fields as attributes; each a tensor with leading `num_envs`, to be written in place."""
 
@@ -107,6 +142,8 @@ class FieldView:
         if name not in self._names:
             raise AttributeError(self._unknown(name))
         tensor = self._get(name)
+        if tensor.dtype == torch.float64:
+            tensor = tensor.as_subclass(LiveTensor)
         # from now on the attribute is found directly: no Python between a task and its tensor
         object.__setattr__(self, name, tensor)
         return tensor

@@ -146,8 +146,12 @@ def handled() -> list[signal.Signals]:
     return [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
 
 
-def silence_lost() -> None:
-    """Replace standard output and error by nothing where what they led to is gone."""
+def silence_lost() -> bool:
+    """Replace standard output and error by nothing where what they led to is gone.
+
+    Return whether one was.
+    """
+    lost = False
     for fd in (1, 2):
         poll = select.poll()
         poll.register(fd, 0)  # errors and hang-ups are reported unasked
@@ -155,6 +159,8 @@ def silence_lost() -> None:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, fd)
             os.close(null)
+            lost = True
+    return lost
 
 
 _exit_code: int | None = None

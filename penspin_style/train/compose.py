@@ -4,14 +4,11 @@ Whatever is wrong with the overrides comes out as one `UsageError` line that nam
 what is legal and the nearest match.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import re
-import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,10 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from penspin_style.algo.registry import algorithm_names, find_algorithm, own_names
 from penspin_style.config import TrainConfig
+from penspin_style.env.contract import place
 from penspin_style.env.frozen_policy import pinned
-from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task, task_name
+from penspin_style.env.task import Task, task_name
 from penspin_style.env.user_function import load_function
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
+from penspin_style.train.find_task import (
+    UsageError,
+    current_folder_searched,
+    find_task,
+    task_names,
+)
 from penspin_style.train.keys import changed_task, keys_of, leaves, nearest
 
 FOLDER = (pathlib.Path(__file__).parents[1] / "cfg").resolve()
@@ -47,10 +51,6 @@ _ODD_REASONS = {
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
     "is not Optional": "the value must not be null",
 }
-
-
-class UsageError(ValueError):
-    """The overrides are invalid; exit code 2."""
 
 
 def check_installed() -> None:
@@ -132,44 +132,6 @@ def _chosen(group: str, parsed: list[Override]) -> str | None:
     return named[0] if named else None
 
 
-def find_task(name: str, *, is_typed: bool = True) -> type[Task[Any]]:
-    """Return a task class by name.
-
-    is_typed: whether the user names it. Then a dotted module is imported, also from the current
-        folder; a file can only name tasks that are registered.
-
-    Raises:
-        UsageError: unknown; names the nearest.
-    """
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"task={name} is not the name of a task{nearest(name, task_names())}")
-    if not is_typed:
-        check_registered(name)
-    try:
-        with _current_folder_searched() if is_typed and "." in name else contextlib.nullcontext():
-            return load_task(name)
-    except ValueError as error:
-        near = nearest(name, task_names()) if str(error).startswith("there is no") else ""
-        raise UsageError(f"{error}{near}") from error
-
-
-def check_registered(name: object) -> None:
-    """Check a task that a file names: importing any other module would run code of its choice.
-
-    Raises:
-        UsageError: it is neither one of ours nor an installed package's.
-    """
-    modules = {entry.module for entry in installed_tasks().values()}
-    if not isinstance(name, str) or (name not in modules and name not in task_names()):
-        remedy = nearest(str(name), task_names())
-        if isinstance(name, str) and "." in name:
-            remedy = (
-                f"; if you trust that module, say task={name} yourself, or install its package "
-                f"with an entry point of {ENTRY_POINTS}"
-            )
-        raise UsageError(f"a file names the task {name!r}, which is not registered{remedy}")
-
-
 def _check_functions(task: type[Task[Any]], saved: Sequence[str], typed: list[Override]) -> None:
     """Check the functions that configurations name: typed ones are imported, a file's refused.
 
@@ -186,46 +148,10 @@ def _check_functions(task: type[Task[Any]], saved: Sequence[str], typed: list[Ov
             )
         if said.get(key):
             try:
-                with _current_folder_searched():
+                with current_folder_searched():
                     load_function(key, said[key])
             except ValueError as error:
                 raise UsageError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _current_folder_searched() -> Iterator[None]:
-    """Let an import find what lies in the current folder, after everything that is installed."""
-    here = os.getcwd()
-    if {"", here} & {*sys.path}:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def find_robot(name: str) -> Any:
-    """Return the module `tasks/robots/NAME/description.py`, a robot's joints and kinematics.
-
-    Raises:
-        UsageError: unknown; names the nearest.
-    """
-    import importlib
-
-    folder = pathlib.Path(importlib.import_module("tasks").__file__ or "").parent / "robots"
-    known = {file.parent.name for file in folder.glob("*/description.py")}
-    if name not in known:
-        raise UsageError(f"there is no robot {name!r}{nearest(name, known)}")
-    return importlib.import_module(f"tasks.robots.{name}.description")
-
-
-def task_names() -> list[str]:
-    """Return the registered tasks: of the `tasks` package, by listing its folder, and installed."""
-    import importlib
-
-    return [*importlib.import_module("tasks").task_names(), *installed_tasks()]
 
 
 def saved_overrides(config: pathlib.Path, text: str | None = None) -> list[str]:
@@ -335,9 +261,12 @@ def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None
             store.store(group="algo", name=one, node=find_algorithm(one).Config)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    store.store(group="task_schema", name=name, node=task.Config)
-    if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
-        store.store(group="task", name=name, node=task.Config)
+    try:
+        store.store(group="task_schema", name=name, node=task.Config)
+        if not (FOLDER / "task" / f"{name}.yaml").exists():  # a task of the user's own
+            store.store(group="task", name=name, node=task.Config)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"task={name}: {place(task.Config)}: {_one_line(error)}") from error
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -9,7 +9,7 @@ from penspin_style.algo.registry import find_algorithm
 from penspin_style.config import SimConfig, TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
-from penspin_style.train.compose import find_robot
+from penspin_style.train.find_task import find_robot
 
 
 def resolve_device(name: str) -> torch.device:

@@ -150,19 +150,14 @@ class Evaluation:
         return self.success_at_end if score == "success_at_end" else self.success_rate
 
     def success_text(self, score: str) -> str:
-        """Return that success with its interval, and the other one where it differs."""
+        """Return that success with its interval, then the other one, by their names in logs."""
         rate = self.success(score)
         low, high = wilson(rate, self.episodes)
-        is_end = score == "success_at_end"
-        other = self.success_rate if is_end else self.success_at_end
-        text = (
-            f"success{' at the end' if is_end else ''} {rate:.1%} (95% interval {low:.1%} to "
-            f"{high:.1%}, {self.episodes} episodes)"
-        )
+        names = [("success_once", self.success_rate), ("success_at_end", self.success_at_end)]
+        (name, _), (other, value) = names[::-1] if score == "success_at_end" else names
         return (
-            text
-            if other == rate
-            else (f"{text}, {'at some step' if is_end else 'at the end'} {other:.1%}")
+            f"success {rate:.1%} ({name}; 95% interval {low:.1%} to {high:.1%}, {self.episodes} "
+            f"episodes), {other} {value:.1%}"
         )
 
 

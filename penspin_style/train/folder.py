@@ -8,6 +8,7 @@ earlier stretch can be told.
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import subprocess
@@ -36,6 +37,25 @@ _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 
 class BusyError(ValueError):
     """Another process trains in the same folder."""
+
+
+def new_name(parent: pathlib.Path) -> str:
+    """Return a name that says when a run began, and that no run in a folder has."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = (stamp if i == 1 else f"{stamp}-{i}" for i in itertools.count(1))
+    return next(name for name in names if not (parent / name).exists())
+
+
+def newest_name(parent: pathlib.Path) -> str:
+    """Return the name of the run in a folder that was written to last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [(f.stat().st_mtime, f.parents[1].name) for f in parent.glob("*/checkpoints/*")]
+    if not found:
+        raise ValueError(f"resume=true, but {parent} holds no run; leave resume out to start one")
+    return max(found)[1]
 
 
 def lock(folder: pathlib.Path) -> IO[str]:
@@ -95,15 +115,17 @@ def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
 def check_changes(folder: pathlib.Path, resolved: str, allowed: Sequence[str]) -> list[str]:
     """Return the changed keys that needed to be, and were, allowed.
 
+    allowed: keys, or "allow" for all.
+
     Raises:
         ValueError: others; names them, with what they were and what they would become.
     """
     found = {k: v for k, v in changes(folder, resolved).items() if k not in FREE}
-    if refused := [key for key in found if key not in allowed]:
+    if refused := [key for key in found if allowed != "allow" and key not in allowed]:
         listed = ", ".join(f"{key}={found[key][0]}, now {found[key][1]}" for key in refused)
         raise ValueError(
             f"resume=true: {folder} was trained with {listed}; leave that as it was, or go on with "
-            f"the change by resume_changes=[{','.join(found)}]"
+            f"the change by resume_changes=[{','.join(found)}], or resume_changes=allow"
         )
     return list(found)
 

@@ -14,12 +14,34 @@ _MANY = 20
 def nearest(word: str, legal: Iterable[str]) -> str:
     """Return "; did you mean X?" with the closest legal word, or all of them."""
     names = sorted(legal)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
+    if close := _closest(word, names):
+        return f"; did you mean {close}?"
     if len(names) > _MANY:
         return f"; penspin train --print-config shows all {len(names)}"
     return f"; there are {', '.join(names)}"
+
+
+def _closest(word: str, names: list[str]) -> str:
+    """Return the name that a word seems to mean, empty if none.
+
+    It may be misspelled, lack the groups before its last part, or be initials, as algo.lr for
+    algo.learning_rate.
+    """
+    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.8):
+        return close[0]
+    group, _, leaf = word.rpartition(".")
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    same = [n for n, end in leaves.items() if leaf and leaf in (end, _initials(end))]
+    if not same and not (close := difflib.get_close_matches(word, names, n=1, cutoff=0.5)):
+        ends = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.75)
+        same = [name for name, end in leaves.items() if end in ends]
+    best = min(same, key=lambda name: (not name.startswith(group), len(name)), default="")
+    return best or (close[0] if close else "")
+
+
+def _initials(name: str) -> str:
+    parts = name.split("_")
+    return "".join(part[:1] for part in parts) if len(parts) > 1 else name
 
 
 def keys_of(node: DictConfig) -> set[str]:

@@ -10,7 +10,7 @@ Where the environment comes from, the first of these that is there:
 
 Overrides of the command line come after. In the end the environment must take what the card says
 that the policy gives, at its rate, and observe what it reads. None of these files may name a task
-that is not registered, see `compose.find_task`.
+that is not registered, see `find_task.find_task`.
 """
 
 import pathlib

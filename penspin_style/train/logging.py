@@ -273,7 +273,7 @@ class Progress:
             self.say(self._line(row))
 
     def _line(self, row: dict[str, float]) -> str:
-        parts = [f"{row['samples'] / 1e6:6.2f}M samples", f"{row['time/samples_per_s']:6.0f}/s"]
+        parts = [f"{_count(row['samples']):>7} samples", f"{row['time/samples_per_s']:6.0f}/s"]
         for label, key, form in self._shown:
             if key in row:
                 parts.append(f"{label} {row[key]:{form}}")
@@ -284,7 +284,7 @@ class Progress:
         table = Table(title=self.title, show_header=False, title_justify="left", min_width=60)
         done = row["samples"] / self.total
         bar = "█" * round(30 * done) + "░" * (30 - round(30 * done))
-        table.add_row("samples", f"{row['samples'] / 1e6:.2f}M of {self.total / 1e6:.2f}M  {bar}")
+        table.add_row("samples", f"{_count(row['samples'])} of {_count(self.total)}  {bar}")
         table.add_row("speed", f"{row['time/samples_per_s']:.0f} samples/s, ETA {self._eta(row)}")
         for label, key, form in self._shown:
             if key in row:
@@ -304,17 +304,18 @@ class _Console(Console):
         interrupt.silence_lost()
 
 
+def _count(samples: float) -> str:
+    return f"{samples / 1e6:.2f}M" if samples >= 1e5 else f"{samples:,.0f}"
+
+
 def _shown(score: str) -> list[tuple[str, str, str]]:
     """Return (label, key of a row, format) of what is shown, what the task scores by first."""
-    figures = {"success": ("success_once", ".1%")}
-    if score == "success_at_end":
-        once = figures.pop("success")
-        figures = {"success at the end": ("success_at_end", ".1%"), "at some step": once}
-    elif score != "success_rate":
-        figures = {score: (score, ".2f"), **figures}
-    rows = [(label, f"env/{key}", form) for label, (key, form) in figures.items()]
-    rows += [(f"evaluated {label}", f"eval/{key}", form) for label, (key, form) in figures.items()]
-    return rows + [row for row in _ALWAYS if row[0] not in figures]
+    forms = {"success_once": ".1%", "success_at_end": ".1%"}
+    if score != "success_rate":  # which is success_once
+        forms = {score: forms.get(score, ".2f"), **forms}
+    rows = [(key, f"env/{key}", form) for key, form in forms.items()]
+    rows += [(f"evaluated {key}", f"eval/{key}", form) for key, form in forms.items()]
+    return rows + [row for row in _ALWAYS if row[0] not in forms]
 
 
 _ALWAYS = (

@@ -359,7 +359,7 @@ class Run:
             task=self.task_name,
             run=self._title,
             network=policy.describe(),
-            score=result.as_dict(),
+            score={**result.as_dict(), "scored_by": self.task.score},
             versions=versions(),
             in_keys=policy.in_keys,
         )

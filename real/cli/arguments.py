@@ -25,7 +25,7 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     sub.add_argument(
         "--patience", type=_SECONDS, default=10.0, help="seconds to wait for a server; default 10"
     )
-    sub.add_argument("--episodes", type=positive, default=1)
+    sub.add_argument("--episodes", type=positive, default=1, help="how many")
     return sub
 
 
@@ -56,7 +56,7 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     sub.add_argument("--smooth", type=positive, default=1, help="steps to average targets over")
     sub.add_argument("--smooth-channels", nargs="+", default=[], metavar="NAME", help="not all")
     sub.add_argument("--num-envs", type=positive, default=64, help="worlds at once")
-    sub.add_argument("--seed", type=natural, default=4_000_003)
+    sub.add_argument("--seed", type=natural, default=4_000_003, help="of the roll-outs")
     add_json(sub)
     make = sub
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from penspin_style.system.arguments import add_json, natural, port, positive
+from penspin_style.system.arguments import add_json, natural, port, positive, show_traceback
 from penspin_style.system.terminal import one_line
 from real.cli import arguments
 
@@ -43,6 +43,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         try:
             return run(args)
         except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
+            show_traceback(args)
             print(f"penspin: {one_line(error)}", file=sys.stderr)
             return 2 if isinstance(error, MismatchError) else 3
 
@@ -52,7 +53,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
 def _add_serve(verbs: Any) -> None:
     summary = "Serve a policy to robots, over OpenPI's websocket protocol."
     serve = verbs.add_parser("serve", help=summary, description=summary)
-    serve.add_argument("policy", metavar="POLICY.onnx")
+    serve.add_argument("policy", metavar="POLICY.onnx", help="as `penspin export` writes it")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback")
     serve.add_argument("--port", type=port, default=8000, help="default 8000; 0 for a free one")
     key = serve.add_mutually_exclusive_group()
@@ -65,7 +66,8 @@ def _add_serve(verbs: Any) -> None:
     )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate: encrypt connections")
     serve.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
-    serve.add_argument("--max-connections", type=positive, default=64, metavar="N")
+    most = "clients at once"
+    serve.add_argument("--max-connections", type=positive, default=64, metavar="N", help=most)
     serve.add_argument(
         "--max-frame",
         type=positive,
@@ -121,9 +123,9 @@ def _add_twin(verbs: Any) -> None:
     summary = "List the twins of robots, or evaluate a policy on one."
     twin = verbs.add_parser("twin", help=summary, description=summary)
     twin.add_argument("name", nargs="?", metavar="TWIN", help="its name, or a YAML file")
-    twin.add_argument("policy", nargs="?", metavar="POLICY.onnx")
-    twin.add_argument("--episodes", type=positive, default=100)
-    twin.add_argument("--seed", type=natural, default=2_000_003)
+    twin.add_argument("policy", nargs="?", metavar="POLICY.onnx", help="what to evaluate")
+    twin.add_argument("--episodes", type=positive, default=100, help="how many")
+    twin.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
     add_json(twin)
 
     def run(args: argparse.Namespace) -> int:

@@ -14,13 +14,8 @@ import numpy as np
 
 from penspin_style.sim.perturb import Perturbation
 from penspin_style.system.plain_yaml import read_mapping
-from penspin_style.train.compose import (
-    FOLDER,
-    UsageError,
-    check_installed,
-    check_registered,
-    nearest,
-)
+from penspin_style.train.compose import FOLDER, UsageError, check_installed, nearest
+from penspin_style.train.find_task import check_registered
 
 TWINS = FOLDER / "twin"
 

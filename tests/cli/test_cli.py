@@ -126,7 +126,6 @@ REFUSED = {
     "export run --samples 100 num_envs=3": "unrecognized arguments: num_envs=3",
     "eval run --episodes 1 more": "unrecognized arguments: more",
     "eval run --episodes 1 task.reward.lft=2": "did you mean task.reward.lift?",
-    "eval run --blank front_rgb task.randomize=false": ": write KEY=VALUE before",
     "train 'num_envs={a'": "'num_envs={a' is not an override",
     "train 'num_envs=16 seed=1'": "'num_envs=16 seed=1' is not an override",
     "train =5": "unknown key ''",
@@ -202,7 +201,8 @@ REFUSED = {
     "train device=cuda:x": "device must be auto, cpu, cuda or cuda:N, got cuda:x",
     # contradictions
     "train task.control_dt=0.0333": "task.control_dt 0.0333 s must be a multiple of the timestep",
-    "train resume=true": "resume=true, but outputs/panda_lift_cube/run holds no checkpoint",
+    "train resume=true": "resume=true, but outputs/panda_lift_cube holds no run; leave resume out",
+    "train resume=true name=run": "outputs/panda_lift_cube/run holds no checkpoint",
     "eval run task=panda_pick_cube": "the task is panda_lift_cube already",
     f"eval run {TERM}.history=2 --episodes 1": "the policy reads 'teacher', 22 numbers",
     "eval unfinished algo.hidden=[3] --episodes 1": "algo.hidden=[3]: the checkpoints of",

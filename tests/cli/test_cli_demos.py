@@ -25,7 +25,7 @@ REFUSED = {
     "demos tests.support.toy task.clse=1": "did you mean task.close?",
     "demos tests.support.toy seed=-1": "seed must be >= 0",
     "demos tests.support.toy --count 0": "--count: '0' is not a whole number of at least 1",
-    "demos panda_lift_cube": "panda_lift_cube has no scripted expert (Task.expert); penspin search",
+    "demos pen_spin": "pen_spin has no scripted expert (Task.expert); penspin search",
     "demos tests.support.toy --out file.txt": "--out file.txt: cannot write there",
     "demos tests.support.toy --out other": "other holds demonstrations with ",
     "demos tests.support.toy --bank other": "--bank other: exists already; name a new folder",

@@ -71,7 +71,13 @@ def training(
     """Return whether it has saved, and the seconds from the signal to the end."""
     checkpoints = Checkpoints(folder / "panda_lift_cube" / "run" / "checkpoints")
     before = len(checkpoints.published()) and int(checkpoints.published()[-1].name)
-    argv = ["task=panda_lift_cube", "num_envs=64", "total_samples=1000000000", f"out={folder}"]
+    argv = [
+        "task=panda_lift_cube",
+        "name=run",
+        "num_envs=64",
+        "total_samples=1000000000",
+        f"out={folder}",
+    ]
     argv += ["eval_every=5", "checkpoint_every=1", "video=false", "learn_threads=1"]
     argv += ["resume=true"] if before else []
     child = start(["-m", "penspin_style", "train", *argv])

@@ -17,7 +17,16 @@ def spawn():
     children = []
 
     def start(out, *overrides):
-        command = [sys.executable, "-m", "penspin_style", "train", *SMALL, f"out={out}", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "penspin_style",
+            "train",
+            "name=run",
+            *SMALL,
+            f"out={out}",
+            *overrides,
+        ]
         children.append(
             subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=out)
         )

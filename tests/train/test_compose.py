@@ -22,8 +22,8 @@ from penspin_style.train.compose import (
     compose_train,
     differences,
     saved_overrides,
-    task_names,
 )
+from penspin_style.train.find_task import task_names
 from penspin_style.train.folder import check_changes
 from tests.support.composed import is_as_recorded, saved
 

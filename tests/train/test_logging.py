@@ -202,14 +202,26 @@ def test_a_policy_that_cannot_be_written_leaves_the_one_before_and_exits_with_3(
 @pytest.mark.parametrize(
     ("score", "shown"),
     [
-        ("success_rate", "success 96.0%  evaluated success 95.0%  return"),
+        (
+            "success_rate",
+            "success_once 96.0%  success_at_end 0.0%  evaluated success_once 95.0%  evaluated "
+            "success_at_end 1.0%  return",
+        ),
         (
             "success_at_end",
-            "success at the end 0.0%  at some step 96.0%  evaluated success at the end 1.0%  "
-            "evaluated at some step 95.0%  return",
+            "success_at_end 0.0%  success_once 96.0%  evaluated success_at_end 1.0%  "
+            "evaluated success_once 95.0%  return",
         ),
-        ("turns", "turns 0.46  success 96.0%  evaluated turns 0.44  evaluated success 95.0%  ret"),
-        ("return", "return 3.00  success 96.0%  evaluated return 2.00  evaluated success 95.0%  l"),
+        (
+            "turns",
+            "turns 0.46  success_once 96.0%  success_at_end 0.0%  evaluated turns 0.44  evaluated "
+            "success_once 95.0%",
+        ),
+        (
+            "return",
+            "return 3.00  success_once 96.0%  success_at_end 0.0%  evaluated return 2.00  "
+            "evaluated success_once 95.0%",
+        ),
     ],
 )
 def test_what_a_task_scores_by_is_shown_first_and_by_its_name(score, shown, capsys):

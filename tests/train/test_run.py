@@ -100,7 +100,7 @@ def test_the_seed_alone_decides_the_weights_not_the_number_of_threads(
 
 
 def test_a_run_is_not_written_over_and_nothing_is_resumed_that_is_not_there(tmp_path, capsys):
-    overrides = ["train", *SMALL, f"out={tmp_path}", f"total_samples={ITERATION}"]
+    overrides = ["train", "name=run", *SMALL, f"out={tmp_path}", f"total_samples={ITERATION}"]
     assert main([*overrides, "resume=true"]) == 2
     assert "resume=true, but" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -121,7 +121,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_exits_with_3_and_names_the_file
             byte = file.read(1)
             file.seek(1000)
             file.write(bytes([byte[0] ^ 1]))
-    assert main(["train", *SMALL, f"out={tmp_path}", "resume=true"]) == 3
+    assert main(["train", "name=run", *SMALL, f"out={tmp_path}", "resume=true"]) == 3
     err = capsys.readouterr().err
     assert err.count("state.safetensors does not match its checksum") == 2
 
@@ -145,14 +145,14 @@ def test_resuming_with_other_sizes_is_refused_with_the_run_s_own_values(tmp_path
     run = fit(tmp_path, f"total_samples={ITERATION}")
     config = (run.folder / "config.yaml").read_text()
     for word, own in (("num_envs=8", "num_envs=16"), ("algo.hidden=[9]", "algo.hidden=[128,128]")):
-        assert main(["train", *SMALL, f"out={tmp_path}", "resume=true", word]) == 2
+        assert main(["train", "name=run", *SMALL, f"out={tmp_path}", "resume=true", word]) == 2
         err = capsys.readouterr().err.splitlines()
         assert "was trained with" in err[-1] and own in err[-1]
         key = word.partition("=")[0]
         assert f"resume_changes=[{key}]" in err[-1]
         more = f"total_samples={2 * ITERATION}"
         leave = [word, more, f"resume_changes=[{key}]"]
-        assert main(["train", *SMALL, f"out={tmp_path}", "resume=true", *leave]) == 2
+        assert main(["train", "name=run", *SMALL, f"out={tmp_path}", "resume=true", *leave]) == 2
         err = capsys.readouterr().err.splitlines()
         assert "does not fit this configuration; it was trained with" in err[-1]
         assert own in err[-1]
@@ -217,7 +217,7 @@ def test_a_full_disk_while_saving_is_a_warning_and_training_goes_on(
 
 def test_three_checkpoints_in_a_row_that_fail_end_the_run(tmp_path, full_disk, capsys):
     full_disk |= {f"{i:08d}" for i in (2, 3, 4)}
-    assert main(["train", *SMALL, f"out={tmp_path}"]) == 3
+    assert main(["train", "name=run", *SMALL, f"out={tmp_path}"]) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert "3 checkpoints in a row failed" in last and "No space left on device" in last
     folder, _, messages = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints").newest()

@@ -115,7 +115,15 @@ def load_policy_card(folder):
 def test_a_run_that_is_killed_goes_on_in_another_process_bit_for_bit(given, tmp_path):
     own = [f"task={TASK}", *overrides(given, tmp_path, "clone"), "algo.patience=0"]
     folder = tmp_path / TASK / "run" / "checkpoints"
-    command = [sys.executable, "-m", "penspin_style", "train", *own, "algo.num_epochs=1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "penspin_style",
+        "train",
+        "name=run",
+        *own,
+        "algo.num_epochs=1000000",
+    ]
     child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: (folder / "00000001").exists() or child.poll() is not None)
@@ -132,7 +140,7 @@ def test_a_run_that_is_killed_goes_on_in_another_process_bit_for_bit(given, tmp_
 
 
 def test_a_finished_run_is_left_alone_and_goes_on_with_more_epochs(given, tmp_path, capsys):
-    own = ["train", *overrides(given, tmp_path, "clone")]
+    own = ["train", "name=run", *overrides(given, tmp_path, "clone")]
     assert main([*own, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["score"]["name"] == "validation_loss" and told["success_rate"] is None

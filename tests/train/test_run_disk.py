@@ -73,7 +73,7 @@ def train(out, monkeypatch, capfd, fail_at=None, *, lasting=False):
         patch.setattr(PPO, "act", spoiled)
         patch.setattr("penspin_style.train.faults.MAX_SHARE", 1.0)
         disk = EveryWrite(patch, fail_at, lasting=lasting)
-        code = main(["train", *SMALL, f"out={out}", f"total_samples={2 * ITERATION}"])
+        code = main(["train", "name=run", *SMALL, f"out={out}", f"total_samples={2 * ITERATION}"])
     return disk.calls, code, capfd.readouterr().err
 
 

@@ -50,7 +50,7 @@ def test_a_renderer_that_fails_costs_the_video_and_nothing_else(tmp_path, capfd,
 
     monkeypatch.setattr(subprocess, "run", play)
     monkeypatch.setattr(train, "VIDEO_SECONDS", 3.0)
-    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=true"]
+    overrides = ["task=panda_lift_cube", "name=run", *SMALL, f"out={tmp_path}", "video=true"]
     assert main(["train", "--json", *overrides]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["exit_code"] == 0
@@ -134,7 +134,10 @@ def test_a_task_that_raises_is_one_line_with_the_place(task, tmp_path, capfd, bo
     out, err = capfd.readouterr()
     line = 6 if "deeper" in body else 10
     assert out == "" and err.count("\n") == 1 and "Traceback" not in err
-    assert text in err and f"({kind} in Wrong.reward, {file}:{line}; {TRACEBACK}=1" in err
+    assert (
+        text in err
+        and f"({kind} in Wrong.reward, {file}:{line}; the contract: Return the named" in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,10 +160,9 @@ def test_every_method_of_a_task_is_named(task, tmp_path, capfd, hook):
     assert f"odd (TypeError in Wrong.{hook}, {file}:10;" in capfd.readouterr().err
 
 
-def test_the_whole_traceback_is_there_for_who_wants_it(task, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv(TRACEBACK, "1")
+def test_the_whole_traceback_is_there_for_who_wants_it(task, tmp_path, capfd):
     name, _ = task("reset", "return 1 / 0")
-    assert main(["train", f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]) == 2
+    assert main(["train", TRACEBACK, f"task={name}", *SMALL, f"out={tmp_path}", "video=false"]) == 2
     err = capfd.readouterr().err
     assert "Traceback (most recent call last)" in err
     assert (
@@ -189,8 +191,8 @@ def test_the_final_message_says_what_the_task_scores_by(tmp_path, monkeypatch, c
     run = by_the_end(tmp_path, monkeypatch)
     assert run.fit() == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "success at the end 25.0% (95% interval " in err
-    assert "2 episodes), at some step 96.0%; policy in" in err
+    assert "success 25.0% (success_at_end; 95% interval " in err
+    assert "2 episodes), success_once 96.0%; policy in" in err
     found = train.result(run, 0)
     assert found["success_rate"] == 0.25
     assert found["score"] == {"name": "success_at_end", "value": 0.25}
@@ -260,7 +262,7 @@ def test_a_signal_in_the_last_evaluation_leaves_the_run_to_be_finished(tmp_path,
 def test_a_lost_log_reader_does_not_end_a_training(tmp_path):
     """Its standard error is a pipe that nobody reads any more."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    overrides = ["task=panda_lift_cube", *SMALL, f"out={tmp_path}", "video=false"]
+    overrides = ["task=panda_lift_cube", "name=run", *SMALL, f"out={tmp_path}", "video=false"]
     read, write = os.pipe()
     os.close(read)
     child = subprocess.Popen([sys.executable, "-m", "penspin_style", "train", *overrides],

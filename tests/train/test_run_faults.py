@@ -228,7 +228,14 @@ def test_more_than_one_percent_faulty_over_ten_iterations_exits_with_3(
 ):
     """One of 64 in every iteration: 6 in ten are 0.9 %, 7 are 1.1 %."""
     spoil_actions(monkeypatch, 1)
-    overrides = ["train", *SMALL, *QUIET, f"out={tmp_path}", f"total_samples={20 * 64 * 8}"]
+    overrides = [
+        "train",
+        "name=run",
+        *SMALL,
+        *QUIET,
+        f"out={tmp_path}",
+        f"total_samples={20 * 64 * 8}",
+    ]
     assert main(overrides) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert "1.1% of the environments were faulty over 10 iterations (limit 1%)" in last

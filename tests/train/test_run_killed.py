@@ -99,7 +99,7 @@ def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn
 def _check_that_the_folder_is_taken(out, overrides, capsys):
     """Two more processes want it: one to continue the run, one to begin another."""
     for word, says in (("resume=true", "another process trains"), ("seed=0", "holds a run")):
-        assert main(["train", *SMALL, *overrides, f"out={out}", word]) == 2
+        assert main(["train", "name=run", *SMALL, *overrides, f"out={out}", word]) == 2
         printed, err = capsys.readouterr()
         assert printed == "" and err.count("\n") == 1 and says in err
 

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from penspin_style.__main__ import main
 from penspin_style.train import folder
-from penspin_style.train.compose import compose_train, task_names
+from penspin_style.train.compose import compose_train
+from penspin_style.train.find_task import task_names
 from penspin_style.train.keys import keys_of
 from tests.support import training
 from tests.support.training import rows

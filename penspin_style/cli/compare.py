@@ -1,0 +1,90 @@
+"""`penspin compare`: curves, aggregate and differences of runs, on one page."""
+
+import argparse
+import pathlib
+import sys
+
+from penspin_style.cli.runs import HEAD, as_dict, row, table
+from penspin_style.system.terminal import print_json, printable
+from penspin_style.train.comparison import (
+    Estimate,
+    Group,
+    differences,
+    estimate,
+    grouped,
+    mean_curve,
+)
+from penspin_style.train.runs import RunRecord, find_runs, read_run
+from penspin_style.viewer.comparison import draw, said, write
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare the runs that the command line names, or that lie in folders that it names.
+
+    Raises:
+        ValueError: no runs, no such metric, or no matplotlib.
+    """
+    try:
+        import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        need = "pip install 'penspin_style[plot]'"
+        raise ValueError(f"a comparison is drawn by matplotlib ({error}): {need}") from error
+    records = _records(args.runs)
+    groups = grouped(records)
+    curves, metrics = {}, {}
+    for task in dict.fromkeys(group.task for group in groups):
+        own = [group for group in groups if group.task == task]
+        metrics[task] = args.metric or f"eval/{own[0].runs[0].score_name}"
+        drawn = [(group, mean_curve(group.runs, metrics[task])) for group in own]
+        curves[task] = [(group, curve) for group, curve in drawn if curve is not None]
+        if not curves[task]:
+            raise ValueError(_no_metric(metrics[task], own))
+        for group, curve in drawn:
+            if curve is None:
+                text = f"{task}, {group.label}: no row has {metrics[task]}; it is not drawn"
+                print(f"penspin: {printable(text)}", file=sys.stderr)
+    aggregates = _aggregates(groups)
+    changed = differences(records)
+    names = [f"{record.task}/{record.name}" for record in records]
+    told = [("key", *names), *((key, *values) for key, values in changed.items())]
+    runs = [HEAD, *map(row, records)]
+    files = write(pathlib.Path(args.out), draw(curves, metrics), runs, aggregates, told)
+    if args.json:
+        found = {
+            label: {"iqm": each.value, "interval": each.interval}
+            for label, each in aggregates.items()
+        }
+        told_runs = {"runs": [as_dict(record) for record in records]}
+        paths = {"files": [str(file) for file in files]}
+        print_json({**told_runs, "aggregates": found, "differences": changed, **paths})
+        return 0
+    print("\n".join(table(runs)))
+    lines = [(label, f"{e.value:.3f}", said(e.interval)) for label, e in aggregates.items()]
+    print("\n".join(table([("configuration", "IQM", "95% interval"), *lines])))
+    print(f"page in {files[0]}, curves in {files[1]}")
+    return 0
+
+
+def _records(names: list[str]) -> list[RunRecord]:
+    records = []
+    for name in names:
+        folder = pathlib.Path(name)
+        found = [read_run(path) for path in find_runs(folder)]
+        if not found:
+            raise ValueError(f"{folder} is no run folder and holds none")
+        records += found
+    return list({record.folder.resolve(): record for record in records}.values())
+
+
+def _aggregates(groups: list[Group]) -> dict[str, Estimate]:
+    """Return the interquartile mean of each configuration that has scores, over its tasks."""
+    strata: dict[str, list[list[float]]] = {}
+    for group in groups:
+        strata.setdefault(group.label, []).append(group.scores)
+    return {label: estimate(scores) for label, scores in strata.items() if any(scores)}
+
+
+def _no_metric(metric: str, groups: list[Group]) -> str:
+    known = sorted({key for group in groups for run in group.runs for r in run.rows for key in r})
+    near = [key for key in known if key.startswith(("eval/", "env/", "reward/"))]
+    return f"{metric}: no run of {groups[0].task} has this metric; there are {', '.join(near)}"
