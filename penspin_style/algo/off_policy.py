@@ -282,7 +282,7 @@ class OffPolicy(Reinforcement):
         self.rng.set_state(state["rng"])
         self.steps = int(state["steps"])
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
-        self.replay.copy_(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
+        self.replay.take(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
 
 
 class Critic(TensorDictModuleBase):

@@ -4,6 +4,7 @@ A checkpoint keeps them in blocks of rows, one file each, and `versions` tells w
 saving a million samples again costs what is new of them.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class Replay:
             return
         rows = batch[-self.capacity :]
         if self.ring is None:
-            self.ring = rows[:1].expand(self.capacity).clone()  # type: ignore[assignment]
+            # contiguous, as what is read from files: convolutions round by their input's strides
+            self.ring = rows[:1].expand(self.capacity).contiguous().clone()  # type: ignore
         first = self.count + len(batch) - len(rows)
         ids = (first + torch.arange(len(rows), device=rows.device)) % self.capacity
         self.ring[ids] = rows  # type: ignore[index]
@@ -73,33 +75,48 @@ class Replay:
         return {_flat(key): value.cpu() for key, value in rows.items(True, True)}
 
     @classmethod
-    def from_blocks(cls, capacity: int, count: int, blocks: list[dict[str, Tensor]]) -> "Replay":
-        """Return the samples of all blocks, in their order, on the CPU.
+    def from_blocks(
+        cls, capacity: int, count: int, blocks: Iterable[dict[str, Tensor]]
+    ) -> "Replay":
+        """Return the samples of all blocks, in their order, on the CPU; it holds one at a time.
 
         Raises:
             ValueError: they are not as many as there must be.
         """
         made = cls(capacity)
-        rows = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        n = len(next(iter(rows.values())))
-        if n != min(count, capacity):
-            raise ValueError(f"there are {n} samples, there must be {min(count, capacity)}")
-        batch = TensorDict({}, batch_size=[n])
-        for name, value in rows.items():
-            batch[tuple(name.split("/"))] = value
-        made.add(batch)
+        for rows in blocks:
+            n = len(next(iter(rows.values())))
+            batch = TensorDict({}, batch_size=[n])
+            for name, value in rows.items():
+                batch[_nested(name)] = value
+            made.add(batch)
+        if made.count != min(count, capacity):
+            raise ValueError(
+                f"there are {made.count} samples, there must be {min(count, capacity)}"
+            )
         made.count = count
         return made
 
-    # Without files.
+    def take(self, other: "Replay", device: torch.device) -> None:
+        """Become another ring of this capacity, whose samples are not copied where they are there.
 
-    def copy_(self, other: "Replay", device: torch.device) -> None:
-        """Take the samples of another ring of this capacity."""
+        Raises:
+            ValueError: it is of another capacity.
+        """
         if other.capacity != self.capacity:
             raise ValueError(f"a replay buffer of {other.capacity} samples, not {self.capacity}")
-        self.ring = None if other.ring is None else other.ring.to(device).clone()
+        self.ring = None if other.ring is None else other.ring.to(device)
         self.count = other.count
 
 
+_LEVEL = "::"
+"""Between the parts of a nested key; a key of one part may hold a slash."""
+
+
 def _flat(key: str | tuple[str, ...]) -> str:
-    return key if isinstance(key, str) else "/".join(key)
+    return key if isinstance(key, str) else _LEVEL.join(key)
+
+
+def _nested(name: str) -> str | tuple[str, ...]:
+    parts = tuple(name.split(_LEVEL))
+    return parts if len(parts) > 1 else name

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from penspin_style import storage
 from penspin_style.data.replay import Replay
@@ -49,7 +50,16 @@ class ReplayFiles:
         Raises:
             storage.DamagedError: names the file that is missing or not what it was.
         """
-        blocks = []
+        if not listed["blocks"]:
+            return Replay(listed["capacity"])
+        try:
+            return Replay.from_blocks(listed["capacity"], listed["count"], self._blocks(listed))
+        except storage.DamagedError:
+            raise
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise storage.DamagedError(f"{self.folder} does not fit: {error}") from error
+
+    def _blocks(self, listed: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
         for name, expected in listed["blocks"]:
             path = self.folder / name
             try:
@@ -59,13 +69,7 @@ class ReplayFiles:
             if hashlib.sha256(data).hexdigest() != expected:
                 raise storage.DamagedError(f"{path} does not match its checksum")
             self._sums[name] = expected
-            blocks.append(read_tensors(data, path))
-        if not blocks:
-            return Replay(listed["capacity"])
-        try:
-            return Replay.from_blocks(listed["capacity"], listed["count"], blocks)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise storage.DamagedError(f"{self.folder} does not fit: {error}") from error
+            yield read_tensors(data, path)
 
     def prune(self, values: list[Any]) -> None:
         """Remove the files that none of some checkpoints' values lists."""

@@ -18,7 +18,7 @@ from tests.support.terminal import call, check_refusal
 TOY = "demos tests.support.toy sim.nthread=1 task.episode_length=70"
 REFUSED = {
     "demos": "the following arguments are required: TASK",
-    "demos task=tests.support.toy": "'task=tests.support.toy': say first for which task",
+    "demos task=tests.support.toy": "the following arguments are required: TASK",
     "demos tests.support.toy task=pen_spin": "'pen_spin' beside the task tests.support.toy",
     "demos tests.support.toy num_envs=3": "'num_envs=3': demonstrations take task.KEY, sim.KEY",
     "demos aloha_pck": "did you mean aloha_pick?",

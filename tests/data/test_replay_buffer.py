@@ -1,5 +1,7 @@
 """A ring of samples, and its blocks as files that checkpoints share."""
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -73,8 +75,7 @@ def test_checkpoints_share_the_files_of_blocks_that_have_not_changed(tmp_path):
     checkpoints.save(1, state(made), None)
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "replay").iterdir()}
     assert sorted(before) == [f"0000{k}-{n}.safetensors" for k, n in ((0, 4), (1, 8), (2, 9))]
-    kept = Replay(100)
-    kept.copy_(made, CPU)
+    kept = copy.deepcopy(made)
     made.add(rows(9, 2))
     checkpoints.save(2, state(made), None)
     after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "replay").iterdir()}
@@ -130,4 +131,14 @@ def test_a_file_of_another_run_of_the_same_name_is_written_anew(tmp_path):
 
 def test_buffers_of_another_capacity_do_not_mix():
     with pytest.raises(ValueError, match="a replay buffer of 10 samples, not 11"):
-        Replay(11).copy_(filled(3), CPU)
+        Replay(11).take(filled(3), CPU)
+
+
+def test_names_with_a_slash_and_nested_ones_come_back_as_they_were(tmp_path):
+    made = Replay(6)
+    seen = TensorDict({"seen/front": torch.rand(4, 3), "next": {"reward": torch.rand(4)}}, [4])
+    made.add(seen)
+    Checkpoints(tmp_path / "checkpoints").save(1, state(made), None)
+    read = Checkpoints(tmp_path / "checkpoints").newest()[1]["algo"]["replay"]
+    assert set(read.ring.keys(True, True)) == {"seen/front", ("next", "reward")}
+    same(read, made)

@@ -68,7 +68,7 @@ def test_a_stopped_and_resumed_distillation_is_the_unbroken_one_bit_for_bit(whol
     assert rows(resumed) == rows(whole)
     state = whole.checkpoints.newest()[1]
     assert {"terms/student/front_rgb/ring", "terms/late/student"} <= set(state["env"])
-    assert state["algo"]["memory"]["count"] == 48
+    assert state["algo"]["replay"].count == 48
 
 
 def test_training_removes_cubes_and_evaluation_does_not(whole):
