@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+from penspin_style.system import ranks
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import print_json
 from penspin_style.train.load_policy import compose_training
@@ -19,6 +20,8 @@ VIDEO_SECONDS = 900.0
 def run(args: argparse.Namespace) -> int:
     """Train what the overrides say, or print the configuration that they lead to."""
     cfg, task, resolved = compose_training(args.overrides)
+    if args.print_config and not ranks.is_first():
+        return EXIT_OK
     if args.print_config:
         if args.json:
             print_json(parse_mapping(resolved))
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
-    if args.json:
+    if args.json and ranks.is_first():
         print_json(result(trained, code))
     if trained.final is not None and cfg.video and not trained.interrupted:
         _write_video(trained)

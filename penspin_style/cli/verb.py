@@ -9,6 +9,7 @@ import sys
 import torch
 
 from penspin_style.storage import DamagedError
+from penspin_style.system.ranks import PeerLostError
 from penspin_style.system.terminal import one_line
 from penspin_style.train.checkpoint import NoCheckpointError
 from penspin_style.train.compose import UsageError
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     verb = importlib.import_module(f"penspin_style.cli.{args.verb}")
     try:
         return verb.run(args)
-    except (FaultyRunError, NoCheckpointError, DamagedError) as error:
+    except (FaultyRunError, NoCheckpointError, DamagedError, PeerLostError) as error:
         code, message = EXIT_DATA, one_line(error)
     except Exception as error:
         if not _ran_out(error):
