@@ -50,6 +50,7 @@ def parser() -> Parser:
     train.add_argument(
         "--print-config", action="store_true", help="print the configuration and stop"
     )
+    _add_sweep(verbs)
     _add_eval(verbs)
     _add_play(verbs)
     _add_export(verbs)
@@ -85,6 +86,14 @@ def _run(args: argparse.Namespace) -> int:
     from penspin_style.cli import verb
 
     return verb.run(args)
+
+
+def _add_sweep(verbs: Any) -> None:
+    sub = _add(verbs, "sweep", "Find good values of some keys by training with many.")
+    sub.add_argument("space", metavar="SPACE.yaml", help="what is varied; see docs/howto/sweep.md")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what all trials have")
+    sub.add_argument("--trials", type=positive, help="default: trials of the file")
+    sub.add_argument("--out", metavar="DIR", help="default outputs/sweeps/SPACE; goes on there")
 
 
 def _add_eval(verbs: Any) -> None:

@@ -14,6 +14,7 @@ outputs/<task>/<name>/
 import contextlib
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from tensordict import TensorDict
@@ -87,6 +88,7 @@ class Run:
         self.loggers = cfg.loggers if ranks.is_first() else []
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in self.loggers else None
         self.faults = FaultWatch(self.folder / "faults")
+        self.watch: Callable[[], None] = lambda: None  # after each iteration
         self._stop = interrupt.Stop()
 
     @property
@@ -221,7 +223,8 @@ class Run:
         # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
-        trackers.log(row, self.samples)  # last: they may take long, and break
+        trackers.log(row, self.samples)  # late: they may take long, and break
+        self.watch()
         return advanced
 
     def _maybe_advance(self, progress: Progress) -> bool:
