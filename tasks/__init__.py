@@ -10,6 +10,9 @@ import gymnasium
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
 from penspin_style.system.plugins import named_modules
 
+_PLAYGROUND = ("panda_pick_cube",)
+"""Tasks of MuJoCo Playground whose name is one of RLinf's ids, which mean its lifting tasks."""
+
 
 def task_modules() -> dict[str, str]:
     """Return the tasks by name, sorted, each with its module; none of them is imported.
@@ -26,11 +29,12 @@ def task_names() -> list[str]:
 
 def gymnasium_id(name: str) -> str:
     """Return the id of a task in Gymnasium's registry: `penspin_style/PandaLiftCube-v0`."""
-    return f"penspin_style/{''.join(part.capitalize() for part in name.split('_'))}-v0"
+    words = ("playground", *name.split("_")) if name in _PLAYGROUND else name.split("_")
+    return f"penspin_style/{''.join(part.capitalize() for part in words)}-v0"
 
 
 def register_gymnasium() -> None:
-    """Register every task with Gymnasium, once; importing this package has done so."""
+    """Register every task and RLinf's ids, once; importing this package has done so."""
     for name in task_names():
         if gymnasium_id(name) not in gymnasium.registry:
             gymnasium.register(
@@ -38,6 +42,14 @@ def register_gymnasium() -> None:
                 entry_point="penspin_style.env.gym_env:GymEnv",
                 vector_entry_point="penspin_style.env.gym_env:GymVectorEnv",
                 kwargs={"task": name},
+            )
+    for name, vision in (("PandaPickCube", False), ("PandaPickCubeVision", True)):
+        if f"penspin_style/{name}-v0" not in gymnasium.registry:
+            gymnasium.register(
+                id=f"penspin_style/{name}-v0",
+                entry_point="tasks.panda.rlinf:RLinfEnv",
+                vector_entry_point="tasks.panda.rlinf:RLinfVectorEnv",
+                kwargs={"vision": vision},
             )
 
 

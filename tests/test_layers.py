@@ -14,14 +14,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "plugins", "terminal")}
-SYSTEM = LIGHT | {"system.plain_yaml", "system.tensors"}
+SYSTEM = LIGHT | {"system.plain_yaml", "system.ranks", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
 ENV = FLOOR | {"sim", "render", "env"}
 # needs neither torch nor the engines' batches
 MESHES = {"storage", "system.terminal"}
 NETS = {"penspin_style", "config", "features", "storage", "rotation", "nets"}
-NETS |= {"system.plugins", "system.tensors"}
+NETS |= {"system.plugins", "system.ranks", "system.tensors"}
 # no torch
 RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_scan"}
 RUN_TIME |= {"deploy.policy"}
@@ -47,6 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "system.interval": set(),
     "system.plain_yaml": {"storage"},
     "system.plugins": set(),
+    "system.ranks": set(),
     "system.tensors": {"storage"},
     "system.terminal": set(),
     "meshes": MESHES,
@@ -109,6 +110,7 @@ WITHOUT = {
     "system.interval": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
     "system.plugins": {"torch", "mujoco"},
+    "system.ranks": {"mujoco"},
     "system.tensors": {"mujoco"},
     "system.terminal": {"torch", "numpy"},
     "meshes": {"torch", "warp", "mujoco_warp"},

@@ -89,6 +89,17 @@ def test_the_watched_teacher_is_of_the_pen_unless_another_task_is_named(argv):
     assert "usage: scripts/vis_teacher.sh NAME" in argv("vis_teacher.sh", 2)
 
 
+def test_rlinfs_configurations_train_the_lift(argv):
+    for config, algo in (("mujoco_ppo_mlp", "ppo"), ("mujoco_grpo_mlp", "grpo")):
+        own = ["train", "task=panda_lift_cube", f"algo={algo}", f"name={config}"]
+        assert argv(f"run_embodiment.sh {config}") == own
+        assert argv(f"run_embodiment.sh {config} seed=3 num_envs=64") == [
+            *(*own, "seed=3", "num_envs=64")
+        ]
+    for wrong in ("", " frankasim_sac_cnn_async"):
+        assert "usage: scripts/run_embodiment.sh" in argv(f"run_embodiment.sh{wrong}", 2)
+
+
 ALONE = ("setup_env", "install_ros")  # need nothing of ours
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.stem not in ALONE)
 

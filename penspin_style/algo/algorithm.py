@@ -15,6 +15,7 @@ from penspin_style import SPINS_UNBOUNDED
 from penspin_style.config import TrainConfig
 from penspin_style.features import ActionChannel, Input, channel_differences
 from penspin_style.nets.policy import open_policy
+from penspin_style.system import ranks
 
 MAX_SKIPPED = 5
 """Non-finite updates in a row after which learning has diverged."""
@@ -25,7 +26,7 @@ class DivergedError(RuntimeError):
 
 
 class GuardedOptimizer:
-    """Gradient steps that are left out when they are not finite.
+    """Gradient steps that are left out when they are not finite; one for all ranks together.
 
     nets: each has its own bound on the gradient's norm.
     """
@@ -38,19 +39,28 @@ class GuardedOptimizer:
         self.max_grad_norm = max_grad_norm
         self.skipped_in_a_row = 0
 
-    def step(self, loss: Tensor) -> Tensor | None:
+    def step(
+        self, loss: Tensor, *, weight: Tensor | None = None, metrics: Tensor | None = None
+    ) -> Tensor | None:
         """Descend; return the gradient's norm, or None if it was not finite and skipped.
+
+        weight: of this rank's loss, a mean over so many rows; 1 if not given.
+        metrics: become their means over the ranks, as loss and gradient do.
 
         Raises:
             DivergedError: too many were skipped in a row.
         """
         self.optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        grads = [p.grad for net in self.nets for p in net.parameters() if p.grad is not None]
+        others = [loss] if metrics is None else [loss, metrics]
+        ranks.average_([*grads, *others], torch.ones(()) if weight is None else weight)
         norms = [
             nn.utils.clip_grad_norm_(net.parameters(), self.max_grad_norm) for net in self.nets
         ]
         norm = torch.stack(norms).norm()
-        if not torch.isfinite(loss.detach() + norm):
+        if not torch.isfinite(loss + norm):
             self.optimizer.zero_grad()
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row >= MAX_SKIPPED:
@@ -87,6 +97,9 @@ class Algorithm(Protocol):
     fills a new one and is not the same bit for bit. One that learns from recorded data has
     `collects` False; if it needs no environment at all, see `recorded.Recorded`. There may be any
     number of networks besides `policy`, in `state_dict` with their optimisers.
+
+    One that learns in several processes (`system/ranks.py`) binds `many_ranks = True`, and in
+    `rank_state` the keys of `state_dict` that are each process's own, its generator `rng` first.
     """
 
     Config: ClassVar[Any]
@@ -296,9 +309,14 @@ def labels(td: TensorDictBase, action: Tensor) -> Tensor:
     return action
 
 
-def masked_mean(value: Tensor, weight: Tensor) -> Tensor:
+def masked_mean(value: Tensor, weight: Tensor, *, shared: bool = False) -> Tensor:
     """Return the mean of value where weight is 1, zero if that is nowhere.
 
     Where weight is 0, value may be anything, also NaN.
+
+    shared: over all ranks.
     """
-    return torch.where(weight > 0, value * weight, 0.0).sum() / weight.sum().clamp(min=1.0)
+    kept, count = torch.where(weight > 0, value * weight, 0.0).sum(), weight.sum()
+    if shared:
+        kept, count = ranks.total(torch.stack((kept, count)))
+    return kept / count.clamp(min=1.0)

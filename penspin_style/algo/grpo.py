@@ -36,6 +36,7 @@ from penspin_style.algo.on_policy import (
 )
 from penspin_style.config import TrainConfig, require
 from penspin_style.features import Input
+from penspin_style.system import ranks
 
 
 @dataclass
@@ -117,7 +118,7 @@ class GRPO(OnPolicy):
         observed = observed_groups(cfg.name, inputs)
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg, self.horizon = cfg, cfg.horizon
-        self.rng = torch.Generator(device=device).manual_seed(seed)
+        self.rng = torch.Generator(device=device).manual_seed(ranks.own_seed(seed))
         self.policy = make_policy(cfg, observed, naction, init).to(device)
         self.unread = tuple(name for name in observed if name not in self.policy.in_keys)
         self._start((self.policy,))
@@ -190,7 +191,7 @@ class GRPO(OnPolicy):
         }
         rows = self._rows(batch, advantage[None, :, None].expand(alive.shape), keep)
         # most of a round may be over: minibatches are of what is learned from alone
-        self._batch = rows[keep.squeeze(-1)]
+        self._batch = self._kept(rows, keep)
 
     def _losses(self, mb: TensorDict) -> tuple[Tensor, Tensor]:
         out = self.loss(mb)

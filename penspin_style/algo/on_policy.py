@@ -19,6 +19,7 @@ from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.teacher import TeacherPolicy
+from penspin_style.system import ranks
 
 
 class OnPolicy(Reinforcement):
@@ -32,6 +33,8 @@ class OnPolicy(Reinforcement):
     """Names, under `train/`, of what `_losses` returns, with `actor/approx_kl`; `actor/grad_norm`
     is appended."""
     collects = True
+    many_ranks = True
+    rank_state = ("rng", "noise")
     cfg: Any
     policy: GaussianPolicy | TeacherPolicy
     rng: torch.Generator
@@ -82,7 +85,7 @@ class OnPolicy(Reinforcement):
         """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
         if not self._has_statistics:
             own = own_steps(td)
-            if own is None or own.any():
+            if own is None or ranks.any_of(bool(own.any())):
                 self._update_normalizers(td, own)
                 self._has_statistics = True
         dist = self._actor.get_dist(td)
@@ -119,15 +122,16 @@ class OnPolicy(Reinforcement):
             raise RuntimeError("update() needs a batch: call process() first")
         flat = self._batch if self._batch.ndim == 1 else self._batch.reshape(-1)
         n = len(flat)
-        size = -(-n // self.cfg.num_minibatches)
+        steps = -(-n // -(-n // self.cfg.num_minibatches)) if n else 0
+        if ranks.size() > 1:  # each takes as many, whatever it has kept
+            steps = ranks.largest(steps if flat["weight"].any() else 0)
         totals: list[Tensor] = []
         skipped = 0
         rate = 0.0
         for epoch in range(1, self.cfg.epochs + 1):
             rate = self.optimizer.param_groups[0]["lr"]
-            order = torch.randperm(n, generator=self.rng, device=self.rng.device)
-            for ids in order.split(size) if n else ():
-                metrics = self._step(flat[ids])
+            for mb in self._minibatches(flat, steps):
+                metrics = self._step(mb)
                 if metrics is None:
                     skipped += 1
                 else:
@@ -136,16 +140,31 @@ class OnPolicy(Reinforcement):
                 self._adapt_rate(totals[-self.cfg.num_minibatches :])
         out = {"train/actor/lr": rate, **self._report(totals, flat)}
         out["train/skipped_updates"] = float(skipped)
-        if n:
+        if steps:
             self._update_normalizers(flat, flat["weight"].view(-1) > 0)
         self._batch = None
         self.iteration += 1
         return {**self._rollout_metrics, **out}
 
+    def _kept(self, rows: TensorDict, keep: Tensor) -> TensorDict:
+        """Return the rows that are learned from, (n,); a rank that has none takes one idle row."""
+        kept = rows[keep.squeeze(-1)]
+        return kept if len(kept) or ranks.size() == 1 else rows.reshape(-1)[:1]
+
+    def _minibatches(self, flat: TensorDict, steps: int) -> Iterator[TensorDict]:
+        """Yield the shuffled rows of an epoch's steps; idle ones once they are used up."""
+        n = len(flat)
+        order = torch.randperm(n, generator=self.rng, device=self.rng.device)
+        parts = order.split(-(-n // self.cfg.num_minibatches)) if n else ()
+        yield from (flat[ids] for ids in parts[:steps])
+        idle: Any = flat[:1].clone()
+        idle["weight"].zero_()
+        yield from (idle for _ in range(steps - len(parts)))
+
     def _step(self, mb: TensorDict) -> Tensor | None:
         """Take one gradient step; return its metrics, or None if it was not finite and skipped."""
         loss, metrics = self._losses(mb)
-        norm = self._guard.step(loss)
+        norm = self._guard.step(loss, weight=mb["weight"].sum(), metrics=metrics)
         if norm is None:
             return None
         return torch.cat((metrics, norm[None]))
@@ -172,7 +191,7 @@ class OnPolicy(Reinforcement):
         for key, normalizer in self._normalizers():
             x: Any = flat[key]
             points = x.reshape(-1, len(normalizer.mean))  # the observation itself, or its points
-            each = len(points) // len(x)
+            each = x.shape[1:].numel() // len(normalizer.mean)
             all_keep = keep if keep is None or each == 1 else keep.repeat_interleave(each)
             normalizer.update(points, all_keep)
 

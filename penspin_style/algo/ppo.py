@@ -35,6 +35,7 @@ from penspin_style.config import StallConfig, StartsConfig, require
 from penspin_style.features import Input
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.teacher import TeacherPolicy
+from penspin_style.system import ranks
 
 
 @dataclass
@@ -145,7 +146,7 @@ class PPO(OnPolicy):
         init = torch.Generator().manual_seed(seed)  # weights do not depend on the device
         self.cfg = cfg
         self.horizon = cfg.horizon
-        self.rng = torch.Generator(device=device).manual_seed(seed)
+        self.rng = torch.Generator(device=device).manual_seed(ranks.own_seed(seed))
         self.policy = make_policy(cfg, observed, naction, init).to(device)
         critic = make_critic(cfg, observed, init)
         self.critic = None if critic is None else critic.to(device)
@@ -195,8 +196,8 @@ class PPO(OnPolicy):
         advantage, keep = advantages(self.cfg, batch, value, next_value)
         target = advantage + value
         weight = keep.float()
-        mean = masked_mean(advantage, weight)
-        std = masked_mean((advantage - mean) ** 2, weight).sqrt()
+        mean = masked_mean(advantage, weight, shared=True)
+        std = masked_mean((advantage - mean) ** 2, weight, shared=True).sqrt()
         self._rollout_metrics = summary(nxt["reward"], advantage, target, keep)
         if (own := own_steps(batch)) is not None:
             known = self._rollout_metrics if keep.any() else {}
@@ -208,7 +209,7 @@ class PPO(OnPolicy):
         self._batch["state_value"] = value
         self._batch["value_target"] = target
         if own is not None:  # minibatches are of what is learned from alone
-            self._batch = self._batch[keep.squeeze(-1)]
+            self._batch = self._kept(self._batch, keep)
 
     @property
     def _policy_learns(self) -> bool:

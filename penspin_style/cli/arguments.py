@@ -63,6 +63,7 @@ def parser() -> Parser:
     train.add_argument(
         "--print-config", action="store_true", help="print the configuration and stop"
     )
+    _add_sweep(verbs)
     _add_eval(verbs)
     _add_play(verbs)
     _add_runs(verbs)
@@ -120,6 +121,14 @@ def _add_new(verbs: Any) -> None:
         sub.add_argument("--out", metavar="DIR", default=".", help="where; default: here")
 
 
+def _add_sweep(verbs: Any) -> None:
+    sub = _add(verbs, "sweep", "Find good values of some keys by training with many.")
+    sub.add_argument("space", metavar="SPACE.yaml", help="what is varied; see docs/howto/sweep.md")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what all trials have")
+    sub.add_argument("--trials", type=positive, help="default: trials of the file")
+    sub.add_argument("--out", metavar="DIR", help="default outputs/sweeps/SPACE; goes on there")
+
+
 def _add_eval(verbs: Any) -> None:
     sub = _add(verbs, "eval", "Evaluate a policy over fixed seeds.", policy=_POLICY, overrides="")
     sub.add_argument("--episodes", type=positive, default=500, help="how many, one each world")
@@ -147,6 +156,9 @@ def _add_play(verbs: Any) -> None:
     sub.add_argument("--video", metavar="OUT.mp4", help="write a video, open no window")
     sub.add_argument("--strip", metavar="OUT.png", help="with --video: six frames side by side")
     sub.add_argument("--views", metavar="OUT.png", help="with --video: what the student sees")
+    sub.add_argument("--tiles", type=positive, help="with --video: environments side by side")
+    sub.add_argument("--info", action="store_true", help="with --tiles: reward, success and end")
+    sub.add_argument("--fps", type=positive, help="with --video: default as fast as the robot")
     sub.add_argument("--episodes", type=positive, default=3, help="of a video")
     sub.add_argument("--size", type=positive, default=480, help="pixels, even")
     sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")

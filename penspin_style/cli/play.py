@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -19,7 +20,8 @@ from penspin_style.train.evaluate import Act
 from penspin_style.train.load_policy import LoadedPolicy, open_policy
 from penspin_style.train.run import EXIT_OK
 from penspin_style.viewer.browser import BrowserViewer, check_installed
-from penspin_style.viewer.video import shoot, write
+from penspin_style.viewer.tiles import shoot_tiles
+from penspin_style.viewer.video import Shot, shoot, write
 from penspin_style.viewer.window import play_window
 
 
@@ -34,6 +36,13 @@ def run(args: argparse.Namespace) -> int:
     for flag, path in (("--strip", args.strip), ("--views", args.views)):
         if path is not None and args.video is None:
             raise UsageError(f"{flag} {path}: it is cut from a video; add --video OUT.mp4")
+    if args.tiles and (args.strip or args.views or args.successful):
+        raise UsageError("--tiles: no --strip, --views or --successful of several environments")
+    if args.info and not args.tiles:
+        raise UsageError("--info: it is written into tiles; add --tiles N")
+    if args.video is None and (args.tiles or args.fps):
+        flag = "--tiles" if args.tiles else "--fps"
+        raise UsageError(f"{flag}: it is of a video; add --video OUT.mp4")
     video = output_file("--video", args.video, ".mp4")
     strip = output_file("--strip", args.strip, ".png")
     views = output_file("--views", args.views, ".png")
@@ -46,17 +55,10 @@ def run(args: argparse.Namespace) -> int:
         play_window(source.env(1, args.seed), source.act)
         return EXIT_OK
     try:
-        shots = shoot(
-            source.env,
-            source.act,
-            seed=args.seed,
-            episodes=args.episodes,
-            size=args.size,
-            successful=args.successful,
-        )
+        shots = _shoot(source, args)
     except NoOpenGLError as error:
         raise UsageError(f"no video: {error}") from error
-    write(shots, video, strip, views, fps=1.0 / source.cfg.task.control_dt)
+    write(shots, video, strip, views, fps=args.fps or 1.0 / source.cfg.task.control_dt)
     frames = sum(len(shot.frames) for shot in shots)
     if args.json:
         print_json(
@@ -68,6 +70,15 @@ def run(args: argparse.Namespace) -> int:
         files += [f"what the student sees in {views}"] if views else []
         print(", ".join(files))
     return EXIT_OK
+
+
+def _shoot(source: LoadedPolicy, args: argparse.Namespace) -> list[Shot]:
+    common: Any = {"seed": args.seed, "size": args.size}
+    if args.tiles:
+        tiled = {"tiles": args.tiles, "info": args.info}
+        return [shoot_tiles(source.env, source.act, **common, **tiled)]
+    own = {"episodes": args.episodes, "successful": args.successful}
+    return shoot(source.env, source.act, **common, **own)
 
 
 def _open(args: argparse.Namespace) -> LoadedPolicy:

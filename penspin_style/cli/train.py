@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from penspin_style.env.task import task_name
+from penspin_style.system import ranks
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import print_json
 from penspin_style.train.compose import typed
@@ -23,10 +24,13 @@ VIDEO_SECONDS = 900.0
 def run(args: argparse.Namespace) -> int:
     """Train what the overrides say, or print the configuration that they lead to."""
     cfg, task, resolved = compose_training(args.overrides)
-    if not args.print_config and not typed(args.overrides, "name"):
+    # several processes would name it apart, by their own clocks
+    if not args.print_config and ranks.size() == 1 and not typed(args.overrides, "name"):
         parent = pathlib.Path(cfg.out) / task_name(task)
         name = newest_name(parent) if cfg.resume else new_name(parent)
         cfg, task, resolved = compose_training([*args.overrides, f"name={name}"])
+    if args.print_config and not ranks.is_first():
+        return EXIT_OK
     if args.print_config:
         if args.json:
             print_json(parse_mapping(resolved))
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     trained = Run(cfg, task, resolved)
     code = trained.fit(quiet=args.json)
-    if args.json:
+    if args.json and ranks.is_first():
         print_json(result(trained, code))
     if trained.final is not None and cfg.video and not trained.interrupted:
         _write_video(trained)

@@ -10,6 +10,7 @@ import torch
 
 from penspin_style.storage import DamagedError
 from penspin_style.system.arguments import show_traceback
+from penspin_style.system.ranks import PeerLostError
 from penspin_style.system.terminal import one_line
 from penspin_style.train.checkpoint import NoCheckpointError
 from penspin_style.train.compose import UsageError
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     verb = importlib.import_module(f"penspin_style.cli.{args.verb}")
     try:
         return verb.run(args)
-    except (FaultyRunError, NoCheckpointError, DamagedError) as error:
+    except (FaultyRunError, NoCheckpointError, DamagedError, PeerLostError) as error:
         show_traceback(args)
         code, message = EXIT_DATA, one_line(error)
     except Exception as error:

@@ -235,17 +235,7 @@ class _Front:
         return self.observation(self.env.reset(root))
 
     def pack(self, given: np.ndarray, shape: tuple[int, ...]) -> TensorDict:
-        actions = np.asarray(given)
-        if actions.shape != shape or actions.dtype.kind not in "fiu":
-            got = f"{actions.shape} {actions.dtype}"
-            raise ValueError(f"the action must be {shape} real numbers, got {got}")
-        finite = np.isfinite(actions)
-        if not finite.all():
-            at = np.argwhere(~finite)[0]
-            raise ValueError(f"the action must be finite, got {actions[*at]} at {at.tolist()}")
-        rows = torch.from_numpy(actions.clip(-1.0, 1.0).astype(np.float32))
-        action = rows.view(self.env.num_envs, shape[-1]).to(self.env.device)
-        return TensorDict({"action": action}, self.env.batch_size, device=self.env.device)
+        return pack(self.env, given, shape)
 
     def observation(self, td: TensorDictBase) -> np.ndarray:
         value: Any = td[self.group]
@@ -261,13 +251,37 @@ class _Front:
 
     def image(self, env_id: int) -> np.ndarray:
         if self.renderer is None:
-            self.renderer = GLRenderer(self.env.sim, self.env.task.camera)
+            self.renderer = viewer(self.env)
         return self.renderer.render(env_id)
 
     def close(self) -> None:
         if self.renderer is not None:
             self.renderer.close()
             self.renderer = None
+
+
+def viewer(env: Env) -> GLRenderer:
+    """Return what draws environments as their task's camera sees them."""
+    return GLRenderer(env.sim, env.task.camera)
+
+
+def pack(env: Env, given: np.ndarray, shape: tuple[int, ...]) -> TensorDict:
+    """Return actions of this shape, the last axis an environment's, as a root for `env`.
+
+    Raises:
+        ValueError: they have another shape, or are not finite real numbers.
+    """
+    actions = np.asarray(given)
+    if actions.shape != shape or actions.dtype.kind not in "fiu":
+        got = f"{actions.shape} {actions.dtype}"
+        raise ValueError(f"the action must be {shape} real numbers, got {got}")
+    finite = np.isfinite(actions)
+    if not finite.all():
+        at = np.argwhere(~finite)[0]
+        raise ValueError(f"the action must be finite, got {actions[*at]} at {at.tolist()}")
+    rows = torch.from_numpy(actions.clip(-1.0, 1.0).astype(np.float32))
+    action = rows.view(env.num_envs, shape[-1]).to(env.device)
+    return TensorDict({"action": action}, env.batch_size, device=env.device)
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from penspin_style.system import ranks
+
 
 class Normalizer(nn.Module):
     """Map x to (x - mean) / std, clipped; statistics move only in `update`.
@@ -35,7 +37,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, keep: Tensor | None = None) -> None:
-        """Merge a batch x (n, size) into the statistics (Chan et al. 1979).
+        """Merge a batch x (n, size), of all ranks, into the statistics (Chan et al. 1979).
 
         keep: (n,) bool, rows that count; the others may hold anything.
         """
@@ -43,10 +45,10 @@ class Normalizer(nn.Module):
         keep = usable if keep is None else keep & usable
         weight = keep.to(x.dtype)
         x = torch.where(keep[:, None], x, 0.0)  # a weight of 0 does not undo infinity
-        n = weight.sum(dtype=torch.float64)
+        n = ranks.total(weight.sum(dtype=torch.float64))
         share = (weight / n.clamp(min=1.0).to(x.dtype))[:, None]
-        mean = (share * x).sum(dim=0)
-        var = (share * (x - mean) ** 2).sum(dim=0)
+        mean = ranks.total((share * x).sum(dim=0))
+        var = ranks.total((share * (x - mean) ** 2).sum(dim=0))
         total = self.count + n
         part = (n / total.clamp(min=1.0)).to(x.dtype)
         delta = mean - self.mean

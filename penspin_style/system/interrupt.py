@@ -82,9 +82,12 @@ class _Raise(Stop):
 
 
 @contextlib.contextmanager
-def asking(text: str) -> Iterator[Stop]:
-    """Let the first signal print a text and set `Stop.number`, nothing more, while in the block."""
-    with _installed(Stop(text)) as stop:
+def asking(text: str, grace: float = 0.0) -> Iterator[Stop]:
+    """Let the first signal print a text and set `Stop.number`, nothing more, while in the block.
+
+    grace: seconds after the first in which another does not end the process.
+    """
+    with _installed(Stop(text, grace)) as stop:
         yield stop
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 from penspin_style import __version__, storage
 from penspin_style.data.replay import Replay
 from penspin_style.system.tensors import check_finite, read_tensors
+from penspin_style.train.faults import FaultyRunError
 from penspin_style.train.replay_files import ReplayFiles
 
+MAX_FAILED = 3
+"""Saves that may fail in a row."""
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
 _LEARNED = "algo/"
@@ -31,6 +35,39 @@ class Checkpoints:
         self.folder = folder
         self.keep_last = keep_last
         self._replays = ReplayFiles(folder.parent / "replay")
+        self._failed = 0  # saves in a row
+
+    def keep(
+        self,
+        iteration: int,
+        state: dict[str, Any],
+        score: float | None,
+        say: Callable[[str], None],
+        *,
+        again: bool = False,
+    ) -> bool:
+        """Save, or say why not; return whether it is there.
+
+        Raises:
+            FaultyRunError: too many failed in a row, or the weights are not worth keeping.
+        """
+        try:
+            self.save(iteration, state, score, again=again)
+        except ValueError as error:
+            raise FaultyRunError(
+                f"{error} after iteration {iteration}; resume=true continues from the "
+                "checkpoint before"
+            ) from error
+        except OSError as error:
+            self._failed += 1
+            say(f"warning: checkpoint not saved ({error}); earlier ones are untouched")
+            if self._failed >= MAX_FAILED:
+                raise FaultyRunError(
+                    f"{MAX_FAILED} checkpoints in a row failed: {error}"
+                ) from error
+            return False
+        self._failed = 0
+        return True
 
     def save(
         self, iteration: int, state: dict[str, Any], score: float | None, *, again: bool = False

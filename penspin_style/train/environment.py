@@ -9,19 +9,28 @@ from penspin_style.algo.registry import find_algorithm
 from penspin_style.config import SimConfig, TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task
+from penspin_style.system import ranks
 from penspin_style.train.find_task import find_robot
+from penspin_style.train.parallel import count_threads
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device; `auto` is the first GPU if there is one.
+    """Return the device; `auto` is the first GPU if there is one, of several ranks each its own.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        ValueError: a GPU is asked for and there is none, or one for several ranks.
     """
+    (own, count), found = ranks.here(), torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        name = "cuda" if count > 1 and found else "cuda:0" if found else "cpu"
+    if name.startswith("cuda") and not found:
         raise ValueError(f"device={name}: torch finds no GPU here; use device=cpu")
+    if name.startswith("cuda") and count > 1:
+        if name != "cuda" or count > found:
+            raise ValueError(
+                f"device={name}: {count} processes, {found} GPUs; use device=cuda, one for each"
+            )
+        return torch.device(f"cuda:{own}")
     return torch.device(name)
 
 
@@ -31,7 +40,7 @@ def make_env(sim: SimConfig, task: Task[Any], device: torch.device, **settings: 
         task,
         device=device,
         engine=sim.engine,
-        nthread=sim.nthread,
+        nthread=count_threads(sim),
         nconmax=sim.nconmax,
         njmax=sim.njmax,
         **settings,

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import mujoco
 import numpy as np
+import torch
 
 from penspin_style import storage
 from penspin_style.env.env import Env
 from penspin_style.env.faults import FaultRecord
 from penspin_style.sim.sim import Fault
+from penspin_style.system import ranks
 
 WINDOW = 10
 """Iterations over which the share of faulty environments is taken."""
@@ -37,27 +39,30 @@ class FaultWatch:
         self._dumps = len(list(folder.glob("*.npz")))
 
     def check(self, env: Env, iteration: int, say: Callable[[str], None]) -> dict[str, float]:
-        """Count and dump the faults of this iteration; return the counts for the log.
+        """Count and dump the faults of this iteration; return all ranks' counts for the log.
 
         Raises:
             FaultyRunError: a buffer overflowed, or too many environments are faulty.
         """
         counts = env.faults.counts.tolist()
         env.faults.counts.zero_()
+        records = env.faults.take() if any(counts) else []
+        overflowing = sum(bool(record.code & Fault.OVERFLOW) for record in records)
+        here = torch.tensor([*counts, len(records), overflowing], dtype=torch.int64)
+        *counts, faulty, overflowing = ranks.total(here).tolist()
         out = {
             f"fault/{f.name.lower()}": float(c)
             for f, c in zip(Fault, counts, strict=True)
             if f.name
         }
-        records = env.faults.take() if any(counts) else []
-        out["env/fault"] = float(len(records))
-        self.recent.append(len(records) / env.num_envs)
+        out["env/fault"] = float(faulty)
+        self.recent.append(faulty / (env.num_envs * ranks.size()))
         try:
             for record in records[: max(0, MAX_DUMPS - self._dumps)]:
                 self._dump(env, record, iteration)
         except OSError as error:
             say(f"warning: faulty state not written ({error})")
-        if any(record.code & Fault.OVERFLOW for record in records):
+        if overflowing:
             raise FaultyRunError(f"a contact buffer overflowed: {env.sim.overflow_hint()}")
         share = sum(self.recent) / WINDOW
         if share > MAX_SHARE:
@@ -80,7 +85,8 @@ class FaultWatch:
             state=record.row.cpu().numpy(),
             signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
         )
-        name = f"{iteration:08d}-env{record.env_id}-{kind}.npz"
+        env_id = ranks.rank() * env.num_envs + record.env_id
+        name = f"{iteration:08d}-env{env_id}-{kind}.npz"
         storage.write_file(self.folder / name, content.getvalue())
         self._dumps += 1
 

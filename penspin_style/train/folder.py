@@ -136,10 +136,12 @@ def describe(folder: pathlib.Path, resolved: str) -> None:
         storage.write_file(folder / name, text.encode())
 
 
-def note_changes(folder: pathlib.Path, resolved: str, iteration: int) -> dict[str, tuple[str, str]]:
+def note_changes(
+    folder: pathlib.Path, resolved: str, iteration: int, others: dict[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
     """Add a line of what a resume changes to `changes.jsonl`; return the changes of keys.
 
-    iteration: after which they apply.
+    iteration: after which they apply. others: changes of what is no key, noted as well.
     """
     found = changes(folder, resolved)
     files = {}
@@ -148,9 +150,10 @@ def note_changes(folder: pathlib.Path, resolved: str, iteration: int) -> dict[st
         before = path.read_text(errors="replace") if path.exists() else ""
         if name != "config.yaml" and before != text:
             files[name] = (before, text)
-    if found or files:
+    if found or files or others:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        line = {"after_iteration": iteration, "time": now, "changes": found, "files": files}
+        line = {"after_iteration": iteration, "time": now, "changes": {**found, **others}}
+        line["files"] = files
         path = folder / CHANGES
         lines = path.read_bytes() if path.exists() else b""
         storage.write_file(path, lines + json.dumps(line).encode() + b"\n")

@@ -11,8 +11,10 @@ outputs/<task>/<name>/
     faults/          bounded dumps of simulations that went wrong
 """
 
+import contextlib
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from tensordict import TensorDict
@@ -25,9 +27,9 @@ from penspin_style.config import TrainConfig
 from penspin_style.env.env import Env
 from penspin_style.env.task import Task, task_name
 from penspin_style.features import PolicyCard
-from penspin_style.nets.policy import save_policy
-from penspin_style.system import interrupt
+from penspin_style.system import interrupt, ranks
 from penspin_style.train import folder as run_folder
+from penspin_style.train import parallel
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.curriculum import Curriculum, check_evaluated, evaluated_task
 from penspin_style.train.environment import env_settings, interface, make_env, resolve_device
@@ -35,9 +37,9 @@ from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
 from penspin_style.train.folder import versions
 from penspin_style.train.logging import CSVLog, Progress, Trackers
+from penspin_style.train.publish import is_published, publish
 
 EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
-MAX_FAILED_SAVES = 3
 _SAVING = "saving after this iteration; a second signal ends at once"
 
 
@@ -55,12 +57,13 @@ class Run:
         self.resolved = resolved
         self.folder = pathlib.Path(cfg.out) / self.task_name / cfg.name
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep_last)
+        parallel.check(cfg)
         self._check_use()
         self.device = resolve_device(cfg.device)
         self.curriculum = Curriculum(cfg.curriculum, cfg.task)
         self.env: Env | None = None  # for an algorithm that learns from recorded episodes alone
         if env_settings(cfg, training=True) is not None:
-            self.env = self._make_env(cfg.num_envs, cfg.seed, training=True)
+            self.env = self._make_env(cfg.num_envs, ranks.own_seed(cfg.seed), training=True)
             if cfg.eval.task:
                 check_evaluated(self._make_env(1, cfg.eval_seed), self.env)
         elif cfg.curriculum:
@@ -72,7 +75,9 @@ class Run:
             raise ValueError(
                 f"algo.init_from={cfg.algo.init_from} is of the task {of}: say task={of}"
             )
+        self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._claim()
+        self._former = ranks.size()  # processes before a resume
         self.iteration = 0
         self.samples = 0  # environment steps so far, summed over environments
         self.score: float | None = None  # of the last evaluation, what task.score names
@@ -80,9 +85,10 @@ class Run:
         self.final: Evaluation | None = None  # of the policy that is published
         self.scored = -1  # the iteration whose weights have the score
         self.rate_halved = False
-        self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in cfg.loggers else None
+        self.loggers = cfg.loggers if ranks.is_first() else []
+        self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in self.loggers else None
         self.faults = FaultWatch(self.folder / "faults")
-        self._failed_saves = 0
+        self.watch: Callable[[], None] = lambda: None  # after each iteration
         self._stop = interrupt.Stop()
 
     @property
@@ -99,18 +105,18 @@ class Run:
         """
         title, score = f"{self.task_name}/{self.cfg.name}", self.task.score
         total = self._recorded.total_samples if self.env is None else self.cfg.total_samples
-        shown = Progress(title, total, score=score, quiet=quiet)
-        with self._lock, shown as progress, interrupt.asking(_SAVING) as self._stop:
+        shown = Progress(title, total, score=score, quiet=quiet or not ranks.is_first())
+        asking = interrupt.asking(_SAVING, parallel.GRACE if ranks.size() > 1 else 0.0)
+        with self._lock, ranks.joined(self.device), shown as progress, asking as self._stop:
             if self.cfg.resume and not self._restore(progress):
                 return EXIT_OK
-            loggers = self.cfg.loggers
-            with Trackers(loggers, self.folder, self.cfg.name, progress.say) as trackers:
+            with Trackers(self.loggers, self.folder, self.cfg.name, progress.say) as trackers:
                 self._begin(progress)
                 self._train(trackers, progress)
                 saved = self._save(progress)
             if self.interrupted:
                 return self._interrupted(progress, saved=saved)
-            return self._finish(progress, saved=saved)
+            return self._finish(progress, saved=saved) if ranks.is_first() else EXIT_OK
 
     def _restore(self, progress: Progress) -> bool:
         """Load the newest checkpoint; return whether anything is left to do. Nothing is written.
@@ -118,12 +124,13 @@ class Run:
         Raises:
             ValueError: nothing is, and yet something else than before is wanted.
         """
-        folder, state, messages = self.checkpoints.newest()
-        for message in messages:
-            progress.say(message)
+        folder, state = self._newest(progress)
         self._load_own(folder, state)
-        if not self._is_finished():
+        self._former, text = parallel.change_of_size(state, self._per_iteration // ranks.size())
+        if not ranks.of_first(self._is_finished):
             progress.say(f"resuming from iteration {self.iteration} ({folder})")
+            if text:
+                progress.say(text)
             return True
         own = "algo.num_epochs, with resume_changes=[algo.num_epochs],"
         key = own if self.env is None else "total_samples"
@@ -141,20 +148,27 @@ class Run:
     def _begin(self, progress: Progress) -> None:
         if self.env is None:
             progress.say(self._recorded.about())
+        if ranks.is_first():
+            self._describe(progress)
         if not self.cfg.resume:
-            run_folder.describe(self.folder, self.resolved)
             self._save(progress)
             return
-        changed = run_folder.note_changes(self.folder, self.resolved, self.iteration)
-        for key, (before, now) in changed.items():
-            progress.say(f"changed from here on: {key}={now}, was {before}")
-        run_folder.describe(self.folder, self.resolved)
         self._truncate_log(progress)
         self._make_up_for_evaluation(progress)
 
+    def _describe(self, progress: Progress) -> None:
+        """Write what the run depends on, and what a resume changes."""
+        if self.cfg.resume:
+            was, now = str(self._former), str(ranks.size())
+            more = {} if was == now else {"processes": (was, now)}
+            changed = run_folder.note_changes(self.folder, self.resolved, self.iteration, more)
+            for key, (before, then) in changed.items():
+                progress.say(f"changed from here on: {key}={then}, was {before}")
+        run_folder.describe(self.folder, self.resolved)
+
     def _train(self, trackers: Trackers, progress: Progress) -> None:
         buffer = root = None
-        while not self._is_trained() and not self.interrupted:
+        while not self._is_trained() and not parallel.is_asked_to_end(self._stop):
             began = time.perf_counter()
             try:
                 buffer, root = self._collect(buffer, root)
@@ -191,24 +205,26 @@ class Run:
 
     @property
     def _per_iteration(self) -> int:
-        return self.algo.horizon * (1 if self.env is None else self.cfg.num_envs)
+        return self.algo.horizon * (1 if self.env is None else self.cfg.num_envs * ranks.size())
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
     ) -> bool:
         """Evaluate, log and save what an iteration led to; return whether a new stage begins."""
         if self.env is not None:
-            row |= self.env.metrics() | self.faults.check(self.env, self.iteration, progress.say)
+            row |= parallel.env_metrics(self.env)
+            row |= self.faults.check(self.env, self.iteration, progress.say)
         began = time.perf_counter()
         row |= self._maybe_evaluate()
         row["time/eval"] = time.perf_counter() - began
-        row = {"iteration": self.iteration, "samples": self.samples, **row}
+        row = {"iteration": self.iteration, "samples": self.samples, **parallel.shared_row(row)}
         self._log(row, progress)
         advanced = self._maybe_advance(progress)
         # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
-        trackers.log(row, self.samples)  # last: they may take long, and break
+        trackers.log(row, self.samples)  # late: they may take long, and break
+        self.watch()
         return advanced
 
     def _maybe_advance(self, progress: Progress) -> bool:
@@ -224,7 +240,8 @@ class Run:
     def _enter_stage(self) -> None:
         """Build the environments of the curriculum's stage; what was reached before goes along."""
         before = self.env
-        self.env = self._make_env(self.cfg.num_envs, self.cfg.seed, training=True)
+        seed = ranks.own_seed(self.cfg.seed)
+        self.env = self._make_env(self.cfg.num_envs, seed, training=True)
         if before is not None and self.env.starts is not None and before.starts is not None:
             self.env.starts.take_over(before.starts)
 
@@ -263,9 +280,11 @@ class Run:
         try:
             result = self.evaluate(self.cfg.eval_episodes, self.cfg.eval_seed)
         except _GaveUpError:
+            result = None
+        if ranks.any_of(result is None) or result is None:
             return {}
-        self.score, self.scored = result.score(self.task.score), self.iteration
-        self.success_rate = result.success(self.task.score)
+        found = (result.score(self.task.score), result.success(self.task.score))
+        (self.score, self.success_rate), self.scored = parallel.of_first(*found), self.iteration
         return result.row()
 
     def _make_up_for_evaluation(self, progress: Progress) -> None:
@@ -311,13 +330,7 @@ class Run:
 
     def _is_finished(self) -> bool:
         """Return whether all is trained, and the policy of it is there."""
-        if not self._is_trained():
-            return False
-        try:
-            card = PolicyCard.from_json((self.folder / "policy" / "card.json").read_text())
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return card.run.endswith(f"/samples{self.samples}")
+        return self._is_trained() and is_published(self.folder, self.samples)
 
     def _finish(self, progress: Progress, *, saved: bool) -> int:
         """Publish the best policy, evaluated; return the exit code.
@@ -329,16 +342,7 @@ class Run:
             card, text = self._validated() if self.env is None else self._evaluated(progress)
         except _GaveUpError:
             return self._interrupted(progress, saved=saved)
-        target = self.folder / "policy"
-        try:
-            fresh = self.folder / f"{storage.STAGE}policy"
-            save_policy(self.algo.policy, card, fresh, self.resolved)
-            storage.replace(fresh, target)
-        except OSError as error:
-            raise FaultyRunError(
-                f"all is trained, but {target} could not be written ({error}); resume=true "
-                "evaluates and writes it again"
-            ) from error
+        target = publish(self.folder, self.algo.policy, card, self.resolved)
         progress.say(f"{text}; policy in {target}")
         return EXIT_OK
 
@@ -386,9 +390,7 @@ class Run:
     def _roll_back(self, reason: str, progress: Progress) -> None:
         if self.rate_halved:
             raise FaultyRunError(f"{reason}, again after the learning rate was halved")
-        folder, state, messages = self.checkpoints.newest()
-        for message in messages:
-            progress.say(message)
+        folder, state = self._newest(progress)
         self._load(state)
         self.rate_halved = True
         for optimizer in self.algo.optimizers:
@@ -418,25 +420,18 @@ class Run:
                 "faulty": list(self.faults.recent),
                 "curriculum": self.curriculum.state_dict(),
             },
+            **parallel.rank_states(self.algo, self._collecting),
         }
+        if not ranks.is_first():
+            return True
         score = self.score if self.scored == self.iteration else None
-        try:
-            self.checkpoints.save(self.iteration, state, score, again=again)
-        except ValueError as error:
-            raise FaultyRunError(
-                f"{error} after iteration {self.iteration}; resume=true continues from the "
-                "checkpoint before"
-            ) from error
-        except OSError as error:
-            self._failed_saves += 1
-            progress.say(f"warning: checkpoint not saved ({error}); earlier ones are untouched")
-            if self._failed_saves >= MAX_FAILED_SAVES:
-                raise FaultyRunError(
-                    f"{MAX_FAILED_SAVES} checkpoints in a row failed: {error}"
-                ) from error
-            return False
-        self._failed_saves = 0
-        return True
+        return self.checkpoints.keep(self.iteration, state, score, progress.say, again=again)
+
+    def _newest(self, progress: Progress) -> tuple[pathlib.Path, dict[str, Any]]:
+        folder, state, messages = self.checkpoints.newest()
+        for message in messages:
+            progress.say(message)
+        return folder, state
 
     def _load_own(self, folder: pathlib.Path, state: dict[str, Any]) -> None:
         """Load a checkpoint of this run.
@@ -460,11 +455,12 @@ class Run:
         self.curriculum.load_state_dict(state["run"].get("curriculum", {"index": 0, "since": 0}))
         if self.curriculum.index != stage:
             self._enter_stage()
-        self.algo.load_state_dict(state["algo"])
-        if self._collecting is not None:
+        own = parallel.own_state(self.algo, state)
+        self.algo.load_state_dict(own["algo"])
+        if self._collecting is not None and own["env"] is not None:
             self._collecting.load_state_dict(
                 # generators keep their state on the CPU whatever they draw on
-                {k: v if k == "rng" else v.to(self.device) for k, v in state["env"].items()}
+                {k: v if k == "rng" else v.to(self.device) for k, v in own["env"].items()}
             )
         self.iteration = state["run"]["iteration"]
         # before runs counted them, all iterations had the same number
@@ -484,6 +480,8 @@ class Run:
         return make_env(self.cfg.sim, task, self.device, seed=seed, **settings)
 
     def _check_use(self) -> None:
+        if not ranks.is_first():
+            return
         found, cfg = bool(self.checkpoints.published()), self.cfg
         run_folder.check_use(
             self.folder, self.resolved, found, resume=cfg.resume, allowed=cfg.resume_changes
@@ -491,6 +489,8 @@ class Run:
 
     def _claim(self) -> None:
         """Make the folder, lock it until `fit` ends, remove what a kill left there."""
+        if not ranks.is_first():
+            return
         try:
             self._lock = run_folder.lock(self.folder)
         except OSError as error:

@@ -29,6 +29,7 @@ VERBS = [
     "export",
     "record",
     "search",
+    "sweep",
     "pretrain",
     "bench",
     "doctor",

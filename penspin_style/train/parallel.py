@@ -1,0 +1,152 @@
+"""One training in several processes, `torchrun --nproc-per-node N -m penspin_style train ...`.
+
+Every rank simulates `num_envs` environments of its own seed and holds the same networks: gradients,
+advantages' scale and normalisers are those of all ranks' samples (`system/ranks.py`). Rank 0 alone
+writes; a checkpoint holds what is each rank's own beside what is common. Evaluations are the same
+on every rank, which is as fast as waiting for one.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from penspin_style.algo.algorithm import Algorithm
+from penspin_style.algo.registry import algorithm_names, find_algorithm
+from penspin_style.config import SimConfig, TrainConfig
+from penspin_style.env.env import Env
+from penspin_style.system import ranks
+from penspin_style.system.interrupt import Stop
+
+GRACE = 5.0
+"""Seconds in which a second signal does not end a rank: a terminal's Ctrl-C comes twice, by itself
+and from `torchrun`."""
+
+
+def check(cfg: TrainConfig) -> None:
+    """Check that what is trained can be trained in several processes, if there are.
+
+    Raises:
+        ValueError: the algorithm cannot.
+    """
+    if ranks.size() > 1 and not _can(cfg.algo.name):
+        able = ", ".join(name for name in algorithm_names() if _can(name))
+        raise ValueError(
+            f"algo={cfg.algo.name} trains in one process, and torchrun has started "
+            f"{ranks.size()}; leave torchrun out, or choose among {able}"
+        )
+
+
+def _can(algo: str) -> bool:
+    return bool(getattr(find_algorithm(algo), "many_ranks", False))
+
+
+def count_threads(sim: SimConfig) -> int:
+    """Return the threads of the CPU engine, 0 for all cores; processes here share the cores."""
+    count = ranks.here()[1]
+    if sim.nthread or count == 1:
+        return sim.nthread
+    return max(1, len(os.sched_getaffinity(0)) // count)
+
+
+# What a rank has alone.
+
+
+def rank_states(algo: Algorithm, env: Env | None) -> dict[str, Any]:
+    """Return what the ranks above 0 have alone, by number; on rank 0 only, and for it nothing."""
+    if ranks.size() == 1:
+        return {}
+    common = algo.state_dict()
+    own = {f"algo/{k}": common[k] for k in _own_keys(algo) if k in common}
+    own |= {} if env is None else {f"env/{k}": v for k, v in env.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in own.items()}
+    found = {str(k): _nested(load(part)) for k, part in enumerate(ranks.gather(save(tensors)))}
+    found.pop("0", None)
+    return {"ranks": found}
+
+
+def own_state(algo: Algorithm, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's `algo` and `env` as this rank continues them.
+
+    `env` is None where the checkpoint is of fewer ranks: this one begins anew.
+    """
+    if ranks.is_first():
+        return state
+    found = state.get("ranks", {}).get(str(ranks.rank()))
+    common = {k: v for k, v in state["algo"].items() if k not in _own_keys(algo)}
+    if found is None:
+        return {"algo": {**common, "rng": algo.state_dict()["rng"]}, "env": None}
+    return {"algo": {**common, **found["algo"]}, "env": found["env"]}
+
+
+def change_of_size(state: dict[str, Any], per_rank: int) -> tuple[int, str]:
+    """Return how many processes a checkpoint is of, and what is different now, if anything.
+
+    per_rank: samples of an iteration.
+    """
+    before, now = 1 + len(state.get("ranks", {})), ranks.size()
+    if before == now:
+        return before, ""
+    more = f"{now - before} of them begin new episodes"
+    fewer = f"the episodes of the {before - now} others are dropped"
+    return before, (
+        f"{now} processes go on, there were {before}: an iteration has {now * per_rank} samples "
+        f"instead of {before * per_rank}; {more if now > before else fewer}"
+    )
+
+
+def _own_keys(algo: Algorithm) -> tuple[str, ...]:
+    return getattr(algo, "rank_state", ())
+
+
+def _nested(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    out: dict[str, dict[str, Tensor]] = {"algo": {}, "env": {}}
+    for key in sorted(flat):  # safetensors gives them in any order
+        room, name = key.split("/", 1)
+        out[room][name] = flat[key]
+    return out
+
+
+# What all ranks have done.
+
+
+def env_metrics(env: Env) -> dict[str, float]:
+    """Return `Env.metrics` over the episodes of all ranks."""
+    statistics = env.statistics
+    statistics.finished = ranks.total(statistics.finished)
+    return env.metrics()
+
+
+def shared_row(row: dict[str, float]) -> dict[str, float]:
+    """Return an iteration's figures over the ranks that have them: means, of extremes the extreme.
+
+    On rank 0; elsewhere they stay as they are.
+    """
+    if ranks.size() == 1:
+        return row
+    rows = [json.loads(part) for part in ranks.gather(json.dumps(row).encode())]
+    for key in dict.fromkeys(key for each in rows for key in each):
+        values = [each[key] for each in rows if key in each]
+        if key.endswith(("_max", "_min")):
+            row[key] = max(values) if key.endswith("_max") else min(values)
+        else:
+            row[key] = math.fsum(values) / len(values)
+    return row
+
+
+def of_first(*numbers: float | None) -> list[float | None]:
+    """Return what rank 0 has computed: the same everywhere, to the last bit."""
+    if ranks.size() == 1:
+        return list(numbers)
+    told = ranks.broadcast(json.dumps(numbers).encode())
+    return json.loads(told)
+
+
+def is_asked_to_end(stop: Stop) -> bool:
+    """Return whether a signal has come to any rank; then it has come to all."""
+    if number := ranks.largest(stop.number):
+        stop.number = number
+    return number != 0
