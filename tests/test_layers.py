@@ -54,7 +54,7 @@ LAYERS: dict[str, set[str]] = {
     "bridge.dlpack": {"bridge.start"},
     "bridge": NETS | RUN_TIME | {"bridge.start", "bridge.dlpack"},
     "sim": FLOOR | {"bridge.start", "bridge.dlpack"},
-    "render": FLOOR | {"sim"},
+    "render": FLOOR | {"sim", "bridge.start", "bridge.dlpack"},
     "env": ENV,
     "env.frozen_policy": NETS | RUN_TIME,
     "nets": NETS,
