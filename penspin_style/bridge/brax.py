@@ -70,7 +70,8 @@ def from_brax(
     with torch.no_grad():
         policy.normalizer.mean.copy_(torch.from_numpy(mean))
         policy.normalizer.var.copy_(torch.from_numpy(safe**2 - policy.normalizer.epsilon))
-        for layer, (kernel, bias) in zip(policy.net[::2], kernels, strict=True):
+        linear: Any = policy.net[::2]
+        for layer, (kernel, bias) in zip(linear, kernels, strict=True):
             layer.weight.copy_(torch.from_numpy(kernel.T.copy()))
             layer.bias.copy_(torch.from_numpy(bias))
         policy.raw_std.copy_(torch.tensor([raw_deviation(float(value)) for value in raw]))

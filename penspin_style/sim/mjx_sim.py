@@ -146,14 +146,15 @@ class MjxSim:
         self._checked(mask)
         if not self._constants:
             return
-        if self._constant_batch is None:
-            self._constant_batch = mujoco.batch.Batch(self.model, self.num_envs)
+        batch = self._constant_batch
+        if batch is None:
+            batch = self._constant_batch = mujoco.batch.Batch(self.model, self.num_envs)
         for name, value in self._params.items():
-            target = self._constant_batch.expand(name)
+            target = batch.expand(name)
             target[:] = value.cpu().numpy().reshape(target.shape)
-        self._constant_batch.set_const(None)
+        batch.set_const(None)
         for name, value in self._constants.items():
-            found = self._constant_batch.expanded(name)
+            found = batch.expanded(name)
             if found is not None:
                 found = np.array(found, dtype=np.float32).reshape(value.shape)
                 value.copy_(torch.from_numpy(found))

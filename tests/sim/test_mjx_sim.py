@@ -22,6 +22,8 @@ pytest.importorskip("mujoco.mjx")
 from penspin_style.sim import mjx_sim  # noqa: E402
 from penspin_style.sim.mjx_sim import FIELDS, MjxSim  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1800)  # compiling takes minutes beside other programs
+
 DELAYS = ('delay=".006" nsample="8"', 'delay=".004" nsample="6"')
 TOUCH, SHOULDER = 0, 2
 PARAMS = (*scenes.VARIED, "body_pos", "site_pos")
@@ -383,7 +385,7 @@ SMALL = (
     *("task.episode_length=12", "learn_threads=1", "loggers=[csv]", "video=false", "device=cpu"),
 )
 # after 100 control steps of random actions: three times what was measured; SI units
-TASK_TOLERANCE = {"qpos": 1e-3, "qvel": 2e-2, "xpos": 1e-3, "sensordata": 1e-3}
+TASK_TOLERANCE = {"qpos": 2.5e-4, "qvel": 1e-2, "xpos": 2.5e-4, "sensordata": 3e-5}
 
 
 @pytest.fixture(scope="module")
