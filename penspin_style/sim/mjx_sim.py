@@ -262,7 +262,7 @@ class MjxSim:
         if mask is None:
             return self._all
         check_mask(mask, self.num_envs)
-        return mask.contiguous()
+        return mask.clone()  # a view may lie on an address that JAX does not take
 
     def _defaults(self, keyframe: int) -> dict[str, Tensor]:
         """Return what `mj_resetData` gives each state field, with a leading 1 or num_envs."""

@@ -266,6 +266,31 @@ def test_a_nan_is_reported_for_its_environment_within_the_step(gripper, field, i
     assert not gripper.faults.any() and torch.isfinite(gripper.get_state()).all()
 
 
+SWING = """
+<mujoco><option timestep="0.01"/>
+  <worldbody>
+    <body><joint name="hinge" axis="0 1 0"/><geom size=".1" pos="0 0 -.5"/></body>
+  </worldbody>
+  <actuator><motor joint="hinge" gear="9"/></actuator>
+</mujoco>
+"""
+
+
+def test_inputs_change_between_the_substeps_of_a_call():
+    model = mujoco.MjModel.from_xml_string(SWING)
+    sims = MjxSim(model, 2, "cpu"), BatchSim(model, 2, nthread=1)
+    values = torch.tensor([[1.0, -1.0], [0.5, 2.0], [-3.0, 0.0]])[..., None]
+    for sim in sims:
+        sim.step(3, {"ctrl": values.to(sim.data.ctrl.dtype)}, torch.tensor([True, True]))
+        assert sim.data.ctrl[:, 0].tolist() == [-3.0, 0.0]
+    one, other = (sim.data.qvel.double() for sim in sims)
+    assert torch.allclose(one, other, atol=1e-5) and (other[:, 0].abs() > 0.02).all()
+    shifted = torch.tensor([False, True, False])[1:]  # a mask on an odd address
+    sims[0].reset(shifted)
+    sims[0].forward(shifted)
+    assert sims[0].data.qvel[0, 0] == 0.0 and sims[0].data.qvel[1, 0] != 0.0
+
+
 # Refusals.
 
 
