@@ -46,7 +46,7 @@ class SimConfig:
     """How physics runs."""
 
     engine: str = "auto"
-    """`auto`: MuJoCo C on a CPU, Warp on a GPU. `mujoco` or `warp` to insist."""
+    """`auto`: MuJoCo C on a CPU, Warp on a GPU. `mujoco` or `warp` to insist; `mjx` for JAX."""
     nthread: int = 0
     """Threads of the CPU engine; 0 for all cores."""
     nconmax: int | None = None
@@ -57,10 +57,10 @@ class SimConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         require(
-            self.engine in ("auto", "mujoco", "warp"),
+            self.engine in ("auto", "mujoco", "warp", "mjx"),
             "sim.engine",
             self.engine,
-            "auto, mujoco or warp",
+            "auto, mujoco, warp or mjx",
         )
         require(self.nthread >= 0, "sim.nthread", self.nthread, ">= 0")
         for key in ("nconmax", "njmax"):

@@ -4,6 +4,7 @@ In training the environment clips what is drawn outside [-1, 1], and the log-pro
 what was drawn.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ class GaussianPolicy(Policy):
     """A perceptron on one observation group.
 
     in_key: the group. Its vector is normalised here, so callers pass it raw.
+    clip: how many deviations from its mean the network sees at most; None for any number.
     """
 
     min_std = MIN_STD
@@ -37,14 +39,18 @@ class GaussianPolicy(Policy):
         activation: str,
         init_std: float,
         rng: torch.Generator,
+        clip: float | None = Normalizer.clip,
     ) -> None:
         super().__init__()
         self.in_key = in_key
         self.in_keys = (in_key,)
         self.naction = naction
         self.normalizer = Normalizer(size)
+        self.normalizer.clip = math.inf if clip is None else clip
         self.net = mlp(size, hidden, naction, activation=activation, out_gain=0.01, rng=rng)
-        self._network = {"hidden": list(hidden), "activation": activation}
+        self._network: dict[str, Any] = {"hidden": list(hidden), "activation": activation}
+        if clip != Normalizer.clip:
+            self._network["clip"] = clip
         self.raw_std = nn.Parameter(torch.full((naction,), raw_deviation(init_std)))
 
     def act(self, observation: Tensor) -> Tensor:  # type: ignore[override]
@@ -61,7 +67,7 @@ class GaussianPolicy(Policy):
         """Build the perceptron that a card describes."""
         key = network["in_key"]
         size = {i.name: i.size for i in card.inputs}[key]
-        shape = {name: network[name] for name in ("hidden", "activation")}
+        shape = {k: network[k] for k in ("hidden", "activation", "clip") if k in network}
         rng = torch.Generator()
         return cls(key, size, len(card.actions), init_std=1.0, rng=rng, **shape)
 

@@ -92,6 +92,11 @@ def make_renderer(
             simulation cannot be drawn on.
         TypeError: a simulation of neither engine.
     """
+    if "light_xpos" not in sim.data:
+        raise ValueError(
+            f"{type(sim).__name__} does not compute light_xpos and light_xdir, by which scenes are "
+            "lit: use engine=mujoco or engine=warp for tasks with images"
+        )
     from penspin_style.render.warp_renderer import WarpRenderer
 
     return WarpRenderer(sim, views, device, shadows=shadows, highlights=highlights, nthread=nthread)

@@ -1,1 +1,1 @@
-"""Physics: the same MuJoCo fields, as live torch tensors, on a CPU engine and on a GPU engine."""
+"""Physics: the same MuJoCo fields, as live torch tensors, on MuJoCo C, Warp or JAX."""

@@ -9,7 +9,7 @@ A `Sim` steps `num_envs` copies of one MuJoCo model. Its fields carry MuJoCo's n
     height = sim.data.xpos[:, box, 2]  # derived fields are current after every call
     sim.params.body_mass[3, box] = 0.2
 
-| field | BatchSim (CPU) | WarpSim (GPU, or Warp's CPU device) |
+| field | BatchSim (CPU) | WarpSim (GPU, or Warp's CPU device), MjxSim (JAX) |
 | --- | --- | --- |
 | state: qpos qvel act ctrl time mocap_* xfrc_applied ... | float64, writable | float32, writable |
 | derived: xpos xmat site_xpos sensordata cvel ... | float32, read only | float32, read only |
@@ -17,9 +17,11 @@ A `Sim` steps `num_envs` copies of one MuJoCo model. Its fields carry MuJoCo's n
 
 What is written into a field takes the field's precision, as in `sim.data.qpos[mask] = start`.
 
-`eq_active` is 0.0 or 1.0 on BatchSim, bool on WarpSim: write numbers, compare with `> 0`. `history`
-holds the same past on both, but Warp stores a delayed sensor's sample one call earlier.
-Matrices (`xmat`, `ximat`, `geom_xmat`, `site_xmat`, `cam_xmat`) are (num_envs, n, 3, 3) on both.
+`eq_active` is 0.0 or 1.0 on BatchSim, bool on the others: write numbers, compare with `> 0`.
+`history` holds the same past on BatchSim and WarpSim, but Warp stores a delayed sensor's sample one
+call earlier; MJX knows no delays. MjxSim has no `light_xpos`, `light_xdir`, `qfrc_spring` and
+`qfrc_damper`. Matrices (`xmat`, `ximat`, `geom_xmat`, `site_xmat`, `cam_xmat`) are
+(num_envs, n, 3, 3) on all.
 Position- and velocity-stage fields and sensors describe the state after the call; forces and other
 acceleration-stage values are those that acted in the last substep.
 """
@@ -298,8 +300,9 @@ def make_sim(
     """Build the simulation that fits the device: MuJoCo C on a CPU, MuJoCo Warp on a GPU.
 
     per_env: MjModel fields (MjOption fields as `opt.gravity`) that get a value per environment.
-    engine: `auto`, `mujoco` or `warp`. `warp` on the CPU is for tests of the GPU path: it compiles
-        kernels for about a minute, once, and is slower than MuJoCo C.
+    engine: `auto`, `mujoco`, `warp` or `mjx`. `warp` on the CPU is for tests of the GPU path: it
+        compiles kernels for about a minute, once, and is slower than MuJoCo C. `mjx` is for users
+        of JAX: it needs the extra `jax`, simulates fewer models, and compiles at each start.
     nthread: threads of the CPU engine, 0 for all cores.
     nconmax, njmax: contacts and constraints per environment that Warp makes room for; None lets it
         guess. MuJoCo C grows by itself.
@@ -324,4 +327,11 @@ def make_sim(
         from penspin_style.sim.warp_sim import WarpSim
 
         return WarpSim(model, num_envs, target, per_env=per_env, nconmax=nconmax, njmax=njmax)
-    raise ValueError(f"engine must be one of auto, mujoco, warp; got {engine!r}")
+    if engine == "mjx":
+        try:
+            from penspin_style.sim.mjx_sim import MjxSim
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+
+        return MjxSim(model, num_envs, target, per_env=per_env)
+    raise ValueError(f"engine must be one of auto, mujoco, warp, mjx; got {engine!r}")

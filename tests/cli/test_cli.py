@@ -196,7 +196,7 @@ REFUSED = {
     # choices
     "train algo.activation=gelu": "algo.activation must be elu, relu, silu, tanh, got gelu",
     "train algo.name=sac": "algo.name must be ppo, got sac",
-    "train sim.engine=bullet": "sim.engine must be auto, mujoco or warp, got bullet",
+    "train sim.engine=bullet": "sim.engine must be auto, mujoco, warp or mjx, got bullet",
     "train loggers=[csv,excel]": "loggers must be among tensorboard, csv",
     "train device=tpu": "device must be auto, cpu, cuda or cuda:N, got tpu",
     "train device=cuda:x": "device must be auto, cpu, cuda or cuda:N, got cuda:x",

@@ -260,7 +260,7 @@ def test_errors_name_the_offender_and_the_remedy():
         sim.params.dof_damping  # noqa: B018
     with pytest.raises(ValueError, match=r"body_mas is not .*did you mean 'body_mass'"):
         make_sim(model, 2, per_env=("body_mas",))
-    with pytest.raises(ValueError, match="auto, mujoco, warp; got 'isaac'"):
+    with pytest.raises(ValueError, match="auto, mujoco, warp, mjx; got 'isaac'"):
         make_sim(model, 2, engine="isaac")
     with pytest.raises(ValueError, match="runs on the CPU, not cuda"):
         make_sim(model, 2, "cuda", engine="mujoco")

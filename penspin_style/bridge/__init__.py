@@ -1,0 +1,1 @@
+"""Between torch and JAX: arrays without a copy, policies, and environments of MuJoCo Playground."""
