@@ -23,8 +23,8 @@ class _Help(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors; its sub-parsers are of this class, too."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"formatter_class": _Help, **kwargs})
+    def __init__(self, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(prog, **{"formatter_class": _Help, **kwargs})
         # no default: that of a sub-parser would win over what stands before its name
         summary = "with an error, show the Python traceback, too"
         hidden = argparse.SUPPRESS
