@@ -58,8 +58,8 @@ class OffPolicyConfig:
     """Transitions before the first gradient step; their actions are drawn uniformly."""
     expert_share: float = 0.0
     """Share of the environments in which the task's script acts, `Task.expert`, instead of the
-    policy: its steps are learned from like all others. For tasks whose reward is hardly found by
-    noise."""
+    policy: its steps are learned from like all others, and a training's own success counts its
+    episodes, which evaluations do not. For tasks whose reward is hardly found by noise."""
     n_step: int = 3
     """Rewards that are summed before the critic's value of what comes then."""
     gamma: float = 0.98

@@ -79,7 +79,7 @@ class Expert:
         self.task, self.sim = task, sim
         self.arms = (task.left, task.right)
         self.reach = [
-            Reach(sim, sim, arm, damping=DAMPING, turn_weight=weight)
+            Reach(sim, arm, damping=DAMPING, turn_weight=weight)
             for arm, weight in zip(self.arms, TURN_WEIGHTS, strict=True)
         ]
         self.lag = [self._lag(arm) for arm in self.arms]

@@ -89,7 +89,7 @@ class Picking:
     ) -> None:
         self.sim, self.ghost, self.one, self.arm = sim, ghost, one, one.arm
         self.goal, self.lying, self.low, self.high = goal, lying, low, high
-        self.reach = Reach(sim, ghost, self.arm)
+        self.reach = Reach(ghost, self.arm)
         first = sim.model.actuator(f"{self.arm.side}_{ARM[0]}").id
         stiffness = sim.model.actuator_gainprm[first : first + len(ARM), 0]
         self.stiffness = torch.tensor(stiffness, device=sim.device)

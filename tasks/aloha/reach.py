@@ -1,14 +1,12 @@
 """Bring a gripper of ALOHA to a pose in the world by inverse kinematics, for scripted experts.
 
 The servos sag and lag, so that steps computed from measured joints would wind up. The kinematics
-are those of a second simulation that stands where the commands are: its arms follow the poses, and
-the slow remainder between the measured gripper and the wanted one is added to the wish.
+are those of a second simulation, whose arms a script puts where the commands lead.
 """
 
 import torch
 from torch import Tensor
 
-from penspin_style.rotation import rotation_vector
 from penspin_style.sim.sim import Sim
 from tasks.aloha.arms import Arm
 from tasks.robots.aloha.description import ARM
@@ -24,12 +22,11 @@ LATER = 0.3
 class Reach:
     """The joint targets that lead one gripper to poses, by damped least squares.
 
-    sim: what moves; ghost: a simulation of the same model that nobody steps.
+    ghost: the simulation whose kinematics count.
     """
 
     def __init__(
         self,
-        sim: Sim,
         ghost: Sim,
         arm: Arm,
         *,
@@ -38,34 +35,14 @@ class Reach:
     ) -> None:
         n = len(ARM)
         first = ghost.model.joint(f"{arm.side}_{ARM[0]}").id
-        self.sim, self.ghost, self.arm = sim, ghost, arm
+        self.ghost, self.arm = ghost, arm
         self._anchor = ghost.data.xanchor[:, first : first + n]
         self._axis = ghost.data.xaxis[:, first : first + n]
-        weights = torch.tensor([1.0] * 3 + [turn_weight] * 3, device=sim.device)
+        weights = torch.tensor([1.0] * 3 + [turn_weight] * 3, device=ghost.device)
         self._weights = weights[:, None]
-        rows = torch.tensor([1.0] * 3 + [LATER] * 3, device=sim.device)
+        rows = torch.tensor([1.0] * 3 + [LATER] * 3, device=ghost.device)
         self._places_first = rows[:, None]
-        self._ridge = damping**2 * torch.eye(6, device=sim.device)
-        self.sag = torch.zeros(sim.num_envs, 3, device=sim.device)
-        """m, what the measured gripper lacks in the end."""
-
-    def error(self, position: Tensor) -> Tensor:
-        """Return how far the measured gripper is from a place, (num_envs,) m."""
-        return (position - self.arm.position(self.sim)).norm(dim=1)
-
-    def step(self, position: Tensor, matrix: Tensor, *, speed: float) -> Tensor:
-        """Return the change of the six joint targets towards a pose, (num_envs, 6) rad.
-
-        The ghost stands at the present targets (`follow`). speed: rad, the largest change.
-        """
-        left = position - self.arm.position(self.sim)
-        near = left.norm(dim=1, keepdim=True) < 0.03
-        self.sag.copy_(
-            torch.where(near, (self.sag + 0.05 * left).clamp(-0.04, 0.04), 0.9 * self.sag)
-        )
-        here = self.arm.position(self.ghost)
-        turn = rotation_vector(matrix @ self.arm.matrix(self.ghost).transpose(1, 2))
-        return self.move(position + self.sag - here, turn, speed=speed)
+        self._ridge = damping**2 * torch.eye(6, device=ghost.device)
 
     def move(self, shift: Tensor, turn: Tensor, *, speed: float) -> Tensor:
         """Return the change of the targets that moves the ghost's gripper, (num_envs, 6) rad.
@@ -117,10 +94,3 @@ def capped(change: Tensor, speed: float) -> Tensor:
     """Return changes (num_envs, n) made smaller, in their direction, where one is above `speed`."""
     largest = change.abs().amax(dim=1, keepdim=True)
     return change * (speed / largest.clamp(min=speed))
-
-
-def follow(ghost: Sim, sim: Sim, arms: tuple[Arm, ...]) -> None:
-    """Put the ghost's arms where the simulation's commands are."""
-    for arm in arms:
-        ghost.data.qpos[:, arm.qpos][:, :7] = sim.data.ctrl[:, arm.ctrl]
-    ghost.forward()
