@@ -1,6 +1,6 @@
 # Train, evaluate and serve on a CPU:
 #   docker build -t penspin_style .
-#   docker run --rm -v "$PWD/outputs:/work/outputs" penspin_style train task=panda_lift_cube
+#   docker run --rm -v "$PWD/outputs:/data/outputs" penspin_style train task=panda_lift_cube
 # With a GPU, give the container one: --gpus all.
 FROM python:3.12-slim-bookworm
 
@@ -21,8 +21,8 @@ COPY outputs/pretrained outputs/pretrained
 ARG PIP_EXTRA_INDEX_URL=""
 RUN pip install ".[plot,viewer]"
 
-RUN useradd --create-home user && mkdir /work && chown user /work
+RUN useradd --create-home user && mkdir /data && chown user /data
 USER user
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["penspin"]
 CMD ["--help"]

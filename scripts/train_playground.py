@@ -52,7 +52,7 @@ def main() -> None:
     env = PlaygroundEnv(
         args.name, args.num_envs, seed=args.seed, episode_length=args.episode_length
     )
-    cfg = PPO.Config()
+    cfg = PPO.Config(target_kl=None)  # a fixed rate
     algo = PPO(cfg, env.inputs, len(env.actions), device=env.device, seed=args.seed)
     rows = train(env, algo, args.samples)
     if args.out:

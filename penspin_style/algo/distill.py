@@ -300,7 +300,8 @@ class Distill:
         self._guard.skipped_in_a_row = int(state["skipped_in_a_row"])
         normalizer = self.policy.normalizer
         self._has_statistics = normalizer is not None and bool(normalizer.count)
-        self._replay.take(state.get("replay", Replay(self.cfg.replay_capacity)), self.rng.device)
+        if self.cfg.replay_capacity:
+            self._replay.take(state["replay"], self.rng.device)
 
 
 class _Loss(BCLoss):

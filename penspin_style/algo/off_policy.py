@@ -200,7 +200,8 @@ class OffPolicy(Reinforcement):
             shape = (*observation.shape[:-1], self.naction)
             action = 2.0 * torch.rand(shape, generator=self.rng, device=self.rng.device) - 1.0
         if self.cfg.expert_share:
-            by_script = max(1, round(self.cfg.expert_share * len(action)))
+            by_script = round(self.cfg.expert_share * len(action))
+            by_script = max(1, min(by_script, len(action) - 1))  # both act
             action[:by_script] = td["expert_action"][:by_script]
         return td.set("action", action)  # type: ignore[return-value]
 

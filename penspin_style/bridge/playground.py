@@ -189,7 +189,7 @@ class PlaygroundEnv(EnvBase):
 
 def _load(name: str, overrides: dict[str, Any]) -> tuple[Any, int]:
     """Return an environment of Playground's registry, and the length of its episodes."""
-    registry: Any = import_extra("mujoco_playground", "PlaygroundEnv").registry
+    registry: Any = import_extra("mujoco_playground", "PlaygroundEnv", "playground").registry
     name = name.removeprefix(PREFIX)
     if name not in registry.ALL_ENVS:
         raise ValueError(

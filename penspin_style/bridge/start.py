@@ -24,14 +24,13 @@ def import_jax(what: str = "this") -> ModuleType:
     return import_extra("jax", what)
 
 
-def import_extra(name: str, what: str) -> ModuleType:
-    """Return a module of the extra `jax`, as `import_jax` does."""
+def import_extra(name: str, what: str, remedy: str = "penspin_style[jax]") -> ModuleType:
+    """Return a module that needs JAX, as `import_jax` does; remedy: what pip is to install."""
     if not any(key in os.environ for key in _MEMORY):
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{what} needs {name}, which cannot be imported here ({error}): "
-            "pip install 'penspin_style[jax]'"
+            f"{what} needs {name}, which cannot be imported here ({error}): pip install '{remedy}'"
         ) from error

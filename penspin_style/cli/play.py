@@ -15,7 +15,7 @@ from penspin_style.env.task import task_name
 from penspin_style.features import PolicyCard
 from penspin_style.render.gl_renderer import NoOpenGLError
 from penspin_style.system.terminal import print_json
-from penspin_style.train.compose import UsageError, compose_train
+from penspin_style.train.compose import UsageError, compose_train, typed
 from penspin_style.train.evaluate import Act
 from penspin_style.train.load_policy import LoadedPolicy, open_policy
 from penspin_style.train.run import EXIT_OK
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.video is None and (args.tiles or args.fps):
         flag = "--tiles" if args.tiles else "--fps"
         raise UsageError(f"{flag}: it is of a video; add --video OUT.mp4")
+    if args.video is not None and args.viewer:
+        raise UsageError(f"--viewer {args.viewer}: with --video nothing else is shown")
     video = output_file("--video", args.video, ".mp4")
     strip = output_file("--strip", args.strip, ".png")
     views = output_file("--views", args.views, ".png")
@@ -100,6 +102,8 @@ def _open(args: argparse.Namespace) -> LoadedPolicy:
         source = open_policy(pathlib.Path(args.policy), args.overrides)
         cfg, task, name = source.cfg, source.task, source.card.task
     else:
+        if not typed(args.overrides, "task"):
+            raise UsageError(f"--agent {agent}: say in which task, task=NAME")
         cfg, task, _ = compose_train(args.overrides)
         name = task_name(task)
     channels, dt = task(cfg.task).actions, cfg.task.control_dt

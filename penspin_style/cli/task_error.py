@@ -36,5 +36,5 @@ def describe(error: BaseException) -> str | None:
     wanted = contract.asked(kinds[0], method)
     return (
         f"{text + ' ' if text else ''}({type(error).__name__} in {hook}, {place}"
-        f"{f'; the contract: {wanted}' if wanted else ''} {TRACEBACK} shows how it came to this)"
+        f"{f'; the contract: {wanted}' if wanted else ';'} {TRACEBACK} shows how it came to this)"
     )

@@ -12,7 +12,7 @@ from penspin_style.env.task import task_name
 from penspin_style.system import ranks
 from penspin_style.system.plain_yaml import parse_mapping
 from penspin_style.system.terminal import print_json
-from penspin_style.train.compose import typed
+from penspin_style.train.compose import assignment, typed
 from penspin_style.train.folder import new_name, newest_name
 from penspin_style.train.load_policy import compose_training
 from penspin_style.train.run import EXIT_OK, Run
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.print_config and ranks.size() == 1 and not typed(args.overrides, "name"):
         parent = pathlib.Path(cfg.out) / task_name(task)
         name = newest_name(parent) if cfg.resume else new_name(parent)
-        cfg, task, resolved = compose_training([*args.overrides, f"name={name}"])
+        cfg, task, resolved = compose_training([*args.overrides, assignment("name", name)])
     if args.print_config and not ranks.is_first():
         return EXIT_OK
     if args.print_config:

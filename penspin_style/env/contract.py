@@ -4,7 +4,6 @@ A task is called by the environment long after it was written, and a wrong shape
 the learning. These checks look at types and shapes alone: no number is read, no GPU waits.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +31,9 @@ def place(owner: type, name: str = "") -> str:
 
 
 def asked(base: type, name: str) -> str:
-    """Return what the contract asks of a method: the first sentence of its docstring there."""
-    text = inspect.getdoc(inspect.getattr_static(base, name, None)) or ""
+    """Return what the contract asks of a method: the first paragraph of its docstring there."""
+    found = inspect.getattr_static(base, name, None)
+    text = "" if found is None else inspect.getdoc(found) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 
@@ -55,9 +55,9 @@ def check_class(found: type, base: type, config: type) -> None:
             f"{place(found)} must name its configuration, Config = YourConfig, a @dataclass that "
             f"inherits from TaskConfig; got {own!r}"
         )
-    names = {field.name for field in dataclasses.fields(own)}
-    if lost := sorted(set(inspect.get_annotations(own)) - names):
-        raise ContractError(f"{place(own)} must be a @dataclass, or {lost[0]} is no key of it")
+    named = sorted(inspect.get_annotations(own))
+    if named and "__dataclass_fields__" not in vars(own):
+        raise ContractError(f"{place(own)} must be a @dataclass, or {named[0]} is no key of it")
     units = getattr(found, "units", None)
     if not isinstance(units, dict):
         raise ContractError(
@@ -73,7 +73,8 @@ def check_kind(task: object, method: str, value: Any, kind: type) -> None:
         ContractError: it is another.
     """
     if not isinstance(value, kind):
-        wanted = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+        module = kind.__module__.partition(".")[0]
+        wanted = kind.__name__ if module == "builtins" else f"{module}.{kind.__name__}"
         raise ContractError(f"{place(type(task), method)} must return a {wanted}, got {value!r}")
 
 

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from penspin_style import storage
 from penspin_style.train.compose import differences
+from penspin_style.train.runs import SCORE
 
 CHANGES = "changes.jsonl"
 FREE = frozenset(
@@ -130,9 +131,9 @@ def check_changes(folder: pathlib.Path, resolved: str, allowed: Sequence[str]) -
     return list(found)
 
 
-def describe(folder: pathlib.Path, resolved: str) -> None:
-    """Write what the run depends on."""
-    for name, text in _files(resolved).items():
+def describe(folder: pathlib.Path, resolved: str, score: str) -> None:
+    """Write what the run depends on, and what its task scores by."""
+    for name, text in {**_files(resolved), SCORE: score}.items():
         storage.write_file(folder / name, text.encode())
 
 

@@ -2,8 +2,8 @@
 
 Every rank simulates `num_envs` environments of its own seed and holds the same networks: gradients,
 advantages' scale and normalisers are those of all ranks' samples (`system/ranks.py`). Rank 0 alone
-writes; a checkpoint holds what is each rank's own beside what is common. Evaluations are the same
-on every rank, which is as fast as waiting for one.
+writes, but for dumps of faulty states; a checkpoint holds what is each rank's own beside what is
+common. Evaluations are the same on every rank, which is as fast as waiting for one.
 """
 
 import json

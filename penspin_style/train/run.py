@@ -164,7 +164,7 @@ class Run:
             changed = run_folder.note_changes(self.folder, self.resolved, self.iteration, more)
             for key, (before, then) in changed.items():
                 progress.say(f"changed from here on: {key}={then}, was {before}")
-        run_folder.describe(self.folder, self.resolved)
+        run_folder.describe(self.folder, self.resolved, self.task.score)
 
     def _train(self, trackers: Trackers, progress: Progress) -> None:
         buffer = root = None

@@ -16,6 +16,8 @@ from penspin_style import storage
 from penspin_style.system.interval import wilson
 from penspin_style.system.plain_yaml import read_mapping
 
+SCORE = "score.txt"
+"""File that names what a run's task scores by, as `success_at_end` or a measure of its own."""
 _TIMES = ("time/rollout", "time/update", "time/eval")
 _MAX_CARD = 2**20  # bytes
 
@@ -97,7 +99,9 @@ def read_run(folder: pathlib.Path) -> RunRecord:
     rows = read_rows(folder / "metrics.csv")
     card = _card(folder)
     score = card.get("score") or {}
-    name = str(score.get("scored_by") or "success_rate")
+    found = folder / SCORE
+    asked = found.read_text() if found.is_file() else "success_rate"
+    name = str(score.get("scored_by") or asked)
     name = "success_once" if name == "success_rate" else name
     key = "success_rate" if name == "success_once" else name
     value, interval = score.get(key), None

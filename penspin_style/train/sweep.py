@@ -24,8 +24,9 @@ from typing import Any
 
 from penspin_style import storage
 from penspin_style.config import TrainConfig, require
+from penspin_style.env.task import task_name
 from penspin_style.system.plain_yaml import read_mapping
-from penspin_style.train.compose import UsageError
+from penspin_style.train.compose import UsageError, assignment
 from penspin_style.train.faults import FaultyRunError
 from penspin_style.train.keys import nearest
 from penspin_style.train.load_policy import compose_training
@@ -191,11 +192,12 @@ class Sweep:
     def _run(self, trial: Any, say: Callable[[str], None], *, quiet: bool) -> int:
         values = self._suggest(trial)
         name = f"trial-{trial.number:04d}"
-        words = [*self.overrides, *values, f"out={self.folder / 'runs'}", f"name={name}"]
+        runs = self.folder / "runs"
+        words = [*self.overrides, *values, assignment("out", str(runs)), assignment("name", name)]
         say(f"{name}: {' '.join(values)}")
         try:
             cfg, task, resolved = compose_training(words)
-            begun = self.folder / "runs" / resolved.split("\n", 1)[0].split()[1] / name
+            begun = runs / task_name(task) / name
             if any((begun / "checkpoints").glob("[0-9]*")):
                 cfg, task, resolved = compose_training([*words, "resume=true"])
             run = Run(cfg, task, resolved)
@@ -233,7 +235,7 @@ class Sweep:
                 whole = isinstance(low, int) and isinstance(high, int)
                 suggest = trial.suggest_int if whole else trial.suggest_float
                 value = suggest(key, low, high, log=log)
-            words.append(f"{key}={_text(value)}")
+            words.append(assignment(key, json.loads(value) if key in self._listed else value))
         return words
 
     @property
@@ -255,7 +257,7 @@ class Sweep:
                 raise UsageError(f"{key}: a sweep says itself what its runs are called, and where")
         for key, range_ in self.cfg.space.items():
             for value in range_.get("choices") or (range_["low"], range_["high"]):
-                compose_training([*self.overrides, f"{key}={_text(value)}"])
+                compose_training([*self.overrides, assignment(key, value)])
         if self.cfg.pruner != "none" and not cfg.eval_every:
             raise UsageError("eval_every=0: nothing to compare trials by; say pruner: none")
         return cfg
@@ -326,8 +328,3 @@ def _check_range(key: str, range_: Any) -> None:
     require(numbers and low <= high, where, range_, "low <= high, both numbers")
     require(isinstance(log, bool), f"{where}.log", log, "true or false")
     require(not log or low > 0, where, range_, "above 0 with log: true")
-
-
-def _text(value: Any) -> str:
-    """Return a value as an override has it."""
-    return value if isinstance(value, str) else json.dumps(value)

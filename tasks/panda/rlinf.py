@@ -35,7 +35,7 @@ Obs = dict[str, Any]
 
 
 class Lift:
-    """A batch of lifting tasks that speaks RLinf; episodes are restarted by whoever steps it."""
+    """A batch of lifting tasks in RLinf's layout; the caller restarts episodes that have ended."""
 
     def __init__(
         self,

@@ -88,10 +88,6 @@ def test_an_invalid_line_is_one_line_that_says_what_is_meant(line, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_are_forty_and_more():
-    assert len(LINES) >= 50
-
-
 def leaves(parser, path=()):
     """Yield (verbs, parser) of every verb without further ones."""
     verbs = parser.verbs()

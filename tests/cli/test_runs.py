@@ -27,6 +27,7 @@ def make(folder, seed=0, *, gamma=0.9, task="reach", values=(0.0, 0.5, 1.0), sco
     (folder / "metrics.csv").write_text(head + "".join(rows))
     (folder / "git.txt").write_text("0123456789abcdef0123456789abcdef01234567\n")
     (folder / "git.diff").write_text("")
+    (folder / "score.txt").write_text("success_at_end")
     if score is not None:
         (folder / "policy").mkdir()
         said = {"success_rate": 1.0, "success_at_end": score, "episodes": 100}
@@ -48,7 +49,9 @@ def test_a_run_is_read_from_its_folder_alone(tmp_path):
         busy = read_run(tmp_path / "one")
     assert (busy.state, busy.git) == ("running", "01234567+")
     other = read_run(make(tmp_path / "two"))
-    assert (other.state, other.score, other.interval) == ("stopped", None, None)
+    assert (other.state, other.score, other.interval) == ("stopped", 1.0, None)  # of its last row
+    early = read_run(make(tmp_path / "three", values=()))
+    assert (early.score_name, early.score) == ("success_at_end", None)
 
 
 def test_the_table_lists_every_run_below_a_folder_and_names_a_damaged_one(tmp_path, capsys):
@@ -60,11 +63,11 @@ def test_the_table_lists_every_run_below_a_folder_and_names_a_damaged_one(tmp_pa
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split()[:3] == ["run", "algo", "seed"]
     assert re.search(r"reach/a +ppo +0 +200 +3\.0 +success_at_end 50\.0% \(40\.4% to", out)
-    assert re.search(r"reach/b +ppo +1 +200 +3\.0 +none +stopped", out)
+    assert re.search(r"reach/b +ppo +1 +200 +3\.0 +success_at_end 100\.0% +stopped", out)
     assert "reach/c/config.yaml is not readable" in err
     assert main(["runs", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"]
-    assert {r["name"]: r["score"] for r in found} == {"a": 0.5, "b": None}
+    assert {r["name"]: r["score"] for r in found} == {"a": 0.5, "b": 1.0}
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
 
 

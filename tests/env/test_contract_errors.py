@@ -1,6 +1,8 @@
 """A mistake in a task is answered with the method, its file and line, what is asked, what came."""
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tests.support.toy import Cart, Config
 HERE = __file__
 WRONG = {
     "spec": (lambda self: "<mujoco/>", "must return a mujoco.MjSpec, got '<mujoco/>'"),
-    "actions": (property(lambda self: ["push"]), "must return a builtins.tuple, got ['push']"),
+    "actions": (property(lambda self: ["push"]), "must return a tuple, got ['push']"),
     "observe": (
         lambda self, sim: {"position": torch.zeros(3)},
         "must return {name: tensor (num_envs, ...)} with num_envs = 2, got 'position': (3,) float",
@@ -114,3 +116,16 @@ def test_the_checks_find_what_is_wrong(change, check, text):
     (run,) = (one for one in CHECKS if one.__name__ == check)
     with pytest.raises(AssertionError, match=re.escape(text)):
         run(type("Wrong", (Cart,), change))
+
+
+@dataclass
+class WithConstant(Config):
+    legal: ClassVar[tuple[str, ...]] = ("a", "b")
+
+
+class Constant(Cart):
+    Config = WithConstant
+
+
+def test_a_configuration_may_name_what_is_of_its_class():
+    check_class(Constant, Task, TaskConfig)

@@ -104,7 +104,7 @@ def test_a_full_disk_at_any_write_of_a_training_costs_no_checkpoint(
     calls, code, _ = train(tmp_path / "whole", monkeypatch, capfd)
     assert code == 0
     kinds = collections.Counter(kind(name, pathlib.Path(path))[0] for name, path in calls)
-    wanted = {"config.yaml", "git.txt", "git.diff", "versions.json", "metrics.csv"}
+    wanted = {"config.yaml", "git.txt", "git.diff", "versions.json", "score.txt", "metrics.csv"}
     wanted |= {"faults/model.xml", "faults/N-ACTION.npz", "tensorboard/events", "policy"}
     found = " ".join(kinds)
     assert all(name in found for name in wanted), found

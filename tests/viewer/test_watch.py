@@ -20,7 +20,7 @@ from tests.cli.test_runs import make
 def run(tmp_path):
     folder = make(tmp_path / "one", score=0.5)
     (folder / "videos").mkdir()
-    (folder / "videos" / "episode.mp4").write_bytes(b"film")
+    (folder / "videos" / "episode.mp4").write_bytes(b"video")
     return folder
 
 
@@ -55,7 +55,7 @@ def test_the_page_follows_the_folder_while_it_grows(run, address):
 
 def test_three_addresses_are_served_and_nothing_else_of_the_disk(run, address):
     assert get(address) == ("text/html; charset=utf-8", PAGE.read_bytes())
-    assert get(f"{address}video?x") == ("video/mp4", b"film")
+    assert get(f"{address}video?x") == ("video/mp4", b"video")
     for path in ("config.yaml", "../two/config.yaml", "%2e%2e/config.yaml", "data/x"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{address}{path}")
