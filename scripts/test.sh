@@ -15,6 +15,9 @@ if [ $# -gt 0 ]; then
     exec python -m pytest -q "$@"
 fi
 both="python -m pytest -q --numprocesses=2"
-$both --dist=loadfile -m "not slow and not clock" --ignore=tests/test_readme.py
+# JAX in processes of its own: its threads do not survive the forks of other tests
+with_jax=(tests/bridge tests/sim/test_mjx_sim.py tests/render/test_madrona_renderer.py)
+$both --dist=loadfile -m "not slow and not clock" --ignore=tests/test_readme.py "${with_jax[@]/#/--ignore=}"
+$both --dist=loadfile -m "not slow and not clock" "${with_jax[@]}"
 $both tests/test_readme.py
 python -m pytest -q -m "clock and not slow"

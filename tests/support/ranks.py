@@ -3,8 +3,11 @@
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
+
+import pytest
 
 
 def free_port():
@@ -15,6 +18,8 @@ def free_port():
 
 def run_ranks(count, work, seconds=120.0):
     """Call `work(rank)` on each of `count` ranks; return their exit codes, what it returns or 0."""
+    if "jax" in sys.modules:
+        pytest.skip("JAX's threads do not survive a fork: run this without tests that load it")
     port = free_port()
     children = [_fork(rank, count, port, work) for rank in range(count)]
     end, codes = time.monotonic() + seconds, [None] * count
