@@ -92,7 +92,8 @@ def make_renderer(
             simulation cannot be drawn on.
         TypeError: a simulation of neither engine.
     """
-    if "light_xpos" not in sim.data:
+    fields = getattr(sim, "data", None)  # what is no simulation is refused below
+    if fields is not None and "light_xpos" not in fields:
         raise ValueError(
             f"{type(sim).__name__} does not compute light_xpos and light_xdir, by which scenes are "
             "lit: use engine=mujoco or engine=warp for tasks with images"

@@ -188,7 +188,7 @@ def test_a_policy_that_cannot_be_written_leaves_the_one_before_and_exits_with_3(
         def fail(*_):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr("penspin_style.train.run.save_policy", fail)
+        patch.setattr("penspin_style.train.publish.save_policy", fail)
         with pytest.raises(FaultyRunError, match=r"all is trained, but .* could not be written"):
             again.fit(quiet=True)
     assert (run.folder / "policy" / "card.json").read_text() == card
