@@ -63,7 +63,7 @@ def test_teachers_of_aloha_go_on_where_they_were_and_know_their_pick(argv, tmp_p
     assert told == [*taught, "total_samples=9"]
     (tmp_path / "outputs" / "aloha_pick" / "mine" / "checkpoints").mkdir(parents=True)
     assert argv("train_aloha.sh pick cpu 3 mine") == [*taught, "resume=true"]
-    insertion = ["train", "task=aloha_peg_insertion", *own]
+    insertion = ["train", "task=aloha_peg_insertion", *own, "algo=distill"]
     shipped = [*insertion, "task.pick_policy=pretrained:aloha_pick"]
     assert argv("train_aloha.sh insertion cpu 3 mine") == shipped
     (tmp_path / "outputs" / "aloha_pick" / "mine" / "policy").mkdir(parents=True)
