@@ -118,7 +118,7 @@ def test_phase_6_checks_the_machine_and_measures_its_speed(run, capsys):
     assert run("6 --rounds 1 --steps 2 num_envs=2 task.objects=[box] sim.nthread=1") == 0
     said = capsys.readouterr().out
     assert "+ penspin doctor" in said and "+ penspin bench sim" in said
-    assert '"env_per_s"' in said
+    assert "env_per_s" in said
 
 
 def test_phase_7_trains_and_evaluates(run, capsys):
