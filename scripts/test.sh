@@ -2,7 +2,8 @@
 # Install with what developers need, then lint, types, layers and tests.
 #   scripts/test.sh [PYTEST ARGUMENTS]
 # Without arguments all tests but the slow ones (pytest -m slow: soak programmes): in two processes, the
-# longest of the README's blocks beside each other, and at last, alone, those whose clock is real.
+# longest of the README's blocks beside each other, and at last, alone, those that fork their process and
+# those whose clock is real.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh" dev
 cd "$root"
@@ -15,9 +16,11 @@ if [ $# -gt 0 ]; then
     exec python -m pytest -q "$@"
 fi
 both="python -m pytest -q --numprocesses=2"
-# JAX in processes of its own: its threads do not survive the forks of other tests
+# in processes of its own: JAX's threads do not survive a fork
 with_jax=(tests/bridge tests/sim/test_mjx_sim.py tests/render/test_madrona_renderer.py)
-$both --dist=loadfile -m "not slow and not clock" --ignore=tests/test_readme.py "${with_jax[@]/#/--ignore=}"
+without=(--ignore=tests/test_readme.py "${with_jax[@]/#/--ignore=}")
+$both --dist=loadfile -m "not slow and not clock and not forks" "${without[@]}"
 $both --dist=loadfile -m "not slow and not clock" "${with_jax[@]}"
 $both tests/test_readme.py
+python -m pytest -q -m "forks and not slow" tests/system tests/algo tests/train
 python -m pytest -q -m "clock and not slow"

@@ -11,7 +11,7 @@ from tests.support import ppo_batches
 from tests.support.ppo_batches import CPU, NACTION, N, T, collected, spoil
 from tests.support.ranks import run_ranks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("one_thread")]
 
 ONE_STEP = {"num_minibatches": 1, "epochs": 1, "entropy_coef": 0.01, "target_kl": 0.01}
 

@@ -19,7 +19,7 @@ def free_port():
 def run_ranks(count, work, seconds=120.0):
     """Call `work(rank)` on each of `count` ranks; return their exit codes, what it returns or 0."""
     if "jax" in sys.modules:
-        pytest.skip("JAX's threads do not survive a fork: run this without tests that load it")
+        pytest.skip("JAX's threads do not survive a fork: scripts/test.sh runs this without them")
     port = free_port()
     children = [_fork(rank, count, port, work) for rank in range(count)]
     end, codes = time.monotonic() + seconds, [None] * count

@@ -12,6 +12,8 @@ from tests.support.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.forks
+
 
 def told(tmp_path, count, work):
     """What `work()` gives on each rank, as JSON."""

@@ -21,7 +21,7 @@ from tests.support.ranks import run_ranks
 from tests.support.small_run import environment, wait_for
 from tests.support.training import manifest, rows, untimed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("one_thread")]
 
 SMALL = (
     *("task=panda_lift_cube", "num_envs=4", "algo.horizon=8", "algo.hidden=[16]"),
