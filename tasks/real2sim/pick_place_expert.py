@@ -1,6 +1,6 @@
 """A scripted expert for `real2sim_pick_place`: from above, close, lift, carry, set down, let go.
 
-It remembers nothing: what it does follows from where things are now, so that whoever imitates it
+It remembers nothing: what it does follows from where things are now, so that a student
 can be put right anywhere, and an object that was dropped is picked up anew.
 """
 
