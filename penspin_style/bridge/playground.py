@@ -29,7 +29,7 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from penspin_style.bridge.dlpack import to_jax, to_torch
-from penspin_style.bridge.start import import_extra, import_jax
+from penspin_style.bridge.start import compiler_options, import_extra, import_jax
 from penspin_style.features import ActionChannel, Feature, Input
 
 PREFIX = "playground:"
@@ -259,5 +259,5 @@ def _programs(jax: Any, env: Any, num_envs: int, episode_length: int) -> tuple[A
             "fault": fault,
         }
 
-    options = {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
+    options = compiler_options(jax.default_backend())
     return jax.jit(begin, compiler_options=options), jax.jit(advance, compiler_options=options)

@@ -34,3 +34,12 @@ def import_extra(name: str, what: str, remedy: str = "penspin_style[jax]") -> Mo
         raise ImportError(
             f"{what} needs {name}, which cannot be imported here ({error}): pip install '{remedy}'"
         ) from error
+
+
+def compiler_options(platform: str) -> dict[str, bool]:
+    """Return the options by which JAX compiles kinematics for a platform, as `cpu`.
+
+    XLA's newer fusion on the CPU computes the quaternions of a chain again for each link beyond it:
+    kinematics of the Panda took 7 s instead of 2 ms.
+    """
+    return {"xla_cpu_use_fusion_emitters": False} if platform == "cpu" else {}

@@ -161,7 +161,7 @@ class MadronaRenderer:
         plain = torch.where(recoloured | (material < 0), _BY_RGBA, material)
         looks["geom_matid"] = to_jax(plain.to(material.dtype).contiguous())
         axes = self._jax.tree_util.tree_map(lambda _: None, m)
-        varying = dict.fromkeys({*looks, *self.sim._varying}, 0)
+        varying = dict.fromkeys({*looks, *self.sim.varying}, 0)
         return m.tree_replace(looks), axes.tree_replace(varying)
 
 

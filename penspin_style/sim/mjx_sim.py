@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from penspin_style.bridge.dlpack import to_jax, to_torch
-from penspin_style.bridge.start import import_extra, import_jax
+from penspin_style.bridge.start import compiler_options, import_extra, import_jax
 from penspin_style.sim.mjx_limits import check_model, check_per_env
 from penspin_style.sim.sim import (
     ACCELERATION_FIELDS,
@@ -64,9 +64,6 @@ _FRICTION = {
 }
 # MJX holds fast what has a row of friction and a limit of exactly 0; N or N m
 _LEAST_FRICTION = 1e-7
-# XLA's newer fusion computes the quaternions of a chain again for each link beyond it: kinematics
-# of the Panda took 7 s instead of 2 ms
-_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 
 
 class MjxSim:
@@ -218,7 +215,8 @@ class MjxSim:
         }
         self._constant_batch: mujoco.batch.Batch | None = None
         self._m = m
-        self._varying = (*self._params, *self._constants)
+        self.varying = (*self._params, *self._constants)
+        """Fields of the model that have a value per world."""
         self._all = torch.ones(n, dtype=torch.bool, device=self.device)
 
     def _repeated(self, m: Any, name: str) -> Tensor:
@@ -252,7 +250,7 @@ class MjxSim:
         d = self._data.replace(**{name: to_jax(value) for name, value in self._state.items()})
         given = {name: to_jax(values) for name, values in inputs.items()}
         self._data, bad = self._program(
-            *(self._varying, m, d, given, jnp.int32(nstep), jnp.bool_(accelerate), to_jax(mask))
+            *(self.varying, m, d, given, jnp.int32(nstep), jnp.bool_(accelerate), to_jax(mask))
         )
         for name, tensor in (*self._state.items(), *self._served.items()):
             tensor.copy_(to_torch(self._leaf(name)))
@@ -308,7 +306,7 @@ def _find_device(device: torch.device) -> Any:
 @functools.cache
 def _compiled(platform: str) -> Any:
     """Return the program of a platform; simulations alike share what is compiled of it."""
-    options = _CPU_OPTIONS if platform == "cpu" else {}
+    options = compiler_options(platform)
     return jax.jit(_work, static_argnums=0, compiler_options=options)
 
 
