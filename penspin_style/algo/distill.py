@@ -328,14 +328,22 @@ def _reads(cfg: DistillConfig, env: Interface) -> tuple[str, ...]:
     """Return the names of the inputs that the student is given.
 
     Raises:
-        ValueError: the task observes none of that group.
+        ValueError: the task observes none of that group, or not what is to be ignored.
     """
-    if names := env.reads(cfg.group):
-        return names
-    raise ValueError(
-        f"algo.group={cfg.group}: the task observes no such group; it has "
-        f"{', '.join(i.name for i in env.inputs)}"
-    )
+    names = env.reads(cfg.group)
+    if not names:
+        raise ValueError(
+            f"algo.group={cfg.group}: the task observes no such group; it has "
+            f"{', '.join(i.name for i in env.inputs)}"
+        )
+    if unknown := sorted(set(cfg.ignored_inputs) - set(names)):
+        raise ValueError(
+            f"algo.ignored_inputs names {', '.join(unknown)}; the group {cfg.group} has "
+            f"{', '.join(names)}"
+        )
+    if kept := tuple(name for name in names if name not in cfg.ignored_inputs):
+        return kept
+    raise ValueError(f"algo.ignored_inputs leaves nothing of the group {cfg.group} to read")
 
 
 def _check_recorded(rollouts: Rollouts, inputs: Sequence[Input], naction: int) -> None:

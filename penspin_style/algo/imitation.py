@@ -81,6 +81,8 @@ class DistillConfig:
     script, `Task.expert`, which is asked in every state that the student gets into."""
     group: str = "student"
     """The observation group that the student reads, its images included."""
+    ignored_inputs: list[str] = field(default_factory=list)
+    """Inputs of the group that the student is not given, such as one camera's depth."""
     network: str = "images"
     """`images`: numbers and images of cameras. `temporal`: the history of a hand's joints.
     `gaussian`: one vector, the network that reinforcement learning trains, which can go on from it

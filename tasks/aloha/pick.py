@@ -138,21 +138,34 @@ _POTENTIAL = ("gripper_box", "box_target", "grasped", "lift", "success", "succes
 
 
 class Pick(Task[Config]):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    bar, target: names of the bodies in the model. It reads and writes its own arm and bar alone, so
+    that two of them share a simulation (`pick_both.py`).
+    """
 
     Config = Config
     units: ClassVar[dict[str, str]] = one_arm.UNITS
     score: ClassVar[str] = "success_at_end"
     varied: ClassVar[tuple[str, ...]] = ("geom_size", "body_mass", "body_inertia")
 
+    def __init__(self, cfg: Config, *, bar: str = "box", target: str = "target") -> None:
+        super().__init__(cfg)
+        self.names = (bar, target)
+
     def spec(self) -> mujoco.MjSpec:
         """Return table, arm, bar, the ghost, and what the fingers feel of bar and table."""
-        side = self.cfg.side
-        spec = aloha.scene((side,))
-        aloha.add_pick_box(spec)
-        target = spec.worldbody.add_body(name="target", mocap=True, pos=self._target())
+        spec = aloha.scene((self.cfg.side,))
+        self.furnish(spec)
+        return spec
+
+    def furnish(self, spec: mujoco.MjSpec) -> None:
+        """Add bar, ghost and sensors to a scene that has the arm."""
+        bar, name = self.names
+        aloha.add_pick_box(spec, bar)
+        target = spec.worldbody.add_body(name=name, mocap=True, pos=self._target())
         target.add_geom(
-            name="target",
+            name=name,
             type=mujoco.mjtGeom.mjGEOM_BOX,
             size=aloha.PICK_BOX_HALF,
             mass=0,
@@ -160,13 +173,13 @@ class Pick(Task[Config]):
             contype=0,
             conaffinity=0,
         )
-        arms.add_touch_sensors(spec, side, "box")
+        arms.add_touch_sensors(spec, self.cfg.side, bar)
         self._low().add_to(spec)
-        return spec
 
     def _low(self) -> Contact:
         """Return what of the hand must not touch the table."""
-        return Contact("low", [f"{self.cfg.side}_{name}" for name in _LOW_GEOMS], ("table",))
+        side = self.cfg.side
+        return Contact(f"{side}_low", [f"{side}_{name}" for name in _LOW_GEOMS], ("table",))
 
     @property
     def actions(self) -> tuple[ActionChannel, ...]:
@@ -185,12 +198,13 @@ class Pick(Task[Config]):
         """Look up ids; allocate what lives longer than a step."""
         model, n, device = sim.model, sim.num_envs, sim.device
         cfg = self.cfg
-        self.one = one_arm.OneArm(sim, cfg.side, "box", noise=cfg.noise, latency=cfg.action_latency)
+        bar, target = self.names
+        self.one = one_arm.OneArm(sim, cfg.side, bar, noise=cfg.noise, latency=cfg.action_latency)
         self.arm = self.one.arm
         self.targets = arms.Targets(self.actions, device)
-        self.geom = model.geom("box").id
-        self.end = model.site("box_end").id
-        self.target = int(model.body_mocapid[model.body("target").id])
+        self.geom = model.geom(bar).id
+        self.end = model.site(f"{bar}_end").id
+        self.target = int(model.body_mocapid[model.body(target).id])
         self.low = self._low().view(sim)
         home = (*description.ARM_HOME, description.GRIPPER_OPEN)
         self.home = torch.tensor(home, device=device)
@@ -235,24 +249,35 @@ class Pick(Task[Config]):
     def reset(self, sim: Sim, mask: Tensor, rng: torch.Generator) -> None:
         """Draw the bar's place and yaw, the waist, the target; raise the level after a success."""
         self._raise_level(mask)
-        n, device, arm, at = sim.num_envs, sim.device, self.arm, self.one.qpos
+        n, device, arm = sim.num_envs, sim.device, self.arm
         place, yaw = one_arm.draw_fan(rng, n, radius=RADIUS, bearing=BEARING, yaw=YAW)
         draw = 2.0 * torch.rand(n, 4, generator=rng, device=device) - 1.0
-        qpos = torch.zeros(n, sim.model.nq, device=device)
-        qpos[:, arm.qpos] = self.home
-        qpos[:, 0] += WAIST * draw[:, 0]
+        joints = self.home.repeat(n, 1)
+        joints[:, 0] += WAIST * draw[:, 0]
         height = aloha.TABLE_Z + self.half_width(sim) - arm.base[2]
-        qpos[:, at : at + 3] = arm.from_base(torch.cat((place, height[:, None]), dim=1))
+        bar = torch.zeros(n, 7, device=device)
+        bar[:, :3] = arm.from_base(torch.cat((place, height[:, None]), dim=1))
         turn = 0.5 * (yaw + description.BASES[arm.side][1])
-        qpos[:, at + 3], qpos[:, at + 6] = turn.cos(), turn.sin()
+        bar[:, 3], bar[:, 6] = turn.cos(), turn.sin()
         target = self._drawn_target(draw[:, 1:])
-        arms.write(sim.data.qpos, qpos, mask)
-        arms.write(sim.data.ctrl, qpos[:, : len(description.CHANNELS)], mask)
-        arms.write(sim.data.mocap_pos[:, self.target], target, mask)
+        own = (joints, bar, joints[:, : len(description.CHANNELS)], target)
+        for live, value in zip(self._live(sim, "qpos", "ctrl", "mocap_pos"), own, strict=True):
+            arms.write(live, value, mask)
         self.one.clear(mask, rng)
         self.record.clear(mask)
         for name in _OF_EPISODE:
             self.memory[name].masked_fill_(mask, 0)
+
+    def _live(self, sim: Sim, *fields: str) -> list[Tensor]:
+        """Return views of what is this arm's, bar's and target's own of fields of `sim.data`."""
+        data, arm, one = sim.data, self.arm, self.one
+        views = {
+            "qpos": (data.qpos[:, arm.qpos], data.qpos[:, one.qpos : one.qpos + 7]),
+            "qvel": (data.qvel[:, arm.qpos], data.qvel[:, one.qvel : one.qvel + 6]),
+            "ctrl": (data.ctrl[:, arm.ctrl],),
+            "mocap_pos": (data.mocap_pos[:, self.target],),
+        }
+        return [view for field_ in fields for view in views[field_]]
 
     def _drawn_target(self, draw: Tensor) -> Tensor:
         """Return targets (n, 3) m in the world; draw: (n, 3) in [-1, 1]."""
@@ -269,7 +294,8 @@ class Pick(Task[Config]):
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Add what takes effect now to the last targets, not to the measured joints."""
-        sim.data.ctrl.copy_(self.targets.move(sim.data.ctrl, self.one.delayed(action)))
+        (ctrl,) = self._live(sim, "ctrl")
+        ctrl.copy_(self.targets.move(ctrl, self.one.delayed(action)))
         self.memory["steps"].add_(1.0)
 
     def substeps(self, sim: Sim, n: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -352,47 +378,57 @@ class Pick(Task[Config]):
 
     def start_state(self, sim: Sim) -> Tensor:
         """Return positions, velocities, commands, the target (3) and half the bar's width (1)."""
-        data = sim.data
-        target, half = data.mocap_pos[:, self.target], self.half_width(sim)
-        return torch.cat((data.qpos, data.qvel, data.ctrl, target, half[:, None].to(target)), dim=1)
+        own = self._live(sim, *_STATE)
+        half = self.half_width(sim)[:, None].to(own[0])
+        return torch.cat((*own, half), dim=1)
 
     def set_start_state(self, sim: Sim, mask: Tensor, rows: Tensor, rng: torch.Generator) -> None:
         """Start from such rows, half of them with another target.
 
         Where bars have another width, the fingers and the bar give way.
         """
-        data = sim.data
-        sizes = (data.qpos.shape[1], data.qvel.shape[1], data.ctrl.shape[1], 3, 1)
-        qpos, qvel, ctrl, target, half = rows.split(sizes, dim=1)
-        qpos, (half,) = qpos.clone(), half.unbind(dim=1)
+        live = self._live(sim, *_STATE)
+        *own, half = rows.split((*(view.shape[1] for view in live), 1), dim=1)
+        joints, bar, *_, ctrl, target = own = [part.clone() for part in own]
+        half = half[:, 0]
         wider = self.half_width(sim) - half
-        fingers, at = slice(6, arms.QPOS), self.one.qpos + 2
-        spread = (qpos[:, fingers] + wider[:, None]).clamp(max=description.FINGER_TRAVEL)
+        fingers = slice(6, arms.QPOS)
+        spread = (joints[:, fingers] + wider[:, None]).clamp(max=description.FINGER_TRAVEL)
         is_open = ctrl[:, 6:7] > OPENING
-        qpos[:, fingers] = torch.where(is_open, qpos[:, fingers], spread)
+        joints[:, fingers] = torch.where(is_open, joints[:, fingers], spread)
         lowest = aloha.TABLE_Z + self.half_width(sim)
-        lies = qpos[:, at] < aloha.TABLE_Z + half + LYING
-        qpos[:, at] = torch.where(lies, lowest, torch.maximum(qpos[:, at], lowest))
-        for field_, value in ((data.qpos, qpos), (data.qvel, qvel), (data.ctrl, ctrl)):
-            arms.write(field_, value, mask)
+        lies = bar[:, 2] < aloha.TABLE_Z + half + LYING
+        bar[:, 2] = torch.where(lies, lowest, torch.maximum(bar[:, 2], lowest))
         draw = torch.rand(sim.num_envs, 4, generator=rng, device=sim.device)
         other = self._drawn_target(2.0 * draw[:, 1:] - 1.0)
-        target = torch.where(draw[:, :1] < 0.5, other, target.float())
-        arms.write(data.mocap_pos[:, self.target], target, mask)
+        target.copy_(torch.where(draw[:, :1] < 0.5, other, target.float()))
+        for field_, value in zip(live, own, strict=True):
+            arms.write(field_, value, mask)
 
     def start_bank(self, device: torch.device) -> Tensor:
-        """Return states along scripted picks, at rest, (n, 40).
+        """Return states along scripted picks, at rest, (n, 40): the left arm's, or turned round.
 
         Raises:
             DamagedError: the folder is missing or damaged.
         """
-        return read_bank(_BANK).to(device)
+        rows = read_bank(_BANK).to(device)
+        if self.cfg.side == "right":
+            sizes = (arms.QPOS, 7, arms.QPOS, 6, len(description.CHANNELS), 3, 1)
+            joints, bar, speeds, bar_vel, ctrl, target, half = rows.split(sizes, dim=1)
+            w, x, y, z = bar[:, 3:].split(1, dim=1)
+            back = bar.new_tensor((-1.0, -1.0, 1.0))  # half a turn about the vertical
+            left, right = (bar.new_tensor(pos) for pos, _ in description.BASES.values())
+            place, target = ((pos - left) * back + right for pos in (bar[:, :3], target))
+            bar = torch.cat((place, -z, -y, x, w), dim=1)
+            bar_vel = torch.cat((bar_vel[:, :3] * back, bar_vel[:, 3:]), dim=1)
+            rows = torch.cat((joints, bar, speeds, bar_vel, ctrl, target, half), dim=1)
+        return rows
 
     def expert(self, sim: Sim) -> Expert:
         """Return the script of `pick_expert.py`."""
         from tasks.aloha.pick_expert import PickExpert
 
-        return PickExpert(self, sim)
+        return PickExpert([self], sim)
 
     def step_metrics(self, sim: Sim) -> dict[str, Tensor]:
         """Return the level, and whether the bar is held, and lifted."""
@@ -412,6 +448,7 @@ class Pick(Task[Config]):
 
 OPENING = 0.02  # m, above which a gripper is commanded to be open
 LYING = 0.003  # m above the table, up to which a bar lies
+_STATE = ("qpos", "qvel", "ctrl", "mocap_pos")
 _LOW_GEOMS = ("left_finger_bottom", "right_finger_bottom", "palm")
 _OF_EPISODE = ("steps", "first", "succeeded_at", "reached", "succeeded", "ever_succeeded")
 

@@ -11,7 +11,7 @@ So it can be asked in any state, as those that a student gets into (`algo.teache
 Whether a hand is closing or opening is told by where its command is, beside its fingers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,13 +40,17 @@ MOST_TURN = 1.0  # rad from its bearing that a bar which lies astray is still ta
 
 
 class PickExpert:
-    """Actions of the script in every environment of a simulation."""
+    """Actions of the script in every environment of a simulation, for the arms of its tasks."""
 
-    def __init__(self, task: "Pick", sim: Sim) -> None:
-        """Build the simulation whose arm stands where the commands lead."""
-        self.scale = task.targets.scale
+    def __init__(self, tasks: "Sequence[Pick]", sim: Sim) -> None:
+        """Build the simulation whose arms stand where the commands lead."""
+        self.scale = torch.cat([task.targets.scale for task in tasks])
         self.ghost = make_sim(sim.model, sim.num_envs, sim.device, nthread=1)
-        self.picking = Picking(
+        self.picking = [self._picking(task, sim) for task in tasks]
+        self.memory: dict[str, Tensor] = {}
+
+    def _picking(self, task: "Pick", sim: Sim) -> "Picking":
+        return Picking(
             sim,
             self.ghost,
             task.one,
@@ -55,16 +59,17 @@ class PickExpert:
             low=task.targets.low,
             high=task.targets.high,
         )
-        self.memory: dict[str, Tensor] = {}
 
     def restart(self, mask: Tensor, rng: torch.Generator) -> None:
         """Forget nothing: there is nothing to forget."""
 
     def act(self) -> Tensor:
-        """Return the actions of this step, (num_envs, 7)."""
-        self.picking.settle()
+        """Return the actions of this step, (num_envs, 7 for each arm)."""
+        for picking in self.picking:
+            picking.settle()
         self.ghost.forward()
-        return (self.picking.change() / self.scale).clamp(-1.0, 1.0)
+        change = torch.cat([picking.change() for picking in self.picking], dim=1)
+        return (change / self.scale).clamp(-1.0, 1.0)
 
 
 class Picking:

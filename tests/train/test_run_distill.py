@@ -71,6 +71,20 @@ def test_a_stopped_and_resumed_distillation_is_the_unbroken_one_bit_for_bit(whol
     assert state["algo"]["replay"].count == 48
 
 
+def test_inputs_that_are_ignored_are_no_part_of_the_student(tmp_path):
+    run = fit(tmp_path, "algo.ignored_inputs=[front_depth,wrist_rgb]", "total_samples=12")
+    policy, card = load_policy(run.folder / "policy")
+    assert [i.name for i in card.inputs] == ["student", "front_rgb", "wrist_depth"]
+    assert set(policy.depth) == {"wrist"} and set(policy.encoders) == {"front"}
+    every = "student, front_rgb, front_depth, wrist_rgb, wrist_depth"
+    for names, said in (
+        ("back_rgb", f"names back_rgb; the group student has {every}"),
+        (every.replace(" ", ""), "leaves nothing of the group student to read"),
+    ):
+        with pytest.raises(ValueError, match=f"algo.ignored_inputs {said}"):
+            make(tmp_path / "wrong", f"algo.ignored_inputs=[{names}]")
+
+
 def test_training_removes_cubes_and_evaluation_does_not(whole):
     assert whole.env.absent_object == 0.3 and not whole.env.final_images
     evaluation = whole._make_env(2, 1)

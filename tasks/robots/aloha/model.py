@@ -165,14 +165,14 @@ def _draw(
     )
 
 
-def add_pick_box(spec: mujoco.MjSpec) -> None:
-    """Add the bar that one arm learns to pick: the free body, joint and geom `box`.
+def add_pick_box(spec: mujoco.MjSpec, name: str = "box") -> None:
+    """Add a bar that one arm learns to pick: a free body, joint and geom of that name.
 
-    Sites: `box_grip`, where it is grasped, and `box_end`, its far end.
+    Sites: `NAME_grip`, where it is grasped, and `NAME_end`, its far end.
     """
-    body = _add_free_body(spec, "box", (-0.1, 0.0, PICK_BOX_HALF[2]))
+    body = _add_free_body(spec, name, (-0.1, 0.0, PICK_BOX_HALF[2]))
     body.add_geom(
-        name="box",
+        name=name,
         type=_BOX,
         size=PICK_BOX_HALF,
         mass=PICK_BOX_MASS,
@@ -181,7 +181,7 @@ def add_pick_box(spec: mujoco.MjSpec) -> None:
         friction=[1, 0.03, 0.001],
         group=2,
     )
-    _add_sites(body, box_grip=(-0.02, 0, 0), box_end=(0.048, 0, 0))
+    _add_sites(body, **{f"{name}_grip": (-0.02, 0, 0), f"{name}_end": (0.048, 0, 0)})
 
 
 def add_handover_box(spec: mujoco.MjSpec) -> None:
