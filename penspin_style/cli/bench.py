@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from penspin_style.system.terminal import print_json
+from penspin_style.system.terminal import aligned, print_json
 from penspin_style.train.compose import compose_train
 from penspin_style.train.keys import leaves
 from penspin_style.train.run import EXIT_OK
@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> int:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Return a line for each number of a result, its groups' dotted."""
-    rows = [(key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in leaves(result)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return [f"{key:{widths[0]}}  {text:>{widths[1]}}" for key, text in rows]
+    return aligned(
+        [(key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in leaves(result)]
+    )
 
 
 def _onnx(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import argparse
 import pathlib
 import sys
 
-from penspin_style.cli.runs import HEAD, as_dict, row, table
-from penspin_style.system.terminal import print_json, printable
+from penspin_style.cli.runs import HEAD, TEXT, as_dict, row
+from penspin_style.system.terminal import aligned, print_json, printable
 from penspin_style.train.comparison import (
     Estimate,
     Group,
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
         paths = {"files": [str(file) for file in files]}
         print_json({**told_runs, "aggregates": found, "differences": changed, **paths})
         return 0
-    print("\n".join(table(runs)))
+    print("\n".join(aligned(runs, left=TEXT)))
     lines = [(label, f"{e.value:.3f}", said(e.interval)) for label, e in aggregates.items()]
-    print("\n".join(table([("configuration", "IQM", "95% interval"), *lines])))
+    print("\n".join(aligned([("configuration", "IQM", "95% interval"), *lines], left=(0, 1, 2))))
     print(f"page in {files[0]}, curves in {files[1]}")
     return 0
 

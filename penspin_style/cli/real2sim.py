@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from penspin_style.cli import scene
 from penspin_style.system.arguments import above_zero, add_json, positive
-from penspin_style.system.terminal import one_line, print_json, printable
+from penspin_style.system.terminal import aligned, one_line, print_json, printable
 
 if TYPE_CHECKING:
     from penspin_style.meshes.convert import Converted
@@ -237,12 +237,7 @@ def _print_table(reports: dict[str, dict[str, Any]]) -> None:
     rows = [("file", "faces", "size, mm", "volume, cm3", "closed", "faults", "mass, g", "hulls")]
     rows += [_row(name, report) for name, report in reports.items()]
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    rows = list(zip(*columns, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned(list(zip(*columns, strict=True)))))
 
 
 def _row(name: str, report: dict[str, Any]) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ import pathlib
 import sys
 from typing import Any
 
-from penspin_style.system.terminal import one_line, print_json, printable
+from penspin_style.system.terminal import aligned, one_line, print_json, printable
 from penspin_style.train.runs import RunRecord, find_runs, read_run
 
 HEAD = ("run", "algo", "seed", "samples", "minutes", "score", "state", "code")
+TEXT = (0, 1, 5, 6, 7)
+"""The columns that are no numbers."""
 """Of the table."""
 
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"runs": [as_dict(record) for record in records]})
     elif records:
-        print("\n".join(table([HEAD, *map(row, records)])))
+        print("\n".join(aligned([HEAD, *map(row, records)], left=TEXT)))
     else:
         print(f"no runs in {folder}; penspin train makes one")
     return 0
@@ -56,16 +58,3 @@ def as_dict(record: RunRecord) -> dict[str, Any]:
         **{key: getattr(record, key) for key in ("minutes", "score_name", "score", "interval")},
         **{key: getattr(record, key) for key in ("state", "git")},
     }
-
-
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return aligned lines; columns of numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for cells in rows:
-        padded = [
-            cell.rjust(width) if rows[0][i] in ("seed", "samples", "minutes") else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines

@@ -12,7 +12,7 @@ from typing import Any
 
 from penspin_style import storage
 from penspin_style.cli.report import check_plotting
-from penspin_style.system.terminal import one_line, print_json
+from penspin_style.system.terminal import aligned, one_line, print_json
 from penspin_style.train.sweep import Sweep, Trial, read_sweep
 
 
@@ -49,8 +49,7 @@ def table(trials: Sequence[Trial], keys: Sequence[str]) -> list[str]:
         score = "" if t.score is None else f"{t.score:.4g}"
         values = [_short(t.values.get(key, "")) for key in keys]
         rows.append([str(t.number), score, t.state, str(t.evaluations), *values])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)) for row in rows]
+    return aligned(rows, left=())
 
 
 def plot(

@@ -5,6 +5,7 @@ move the cursor, recolour the screen or type for the user; a terminal sees none 
 """
 
 import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -23,3 +24,15 @@ def printable(text: str) -> str:
 def one_line(text: object) -> str:
     """Return a text, or an error's, printable and on one line."""
     return printable(" ".join(str(text).split()))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """Return a line for each row; columns `left` begin at the same place, the others end there."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -26,6 +26,7 @@ from penspin_style import storage
 from penspin_style.config import TrainConfig, require
 from penspin_style.env.task import task_name
 from penspin_style.system.plain_yaml import read_mapping
+from penspin_style.system.terminal import one_line
 from penspin_style.train.compose import UsageError, assignment
 from penspin_style.train.faults import FaultyRunError
 from penspin_style.train.keys import nearest
@@ -132,20 +133,40 @@ class Sweep:
         if lock is None:
             raise UsageError(f"another process is at the sweep in {folder}")
         self._lock = lock
-        path = (folder / "study.db").resolve()
-        self.storage = self.optuna.storages.RDBStorage(f"sqlite:///{path}")
-        self.study = self.optuna.create_study(
-            storage=self.storage,
-            study_name="sweep",
-            direction="maximize",
-            pruner=self._pruner(),
-            load_if_exists=True,
-        )
+        try:
+            self.storage, self.study = self._open((folder / "study.db").resolve())
+        except UsageError:
+            lock.close()
+            raise
         try:
             self._compare()
         except UsageError:
             self.close()
             raise
+
+    def _open(self, path: pathlib.Path) -> tuple[Any, Any]:
+        """Return Optuna's storage and study.
+
+        Raises:
+            UsageError: the file is none of Optuna's, or damaged.
+        """
+        from sqlalchemy.exc import SQLAlchemyError  # pyright: ignore[reportMissingImports]
+
+        try:
+            kept = self.optuna.storages.RDBStorage(f"sqlite:///{path}")
+            study = self.optuna.create_study(
+                storage=kept,
+                study_name="sweep",
+                direction="maximize",
+                pruner=self._pruner(),
+                load_if_exists=True,
+            )
+        except SQLAlchemyError as error:
+            raise UsageError(
+                f"{path} is damaged, or no study of Optuna: {one_line(error)}; put back a copy, "
+                "or move it away to begin a new study: the runs beside it stay"
+            ) from error
+        return kept, study
 
     def close(self) -> None:
         """Give the folder free."""

@@ -1,4 +1,4 @@
-"""What the tasks on ALOHA's arms share: places in the model, base frames, targets, grasps, fans.
+"""What the tasks on ALOHA's arms share: places in the model, base frames, targets, grasps.
 
 A body that a hand may grasp is named when the world is built (`add_touch_sensors`) and when the
 hand is looked up (`Arm`). Positions are (num_envs, 3) m in the world unless they say otherwise.
@@ -145,26 +145,6 @@ class Targets:
     def move(self, ctrl: Tensor, action: Tensor) -> Tensor:
         """Return the next targets (num_envs, n) of the present ones and actions in [-1, 1]."""
         return (ctrl + self.scale * action).clamp(self.low, self.high)
-
-
-def fan(
-    num_envs: int,
-    rng: torch.Generator,
-    *,
-    radius: tuple[float, float],
-    bearing: float,
-    yaw: float,
-) -> tuple[Tensor, Tensor]:
-    """Draw places before an arm: x, y (num_envs, 2) m in its base's frame, and yaws (num_envs,).
-
-    A place is at `radius` m and up to `bearing` rad to either side; the object's long axis points
-    away from the base, up to `yaw` rad off.
-    """
-    draw = torch.rand(num_envs, 3, generator=rng, device=rng.device)
-    far = radius[0] + (radius[1] - radius[0]) * draw[:, 0]
-    angle = bearing * (2.0 * draw[:, 1] - 1.0)
-    place = torch.stack((far * angle.cos(), far * angle.sin()), dim=1)
-    return place, angle + yaw * (2.0 * draw[:, 2] - 1.0)
 
 
 def write(field: Tensor, value: Tensor, mask: Tensor) -> None:

@@ -159,19 +159,3 @@ def test_targets_add_to_the_last_ones_and_stop_at_the_channels_limits():
     action = torch.tensor([[1.0, 1.0, -0.5, 0.0, 0.0, 0.0, -1.0]])
     expected = [0.01, 1.25664, -0.005, 0.0, 0.0, 0.0, 0.002]
     np.testing.assert_allclose(targets.move(ctrl, action)[0], expected, atol=1e-7)
-
-
-def test_a_fan_spreads_over_distance_bearing_and_yaw():
-    rng = torch.Generator().manual_seed(0)
-    bearing, yaw = np.radians(22.5), np.radians(5)
-    place, turn = arms.fan(4000, rng, radius=(0.2, 0.45), bearing=bearing, yaw=yaw)
-    far, angle = place.norm(dim=1), torch.atan2(place[:, 1], place[:, 0])
-    for values, low, high in (
-        (far, 0.2, 0.45),
-        (angle, -bearing, bearing),
-        (turn - angle, -yaw, yaw),
-    ):
-        assert values.min() > low - 1e-6 and values.max() < high + 1e-6
-        middle, spread = (low + high) / 2, (high - low) / np.sqrt(12)
-        assert values.mean() == pytest.approx(middle, abs=4 * spread / np.sqrt(4000))
-        assert values.std() == pytest.approx(spread, rel=0.05)
