@@ -3,8 +3,8 @@
 Everything that is asked of the package is in this file: `BatchRenderer`, its `init` and `render`,
 whose parameters are compared with what is passed before anything is drawn. The package's last
 sources (2025) import parts of JAX that left it before 0.6, and nobody keeps it up; where it cannot
-be imported, `make_renderer` draws the same on `engine=mujoco` and `engine=warp`. It has not met the
-real package yet: the tests draw with a double of its interface.
+be imported, `sim.renderer=warp` draws the same on `engine=mujoco` and `engine=warp`. It has not met
+the real package yet: the tests draw with a double of its interface.
 
 What is particular to it:
 
@@ -35,7 +35,8 @@ _LOOKS = (
 )
 """Model fields that the package wants with a value per world."""
 _BY_RGBA = -2
-_INSTEAD = "use engine=mujoco or engine=warp, whose renderer draws the same"
+_HOME = "github.com/shacklettbp/madrona_mjx"
+_INSTEAD = "sim.renderer=warp draws the same, with sim.engine=mujoco or warp"
 
 
 class MadronaRenderer:
@@ -72,7 +73,7 @@ class MadronaRenderer:
         if depth_is not in ("planar", "distance"):
             raise ValueError(f"depth_is must be planar or distance, got {depth_is!r}")
         if batch_renderer is None:
-            batch_renderer = _load(sim.device)
+            batch_renderer = load_package(sim.device)
         height, width = self.views[0].height, self.views[0].width
         settings = {
             "m": self.sim.jax_model(),
@@ -188,21 +189,19 @@ def _camera_ids(sim: Sim, views: Sequence[View]) -> list[int]:
     return [names.index(name) for name in asked]
 
 
-def _load(device: torch.device) -> Callable[..., Any]:
+def load_package(device: torch.device) -> Callable[..., Any]:
     """Return the package's `BatchRenderer`.
 
     Raises:
         ValueError: it is not installed, or there is no GPU.
     """
+    needs = f"sim.renderer=madrona needs a GPU and madrona_mjx, built from source ({_HOME})"
     if device.type != "cuda":
-        raise ValueError(f"madrona_mjx draws on a GPU, the simulation is on {device}; {_INSTEAD}")
+        raise ValueError(f"{needs}; the simulation is on {device}; {_INSTEAD}")
     try:
         from madrona_mjx.renderer import BatchRenderer  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ValueError(
-            f"madrona_mjx cannot be imported ({error}): build it from source, beside a JAX of its "
-            f"time; or {_INSTEAD}"
-        ) from error
+        raise ValueError(f"{needs}, which cannot be imported here ({error}); {_INSTEAD}") from error
     return BatchRenderer
 
 
