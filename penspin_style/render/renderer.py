@@ -20,6 +20,11 @@ from torch import Tensor
 
 from penspin_style.sim.sim import Sim
 
+_UNLIT = (
+    "does not compute light_xpos and light_xdir, by which scenes are lit: use engine=mujoco or "
+    "engine=warp for tasks with images"
+)
+
 
 @dataclass(frozen=True)
 class View:
@@ -70,7 +75,7 @@ class Renderer(Protocol):
 
 
 def check_renderer(name: str, engine: str, device: torch.device) -> None:
-    """Refuse Madrona where it cannot draw, before anything is compiled for it.
+    """Refuse what cannot draw an engine's simulations, before anything is compiled for it.
 
     Raises:
         ValueError: says what to install, and what draws the same.
@@ -84,6 +89,8 @@ def check_renderer(name: str, engine: str, device: torch.device) -> None:
                 f"sim.renderer=madrona draws simulations of sim.engine=mjx, not of {engine}; "
                 "sim.renderer=warp draws those"
             )
+    elif engine == "mjx":
+        raise ValueError(f"sim.engine=mjx {_UNLIT}, or sim.renderer=madrona")
 
 
 def make_renderer(
@@ -117,10 +124,7 @@ def make_renderer(
         return MadronaRenderer(sim, views)
     fields = getattr(sim, "data", None)  # what is no simulation is refused below
     if fields is not None and "light_xpos" not in fields:
-        raise ValueError(
-            f"{type(sim).__name__} does not compute light_xpos and light_xdir, by which scenes are "
-            "lit: use engine=mujoco or engine=warp for tasks with images"
-        )
+        raise ValueError(f"{type(sim).__name__} {_UNLIT}")
     from penspin_style.render.warp_renderer import WarpRenderer
 
     return WarpRenderer(sim, views, device, shadows=shadows, highlights=highlights, nthread=nthread)

@@ -115,6 +115,20 @@ def test_images_are_the_same_memory_and_follow_the_simulation(mjx):
     assert double.made[-1].inits == 1
 
 
+def test_one_renderer_of_the_package_exists_at_a_time(mjx):
+    double = make_double(mjx.model)
+    first = MadronaRenderer(mjx, VIEWS, batch_renderer=double)
+    kept = first.render()["top"]["rgb"].clone()
+    second = MadronaRenderer(mjx, VIEWS[:1], batch_renderer=double)  # as an evaluation does
+    assert first._package is None and second._package is double.made[1]
+    mjx.data.qpos[1, 0] = -0.4
+    mjx.forward()
+    again = first.render()["top"]["rgb"]
+    assert second._package is None and len(double.made) == 3
+    assert torch.equal(again[[0, 2]], kept[[0, 2]]) and not torch.equal(again[1], kept[1])
+    assert torch.equal(second.render()["top"]["rgb"], again) and len(double.made) == 4
+
+
 @pytest.mark.parametrize(
     ("views", "said"),
     [
