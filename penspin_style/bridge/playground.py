@@ -12,13 +12,14 @@ statistics, evaluations and checkpoints are those of any task.
 | terminated | what Playground calls done |
 | success | never: the score is the return |
 | `task.control_dt`, `task.episode_length` | its `ctrl_dt` and `episode_length` |
-| `task.playground.KEY` | the other keys of its configuration |
+| `task.playground.KEY` | the other keys of its configuration; null for its infinity |
 | figures of an episode | sums of its `metrics`, `reward/upright` as `reward_upright` |
 """
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -235,12 +236,15 @@ def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of Playground's configuration as a file holds it."""
+    """Return a value of Playground's configuration as a file holds it: null for infinity."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    # our configurations hold numbers alone
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parts(obs: Any) -> Mapping[str, Any]:

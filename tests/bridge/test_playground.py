@@ -18,8 +18,8 @@ from tests.support import playground_double
 
 IS_INSTALLED = importlib.util.find_spec("mujoco_playground") is not None
 SMALL = (
-    *("task=playground:Walk", "num_envs=16", "algo.horizon=8", "checkpoint_every=2"),
-    *("eval_every=2", "eval_episodes=8", "final_episodes=8", "loggers=[csv]", "video=false"),
+    *("task=playground:Walk", "num_envs=16", "algo.horizon=8", "checkpoint_every=10"),
+    *("eval_every=10", "eval_episodes=8", "final_episodes=8", "loggers=[csv]", "video=false"),
     *("device=cpu", "learn_threads=1"),
 )
 
@@ -111,6 +111,20 @@ def test_actions_are_named_after_actuators_and_fields_follow_the_state():
     with pytest.raises(ValueError, match="whole control steps, of 2 substeps"):
         env.sim.step(1)
     assert env.task.spec().compile().nq == 1
+
+
+def test_its_configuration_can_be_set_and_what_is_left_alone_stays():
+    task = playground_task("Walk")
+    assert task.Config().playground == {
+        **{"sim_dt": 0.05, "speed": 1.0, "limit": None, "scales": {"x": [1.0, 2.0]}}
+    }
+    own = make().task.env.config
+    assert own["limit"] == float("inf") and own["scales"] == {"x": (1.0, 2.0)}
+    cfg = task.Config()
+    cfg.playground["limit"], cfg.playground["scales"]["x"] = 3.0, [4.0]
+    changed = task(cfg).env.config
+    assert changed["limit"] == 3.0 and changed["scales.x"] == [4.0] and changed["speed"] == 1.0
+    assert task.Config().playground["limit"] is None
 
 
 def test_a_continuation_is_exact_bit_for_bit():

@@ -14,6 +14,7 @@ from penspin_style.env.task import load_task
 from penspin_style.sim.batch_sim import BatchSim
 from penspin_style.sim.sim import ACCELERATION_FIELDS, STATE_FIELDS, Fault, make_sim
 from penspin_style.storage import MANIFEST
+from scripts import engine_parity
 from tests.support import scenes
 
 jax = pytest.importorskip("jax")
@@ -426,23 +427,11 @@ def lift():
 
 def test_a_task_goes_the_same_way_from_its_drawn_states(lift):
     mjx, batch = lift
-    for name in dir(batch.sim.params):
-        batch.sim.params[name].copy_(mjx.sim.params[name])
-    batch.sim.set_const()
-    batch.sim.set_state(mjx.sim.get_state().double())
-    for name, value in mjx.task.memory.items():
-        batch.task.memory[name].copy_(value)
-    worst = dict.fromkeys(TASK_TOLERANCE, 0.0)
-    rng = torch.Generator().manual_seed(5)
-    for _ in range(100):
-        action = 2.0 * torch.rand(4, 4, generator=rng) - 1.0
-        for env in lift:
-            env.world.begin(action)
-            env.world.advance()
-        for name in worst:
-            worst[name] = max(worst[name], difference(name, mjx.sim, batch.sim))
+    engine_parity.begin_alike(batch, mjx)
+    [worst] = engine_parity.compare([mjx], batch, 100, seed=5)
     assert not mjx.sim.faults.any()
-    assert worst == {n: pytest.approx(0.0, abs=TASK_TOLERANCE[n]) for n in worst}
+    found = {name: worst[name] for name in TASK_TOLERANCE}
+    assert found == {n: pytest.approx(0.0, abs=TASK_TOLERANCE[n]) for n in found}
 
 
 def test_a_task_trains_evaluates_and_resumes_exactly(lift, tmp_path, one_thread, capsys):

@@ -5,6 +5,7 @@ number counts steps, the reward is x.
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 import tempfile
@@ -117,7 +118,7 @@ KINDS = {"Walk": Walk, "Asymmetric": Asymmetric, "Pixels": Pixels, "Broken": Bro
 def _default(name):
     return Config(
         *({"ctrl_dt": 0.1, "sim_dt": 0.05, "episode_length": 12, "action_repeat": 1},),
-        **{"impl": "warp", "speed": 1.0, "scales": {"x": (1.0, 2.0)}},
+        **{"impl": "warp", "speed": 1.0, "limit": math.inf, "scales": {"x": (1.0, 2.0)}},
     )
 
 
