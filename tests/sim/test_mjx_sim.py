@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mujoco
+import numpy as np
 import pytest
 import torch
 
@@ -290,6 +291,29 @@ def test_inputs_change_between_the_substeps_of_a_call():
     sims[0].reset(shifted)
     sims[0].forward(shifted)
     assert sims[0].data.qvel[0, 0] == 0.0 and sims[0].data.qvel[1, 0] != 0.0
+
+
+TILTED = """
+<mujoco><worldbody><geom type="plane" size="1 1 .1"/>
+  <body pos="0 0 .09875" euler="0 .43 0"><freejoint/><geom type="box" size=".1 .1 .1"/></body>
+</worldbody></mujoco>
+"""
+
+
+def test_a_tilted_box_stands_on_every_corner_below_the_floor():
+    """MJX itself leaves out those that are more than 1 mm above the deepest, here 1.5 mm."""
+    from mujoco.mjx._src import collision_convex, collision_driver
+
+    model = mujoco.MjModel.from_xml_string(TILTED)
+    mjx, batch = MjxSim(model, 1, "cpu"), BatchSim(model, 1, nthread=1)
+    batch.forward()
+    assert (batch.data.qfrc_constraint[:, 2] > 10.0).all()
+    assert difference("qfrc_constraint", mjx, batch) < 0.01
+    dist = torch.from_numpy(np.array(mjx.jax_data._impl.contact.dist[0]))
+    assert dist.sort().values.tolist() == pytest.approx([-2e-3, -2e-3, -5e-4, -5e-4], abs=2e-5)
+    key = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX)
+    table = {tuple(map(int, k)): found for k, found in collision_driver._COLLISION_FUNC.items()}
+    assert table[tuple(map(int, key))] is collision_convex.plane_convex  # other programs keep it
 
 
 # Refusals.
