@@ -439,8 +439,8 @@ SMALL = (
     *("algo.num_minibatches=2", "eval_every=1", "eval_episodes=4", "final_episodes=4"),
     *("task.episode_length=12", "learn_threads=1", "loggers=[csv]", "video=false", "device=cpu"),
 )
-# over 100 control steps of random actions, SI units; a box that just touches the floor is in contact
-# or not by the last bit, and so far apart is MuJoCo C from itself, too
+# over 100 control steps of random actions, SI units; a box that just touches the floor is in
+# contact or not by the last bit, and so far apart is MuJoCo C from itself, too
 TASK_TOLERANCE = {"qpos": 2.5e-4, "qvel": 1e-2, "xpos": 2.5e-4, "sensordata": 3e-5}
 
 
