@@ -53,6 +53,9 @@ class SimConfig:
     """Contacts per environment that Warp makes room for; None lets it guess."""
     njmax: int | None = None
     """Constraints per environment that Warp makes room for; None lets it guess."""
+    renderer: str = "auto"
+    """What draws the images that a task observes: `auto` and `warp`, MuJoCo Warp's ray tracer;
+    `madrona`, the package madrona_mjx, on a GPU and with `sim.engine=mjx`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -62,6 +65,8 @@ class SimConfig:
             self.engine,
             "auto, mujoco, warp or mjx",
         )
+        legal = ("auto", "warp", "madrona")
+        require(self.renderer in legal, "sim.renderer", self.renderer, "auto, warp or madrona")
         require(self.nthread >= 0, "sim.nthread", self.nthread, ">= 0")
         for key in ("nconmax", "njmax"):
             value = getattr(self, key)

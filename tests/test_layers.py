@@ -27,6 +27,7 @@ RUN_TIME = {"deploy.actions", "deploy.bundle", "deploy.history", "deploy.onnx_sc
 RUN_TIME |= {"deploy.policy"}
 LEARN = NETS | {"algo", "data", "data.episodes", "data.formats"}
 TRAIN = ENV | LEARN | RUN_TIME | {"algo.search", "deploy", "train", "env.frozen_policy"}
+TRAIN |= {"bridge.playground"}
 # needs no torch
 ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
 ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
@@ -55,6 +56,8 @@ LAYERS: dict[str, set[str]] = {
     "bridge.dlpack": {"bridge.start"},
     "bridge": NETS | RUN_TIME | {"bridge.start", "bridge.dlpack"},
     "sim": FLOOR | {"bridge.start", "bridge.dlpack"},
+    "bridge.playground_sim": {"bridge.start", "bridge.dlpack", "sim"},
+    "bridge.playground": ENV | {"bridge.start", "bridge.playground_sim"},
     "render": FLOOR | {"sim", "bridge.start", "bridge.dlpack"},
     "env": ENV,
     "env.frozen_policy": NETS | RUN_TIME,

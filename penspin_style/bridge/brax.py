@@ -1,6 +1,6 @@
 """Policies that brax's PPO has trained, as ours. Needs neither brax nor JAX, only its arrays.
 
-params = brax.training.checkpoint.load(path)       # or what `train_fn` returned
+params = brax.training.agents.ppo.checkpoint.load(path)  # or what `train_fn` returned
 policy = from_brax(params)                         # GaussianPolicy
 action = policy.act(observation)                   # equal to deterministic inference there
 """

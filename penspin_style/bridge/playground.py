@@ -1,263 +1,266 @@
-"""Environments of MuJoCo Playground as a TorchRL `EnvBase`, for our algorithms to learn in.
+"""Environments of MuJoCo Playground as tasks: `penspin train task=playground:CartpoleBalance`.
 
-    env = PlaygroundEnv("playground:CartpoleBalance", 64)
-    algo = PPO(cfg, env.inputs, len(env.actions), device=env.device, seed=0)
-    batch, root = rollout(env, algo, env.current(), None)
+Needs the package `playground`. Physics, observations, rewards and ends are Playground's own, one
+compiled program of JAX's (`PlaygroundSim`); the episodes, their true last observations, faults,
+statistics, evaluations and checkpoints are those of any task.
 
-Needs the package `playground`. Physics, rewards and restarts are one compiled program of JAX's;
-actions go to it, and what it computes comes back, on the memory that it lies in.
-
-| key | shape | is |
-| --- | --- | --- |
-| teacher | (size,) float32 | Playground's observation, of a dictionary the part `state` |
-| critic | (size,) float32 | of a dictionary the part `privileged_state`, if there is one |
-| reward, terminated, truncated, done, fault, success | (1,) | as `Env` has them; no success |
-
-`next` holds the true last observation of an episode, and the new root the first of the next one:
-Playground's own wrapper for training puts the first observation of a new episode into both. An
-episode is truncated at `episode_length`; what Playground calls done before is termination. Where an
-observation or a reward is not finite the step is a fault: it ends the episode, and nothing is
-learned from it.
+| of the task | is |
+| --- | --- |
+| `observation` | Playground's, of a dictionary the part `state`; in the group `teacher` |
+| `privileged` | of a dictionary the part `privileged_state`; in the group `critic` |
+| the reward `reward` | Playground's |
+| terminated | what Playground calls done |
+| success | never: the score is the return |
+| `task.control_dt`, `task.episode_length` | its `ctrl_dt` and `episode_length` |
+| `task.playground.KEY` | the other keys of its configuration; null for its infinity |
+| figures of an episode | sums of its `metrics`, `reward/upright` as `reward_upright` |
 """
 
-from typing import Any
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import mujoco
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase
 
-from penspin_style.bridge.dlpack import to_jax, to_torch
-from penspin_style.bridge.start import compiler_options, import_extra, import_jax
-from penspin_style.features import ActionChannel, Feature, Input
+from penspin_style.bridge.playground_sim import PlaygroundSim
+from penspin_style.bridge.start import import_extra, import_jax
+from penspin_style.env.task import ObsTerm, Task, TaskConfig
+from penspin_style.features import ActionChannel
+from penspin_style.sim.sim import Sim
 
 PREFIX = "playground:"
-_GROUPS = {"state": "teacher", "privileged_state": "critic"}
-_FLAGS = ("done", "terminated", "truncated")
+_TERMS = {"state": ("teacher", "observation"), "privileged_state": ("critic", "privileged")}
+"""Part of Playground's observation -> the group that reads it, what the term is called."""
+_OURS = ("ctrl_dt", "episode_length", "action_repeat", "impl")
+"""Keys of Playground's that are ours under other names, or not to be chosen."""
 
 
-class PlaygroundEnv(EnvBase):
-    """`num_envs` copies of one environment of MuJoCo Playground. See the module."""
+@dataclass
+class PlaygroundConfig(TaskConfig):
+    """What can be set of an environment of MuJoCo Playground."""
 
-    def __init__(
-        self,
-        name: str | Any,
-        num_envs: int,
-        *,
-        seed: int = 0,
-        episode_length: int | None = None,
-        overrides: dict[str, Any] | None = None,
-    ) -> None:
-        """Load the environment, compile its program, begin every episode.
+    playground: dict[str, Any] = field(default_factory=dict)
+    """Its own configuration, less what the keys of every task say."""
+    randomize: bool = False
+    reward: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
 
-        name: as Playground's registry has it, `playground:` before it or not; or an environment
-            with `reset`, `step`, `action_size` and `dt` as an `MjxEnv` has them.
-        episode_length: control steps; None for what its configuration says.
-        overrides: of its configuration; physics run on JAX unless `impl` says otherwise.
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.randomize:
+            raise ValueError(
+                "task.randomize must be false: MuJoCo Playground's randomisers of the model are "
+                "not applied here"
+            )
+
+
+class PlaygroundTask(Task[Any]):
+    """A task of MuJoCo Playground; `playground_task` makes the class of one."""
+
+    Config = PlaygroundConfig
+    units: ClassVar[dict[str, str]] = {name: "1" for _, name in _TERMS.values()}
+    score = "return"
+    environment: ClassVar[str]
+    """Its name in Playground's registry."""
+
+    @functools.cached_property
+    def env(self) -> Any:
+        """Playground's own object, shared by tasks of the same configuration."""
+        config = json.dumps(self.cfg.playground, sort_keys=True)
+        return _load(self.environment, config, self.cfg.control_dt)
+
+    def spec(self) -> mujoco.MjSpec:
+        """Return the world as its file has it; `compile` says what is simulated."""
+        text = pathlib.Path(self.env.xml_path).read_text()
+        return mujoco.MjSpec.from_string(text, assets=self.env.model_assets)
+
+    def compile(self) -> mujoco.MjModel:
+        """Return Playground's model."""
+        return self.env.mj_model
+
+    def make_sim(
+        self, model: mujoco.MjModel, num_envs: int, device: torch.device, **settings: Any
+    ) -> Sim:
+        """Return Playground's step as a simulation.
 
         Raises:
-            ValueError: there is no environment of that name, or it observes more than vectors.
-            ImportError: Playground is not installed.
+            ValueError: another engine is asked for, or parameters that differ.
         """
-        self._jax = import_jax("PlaygroundEnv")
-        env, length = _load(name, overrides or {}) if isinstance(name, str) else (name, 1000)
-        place = self._jax.devices()[0]
-        device = torch.device("cpu" if place.platform == "cpu" else f"cuda:{place.id}")
-        super().__init__(device=device, batch_size=torch.Size([num_envs]))
-        self.name = name.removeprefix(PREFIX) if isinstance(name, str) else type(name).__name__
-        self.episode_length = length if episode_length is None else episode_length
-        self.control_dt = float(env.dt)
-        self.actions = tuple(
-            ActionChannel(f"action_{i}", "1", 1.0, -1.0, 1.0, "absolute")
-            for i in range(env.action_size)
-        )
-        self._begin, self._advance = _programs(self._jax, env, num_envs, self.episode_length)
-        self._set_seed(seed)
-        self._restart()
-        self.inputs = tuple(
-            Input(group, (Feature("observation", tuple(value.shape[1:])),))
-            for group, value in self._observed.items()
-        )
-        self._make_specs()
-        self._sums = torch.zeros(2, num_envs, device=device)  # return, steps
-        self._ended = torch.zeros(3, device=device)  # returns, steps, number
+        engine, fields = settings.get("engine", "auto"), settings.get("per_env")
+        if engine not in ("auto", "mjx"):
+            raise ValueError(
+                f"{self.found_as} steps on JAX alone: sim.engine must be auto or mjx, got {engine}"
+            )
+        if fields:
+            raise ValueError(
+                f"{self.found_as}: no field of the model can differ between environments, got "
+                f"{', '.join(fields)}"
+            )
+        return PlaygroundSim(self.env, num_envs, device)
 
     @property
-    def num_envs(self) -> int:
-        """Number of environments."""
-        return self.batch_size[0]
+    def actions(self) -> tuple[ActionChannel, ...]:
+        """Return channels named after the actuators, if there is one for each."""
+        model, n = self.env.mj_model, self.env.action_size
+        names = [model.actuator(i).name for i in range(model.nu)]
+        if len(names) != n or len({*names} - {""}) != n:
+            names = [f"action_{i}" for i in range(n)]
+        return tuple(ActionChannel(name, "1", 1.0, -1.0, 1.0, "absolute") for name in names)
 
-    def current(self) -> TensorDict:
-        """Return the root from which the next step starts."""
-        return self._tensordict(self._observed, {name: self._never for name in _FLAGS})
+    def reset(self, sim: Any, mask: Tensor, rng: torch.Generator) -> None:
+        """Draw a key of JAX's for each episode."""
+        shape = (sim.num_envs, 2)
+        keys = torch.randint(2**31 - 1, shape, generator=rng, device=sim.device)
+        sim.begin(mask, keys.to(torch.int32))
 
-    def step_and_maybe_reset(
-        self, tensordict: TensorDictBase
-    ) -> tuple[TensorDictBase, TensorDictBase]:
-        """Step; restart what is done. Return (the transition, the next root), as TorchRL does."""
-        given: Any = tensordict["action"]
-        # a copy: what samples actions may write over them before JAX has read them
-        action = to_jax(given.to(self.device, torch.float32).contiguous().clone())
-        self._carry, step = self._advance(self._carry, action)
-        seen = {name: to_torch(value) for name, value in step.items() if name != "next"}
-        last = {_GROUPS[k]: to_torch(v) for k, v in step["next"].items()}
-        ended = {name: seen[name][:, None] for name in _FLAGS}
-        transition = self._tensordict(
-            last, ended, reward=seen["reward"][:, None], fault=seen["fault"][:, None]
-        )
-        self._count(seen)
-        self._observed = self._look()
-        tensordict.set("next", transition)
-        return tensordict, self.current()
+    def apply_action(self, sim: Any, action: Tensor) -> None:
+        """Keep the action for Playground's step."""
+        sim.action.copy_(action)
 
-    def metrics(self) -> dict[str, float]:
-        """Return env/return, env/episode_len, env/num_trajectories of what ended since; clear."""
-        total, steps, number = self._ended.tolist()
-        self._ended.zero_()
-        found = {"env/num_trajectories": number}
-        if number:
-            found |= {"env/return": total / number, "env/episode_len": steps / number}
-        return found
+    def observe(self, sim: Any) -> dict[str, Tensor]:
+        """Return Playground's observation."""
+        parts = _parts(sim.state.obs)
+        return {name: sim.look(parts[k]) for k, (_, name) in _TERMS.items() if k in parts}
 
-    def state_dict(self, **_: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return every tensor that a bit-exact continuation needs, flat."""
-        leaves = self._jax.tree_util.tree_leaves(self._carry)
-        state = {f"state/{i}": to_torch(leaf).clone() for i, leaf in enumerate(leaves)}
-        return {**state, "sums": self._sums.clone(), "ended": self._ended.clone()}
+    def reward(self, sim: Any, action: Tensor) -> dict[str, Tensor]:
+        """Return Playground's reward."""
+        return {"reward": sim.look(sim.state.reward)}
 
-    def load_state_dict(self, state_dict: dict[str, Any], **_: Any) -> None:  # type: ignore
-        """Continue exactly where `state_dict` was taken; `current()` is then the root."""
-        leaves, tree = self._jax.tree_util.tree_flatten(self._carry)
-        new = [to_jax(state_dict[f"state/{i}"].clone()) for i in range(len(leaves))]
-        self._carry = self._jax.tree_util.tree_unflatten(tree, new)
-        self._sums.copy_(state_dict["sums"])
-        self._ended.copy_(state_dict["ended"])
-        self._observed = self._look()
+    def terminated(self, sim: Any) -> Tensor:
+        """Return what Playground calls done."""
+        return sim.look(sim.state.done) > 0
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        raise NotImplementedError("PlaygroundEnv restarts in its step: use step_and_maybe_reset")
+    def success(self, sim: Sim) -> Tensor:
+        """Return that there is none."""
+        return torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDict:
-        """Begin every episode anew."""
-        self._restart()
-        return self.current()
+    def step_metrics(self, sim: Any) -> dict[str, Tensor]:
+        """Return Playground's metrics that are one number for each environment."""
+        metrics = {key: value for key, value in sim.state.metrics.items() if value.ndim == 1}
+        return {key.replace("/", "_"): sim.look(value) for key, value in metrics.items()}
 
-    def _set_seed(self, seed: int | None) -> None:
-        if seed is not None:
-            self._key = self._jax.random.PRNGKey(seed)
-
-    def _restart(self) -> None:
-        self._never = torch.zeros(self.num_envs, 1, dtype=torch.bool, device=self.device)
-        self._key, key = self._jax.random.split(self._key)
-        self._carry = self._begin(key)
-        self._observed = self._look()
-
-    def _look(self) -> dict[str, Tensor]:
-        state = self._carry["state"]
-        return {_GROUPS[k]: to_torch(v) for k, v in _vectors(state.obs).items()}
-
-    def _count(self, seen: dict[str, Tensor]) -> None:
-        self._sums += torch.stack((seen["reward"], torch.ones_like(seen["reward"])))
-        done = seen["done"] & ~seen["fault"]
-        sums = torch.where(done, self._sums, 0.0).sum(dim=1)
-        self._ended += torch.cat((sums, done.sum()[None].float()))
-        self._sums.mul_(~seen["done"])
-
-    def _tensordict(
-        self, observed: dict[str, Tensor], ended: dict[str, Tensor], **extra: Tensor
-    ) -> TensorDict:
-        flags = {"fault": self._never, "success": self._never, **ended, **extra}
-        return TensorDict({**observed, **flags}, batch_size=self.batch_size, device=self.device)
-
-    def _make_specs(self) -> None:
-        n, device = self.batch_size, self.device
-
-        def flag() -> Binary:
-            return Binary(n=1, shape=torch.Size([*n, 1]), dtype=torch.bool, device=device)
-
-        spec: dict[str, Any] = {
-            name: Unbounded(value.shape, device=device) for name, value in self._observed.items()
-        }
-        spec |= {name: flag() for name in ("fault", "success")}
-        self.observation_spec = Composite(spec, shape=n, device=device)
-        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*n, len(self.actions)]), device=device)
-        self.reward_spec = Unbounded(torch.Size([*n, 1]), device=device)
-        ends = {name: flag() for name in _FLAGS}
-        self.full_done_spec = Composite(ends, shape=n, device=device)
+    def episode_metrics(
+        self, sums: dict[str, Tensor], steps: Tensor, terminated: Tensor
+    ) -> dict[str, Tensor]:
+        """Return their sums."""
+        return sums
 
 
-def _load(name: str, overrides: dict[str, Any]) -> tuple[Any, int]:
-    """Return an environment of Playground's registry, and the length of its episodes."""
-    registry: Any = import_extra("mujoco_playground", "PlaygroundEnv", "playground").registry
-    name = name.removeprefix(PREFIX)
+@functools.cache
+def playground_task(name: str) -> type[PlaygroundTask]:
+    """Return the task of an environment, as Playground's registry calls it.
+
+    Raises:
+        UnknownEnvironmentError: there is none of that name.
+        ValueError: it cannot be loaded, or observes more than vectors.
+        ImportError: Playground is not installed.
+    """
+    default = _default(name)
+    settings = {key: _plain(value) for key, value in default.items() if key not in _OURS}
+    env = _load(name, json.dumps(settings, sort_keys=True), float(default["ctrl_dt"]))
+    groups = [_TERMS[part] for part in _check_vectors(name, env)]
+    found = {
+        "control_dt": field(default=float(default["ctrl_dt"])),
+        "episode_length": field(default=int(default["episode_length"])),
+        "observation": field(
+            default_factory=lambda: {group: {term: ObsTerm()} for group, term in groups}
+        ),
+        "playground": field(default_factory=lambda: json.loads(json.dumps(settings))),
+    }
+    kinds = {f.name: f.type for f in dataclasses.fields(PlaygroundConfig)}
+    config = dataclasses.make_dataclass(
+        f"{name}Config",
+        [(key, kinds[key], value) for key, value in found.items()],
+        bases=(PlaygroundConfig,),
+    )
+    own = {"Config": config, "environment": name, "found_as": f"{PREFIX}{name}"}
+    cameras = [env.mj_model.camera(i).name for i in range(env.mj_model.ncam)]
+    own |= {"camera": cameras[0]} if cameras else {}
+    return type(name, (PlaygroundTask,), {"__doc__": f"{PREFIX}{name}", **own})
+
+
+class UnknownEnvironmentError(ValueError):
+    """Playground has no environment of that name; `known` has the names."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"MuJoCo Playground has no environment {name!r}")
+        self.known = known
+
+
+def _registry() -> Any:
+    what, remedy = "a task of MuJoCo Playground", "penspin_style[playground]"
+    return import_extra("mujoco_playground", what, remedy).registry
+
+
+def _default(name: str) -> dict[str, Any]:
+    registry = _registry()
     if name not in registry.ALL_ENVS:
-        raise ValueError(
-            f"MuJoCo Playground has no environment {name!r}; it has "
-            f"{', '.join(sorted(registry.ALL_ENVS))}"
-        )
-    config = registry.get_default_config(name)
-    physics = {"impl": "jax"} if "impl" in config else {}
-    env = registry.load(name, config_overrides={**physics, **overrides})
-    return env, int(overrides.get("episode_length", config.episode_length))
+        raise UnknownEnvironmentError(name, sorted(registry.ALL_ENVS))
+    return registry.get_default_config(name).to_dict()
 
 
-def _vectors(obs: Any) -> dict[str, Any]:
-    """Return the observations that are learned from, by Playground's names."""
-    parts = obs if hasattr(obs, "items") else {"state": obs}
-    found = {name: parts[name] for name in _GROUPS if name in parts}
-    if "state" not in found or any(value.ndim != 2 for value in found.values()):
+@functools.cache
+def _load(name: str, settings: str, control_dt: float) -> Any:
+    """Return an environment of Playground's, its physics those of MJX on JAX.
+
+    settings: JSON of its configuration.
+
+    Raises:
+        ValueError: it cannot be made so; says why.
+    """
+    registry, default = _registry(), _default(name)
+    changed = {"ctrl_dt": control_dt, **({"impl": "jax"} if "impl" in default else {})}
+    given, before = (dict(_leaves(x)) for x in (json.loads(settings), _plain(default)))
+    changed |= {key: value for key, value in given.items() if value != before.get(key)}
+    try:
+        return registry.load(name, config_overrides=changed)
+    except Exception as error:  # whatever Playground, MJX or a missing asset raise
+        reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"this environment observes {', '.join(parts)}; a vector `state` is needed: load it "
-            "with overrides={'vision': False}"
-        )
+            f"MuJoCo Playground cannot load {name}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        return [(prefix, node)]
+    inner = [_leaves(value, f"{prefix}.{key}".lstrip(".")) for key, value in node.items()]
+    return [leaf for leaves in inner for leaf in leaves]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of Playground's configuration as a file holds it: null for infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    # our configurations hold numbers alone
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parts(obs: Any) -> Mapping[str, Any]:
+    return obs if isinstance(obs, Mapping) else {"state": obs}
+
+
+def _check_vectors(name: str, env: Any) -> list[str]:
+    """Return the parts of the observation that are learned from.
+
+    Raises:
+        ValueError: there is no `state`, or one is no vector.
+    """
+    jax = import_jax("a task of MuJoCo Playground")
+    key = jax.ShapeDtypeStruct((2,), jax.numpy.uint32)
+    parts = _parts(jax.eval_shape(env.reset, key).obs)
+    found = [part for part in _TERMS if part in parts]
+    if "state" not in found or any(len(parts[part].shape) != 1 for part in found):
+        raise ValueError(f"{PREFIX}{name} observes {', '.join(parts)}; a vector `state` is needed")
     return found
-
-
-def _programs(jax: Any, env: Any, num_envs: int, episode_length: int) -> tuple[Any, Any]:
-    """Return the compiled beginning, and step with restart."""
-    jnp = jax.numpy
-
-    def fresh(key: Any) -> Any:
-        return jax.vmap(env.reset)(jax.random.split(key, num_envs))
-
-    def choose(mask: Any, one: Any, other: Any) -> Any:
-        def leaf(a: Any, b: Any) -> Any:
-            return jnp.where(mask.reshape(-1, *(1 for _ in a.shape[1:])), a, b)
-
-        return jax.tree_util.tree_map(leaf, one, other)
-
-    def begin(key: Any) -> Any:
-        key, own = jax.random.split(key)
-        return {"state": fresh(own), "key": key, "age": jnp.zeros(num_envs, jnp.int32)}
-
-    def finite(value: Any) -> Any:
-        return jnp.isfinite(value).reshape(num_envs, -1).all(axis=1)
-
-    def advance(carry: Any, action: Any) -> tuple[Any, Any]:
-        before = carry["state"]
-        bad = ~finite(action)
-        action = jnp.clip(jnp.where(bad[:, None], 0.0, action), -1.0, 1.0)
-        after = jax.vmap(env.step)(before, action)
-        last, age = _vectors(after.obs), carry["age"] + 1
-        fault = bad | ~finite(after.reward)
-        for value in last.values():
-            fault = fault | ~finite(value)
-        last = {k: choose(fault, _vectors(before.obs)[k], v) for k, v in last.items()}
-        terminated = (after.done > 0) & ~fault
-        truncated = (age >= episode_length) | fault
-        done = terminated | truncated
-        key, own = jax.random.split(carry["key"])
-        begun = jax.lax.cond(done.any(), fresh, lambda _: after, own)
-        carry = {"state": choose(done, begun, after), "key": key, "age": jnp.where(done, 0, age)}
-        return carry, {
-            "next": last,
-            "reward": jnp.where(fault, 0.0, after.reward).astype(jnp.float32),
-            "terminated": terminated,
-            "truncated": truncated,
-            "done": done,
-            "fault": fault,
-        }
-
-    options = compiler_options(jax.default_backend())
-    return jax.jit(begin, compiler_options=options), jax.jit(advance, compiler_options=options)

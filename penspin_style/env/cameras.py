@@ -11,10 +11,10 @@ from penspin_style.sim.sim import Sim
 class Images:
     """The images that some group lists; nothing else is rendered."""
 
-    def __init__(self, sim: Sim, cfg: TaskConfig) -> None:
+    def __init__(self, sim: Sim, cfg: TaskConfig, renderer: str = "auto") -> None:
         self.sim, self.cfg = sim, cfg
         self.views = cfg.views()
-        self.renderer = make_renderer(sim, self.views) if self.views else None
+        self.renderer = make_renderer(sim, self.views, name=renderer) if self.views else None
         self.names = {
             f"{view.camera}_{kind}": (view.camera, kind)
             for view in self.views

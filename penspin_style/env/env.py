@@ -61,6 +61,7 @@ class Env(EnvBase):
         nthread: int = 0,
         nconmax: int | None = None,
         njmax: int | None = None,
+        renderer: str = "auto",
         stagger: bool = False,
         final_images: bool = True,
         absent_object: float = 0.0,
@@ -82,6 +83,7 @@ class Env(EnvBase):
             nothing to succeed at, so they do not enter the statistics.
         labels: whether the task's own labels are in each root.
         expert: whether what the task's script would do is.
+        renderer: what draws images; see `make_renderer`.
         perturb: changes of the model on top of the randomisation; not in `state_dict`.
         starts: where else episodes begin; those do not enter the statistics.
         stall: when an episode without progress ends.
@@ -95,14 +97,13 @@ class Env(EnvBase):
         """
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.world = World(
-            task,
-            num_envs,
-            self.device,
+            *(task, num_envs, self.device),
             seed=seed,
             engine=engine,
             nthread=nthread,
             nconmax=nconmax,
             njmax=njmax,
+            renderer=renderer,
             perturb=perturb,
         )
         self.task, self.cfg = task, task.cfg

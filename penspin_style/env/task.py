@@ -30,54 +30,16 @@ import mujoco
 import torch
 from torch import Tensor
 
-from penspin_style.env.contract import check_class
+from penspin_style.env.contract import check_class, check_kind
+from penspin_style.env.sensing import Camera, Latency, ObsTerm
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
-from penspin_style.sim.sim import Sim, check_rows
+from penspin_style.sim.sim import Sim, check_rows, make_sim
 
 ENTRY_POINTS = "penspin_style.tasks"
 """Group of the entry points by which other packages register tasks."""
 _OURS = "tasks"  # found by name: the library imports no task
-
-
-@dataclass
-class ObsTerm:
-    """How one named term enters an observation group: noise, then delay, then history."""
-
-    noise: float = 0.0
-    """Half width of uniform noise, in the term's unit."""
-    delay: tuple[int, int] = (0, 0)
-    """Fewest and most control steps that the value arrives late; drawn per environment at reset."""
-    history: int = 1
-    """How many values are stacked, oldest first."""
-
-    def __post_init__(self) -> None:
-        """Make lists, as files hold them, equal to tuples."""
-        self.delay = tuple(self.delay)  # type: ignore[assignment]  (checked by TaskConfig)
-
-
-@dataclass
-class Latency:
-    """How late the terms of one group arrive, on top of their own delays."""
-
-    weights: list[float] = field(default_factory=lambda: [0.857, 0.107, 0.0207, 0.0145])
-    """Odds of 0, 1, 2, ... control steps; the default is that of MuJoCo Playground's ALOHA."""
-    shared: bool = True
-    """One draw for all terms of the group, or one for each."""
-    every_step: bool = True
-    """Draw again at every step, as published, or only at a reset."""
-
-
-@dataclass
-class Camera:
-    """What one named camera of the model delivers: terms `<name>_rgb` and `<name>_depth`.
-
-    An image is rendered only if some observation group lists its term.
-    """
-
-    height: int = 32
-    width: int = 32
 
 
 @dataclass
@@ -234,6 +196,8 @@ class Task(ABC, Generic[C]):
     """Groups of the action's indices that a search moves apart, as fingers; empty for none."""
     kind_names: ClassVar[tuple[str, ...]] = ()
     """What `kinds` counts, as the pen shapes; empty for episodes that are all alike."""
+    found_as: ClassVar[str] = ""
+    """What finds it that lies in no module of its own, as `playground:NAME`."""
 
     def __init__(self, cfg: C) -> None:
         self.cfg = cfg
@@ -281,6 +245,21 @@ class Task(ABC, Generic[C]):
     def joints(self) -> tuple[Joint, ...]:
         """Return the actuated joints in the policy's order."""
         return ()
+
+    def compile(self) -> mujoco.MjModel:
+        """Return the model: that of `spec`."""
+        spec = self.spec()
+        check_kind(self, "spec", spec, mujoco.MjSpec)
+        return spec.compile()
+
+    def make_sim(
+        self, model: mujoco.MjModel, num_envs: int, device: torch.device, **settings: Any
+    ) -> Sim:
+        """Return what steps the model: an engine of ours; see `sim.make_sim` for the settings.
+
+        A task that another program steps overrides it, as those of MuJoCo Playground do.
+        """
+        return make_sim(model, num_envs, device, **settings)
 
     def randomize(self) -> list[Randomize]:
         """Return the randomisation table."""
@@ -484,6 +463,8 @@ def load_task(name: str, *, is_module: bool = False) -> type[Task[Any]]:
 def task_name(task: type[Task[Any]]) -> str:
     """Return what configurations and cards call a task: it is found again by that."""
     module = task.__module__
+    if task.found_as:
+        return task.found_as
     if module.startswith(f"{_OURS}."):
         return sys.modules[module].NAME
     return module

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import mujoco
 import torch
 from torch import Tensor
 
@@ -23,9 +22,9 @@ from penspin_style.env.cameras import Images
 from penspin_style.env.checks import check_joint_ranges, count_substeps
 from penspin_style.env.contract import check_flags, check_kind, check_memory
 from penspin_style.env.task import Task
+from penspin_style.render.renderer import check_renderer
 from penspin_style.sim.perturb import Perturbation, Perturber
 from penspin_style.sim.randomize import Randomizer, per_env_fields
-from penspin_style.sim.sim import make_sim
 
 
 class StepResult(NamedTuple):
@@ -51,10 +50,12 @@ class World:
         nthread: int = 0,
         nconmax: int | None = None,
         njmax: int | None = None,
+        renderer: str = "auto",
         perturb: Sequence[Perturbation] = (),
     ) -> None:
         """Build the simulation and draw what differs between its worlds. Nothing is reset yet.
 
+        renderer: what draws images; see `make_renderer`.
         perturb: changes of the model on top of the randomisation.
 
         Raises:
@@ -64,9 +65,9 @@ class World:
         """
         self.task, self.cfg = task, task.cfg
         self.rng = torch.Generator(device=torch.device(device)).manual_seed(seed)
-        spec = task.spec()
-        check_kind(task, "spec", spec, mujoco.MjSpec)
-        self.model = spec.compile()
+        if self.cfg.views():
+            check_renderer(renderer, engine, torch.device(device))
+        self.model = task.compile()
         actions = task.actions
         check_kind(task, "actions", actions, tuple)
         check_joint_ranges(self.model, actions, task.joints)
@@ -74,7 +75,7 @@ class World:
         rows = task.randomize() if self.cfg.randomize else []
         self.varied = task.varied if self.cfg.randomize else ()
         fields = (*per_env_fields((*rows, *perturb)), *self.varied, *task.reset_fields)
-        self.sim = make_sim(
+        self.sim = task.make_sim(
             self.model,
             num_envs,
             torch.device(device),
@@ -86,7 +87,7 @@ class World:
         )
         task.start(self.sim)
         check_memory(task, num_envs)
-        self.cameras = Images(self.sim, self.cfg)
+        self.cameras = Images(self.sim, self.cfg, renderer)
         self.randomizer = Randomizer(
             *(self.sim, rows, self.cfg.control_dt),
             Perturber(self.sim, perturb),

@@ -11,6 +11,7 @@ import abc
 import hashlib
 import importlib
 import pathlib
+import re
 from typing import Any
 
 from safetensors.torch import save as save_tensors
@@ -86,7 +87,8 @@ def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], st
         config = files.get(CONFIG, b"").decode()
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    if not all(part.isidentifier() for part in str(card.task).split(".")):
+    # a registered name or a module's; before a colon, what finds it, as playground:NAME
+    if not all(part.isidentifier() for part in re.split("[.:]", str(card.task))):
         raise ValueError(f"{folder}: the card's task {card.task!r} is not the name of a task")
     weights = read_tensors(files[_WEIGHTS], folder / _WEIGHTS)
     check_finite(weights, folder / _WEIGHTS)

@@ -3,12 +3,14 @@
 Everything that is asked of the package is in this file: `BatchRenderer`, its `init` and `render`,
 whose parameters are compared with what is passed before anything is drawn. The package's last
 sources (2025) import parts of JAX that left it before 0.6, and nobody keeps it up; where it cannot
-be imported, `make_renderer` draws the same on `engine=mujoco` and `engine=warp`. It has not met the
-real package yet: the tests draw with a double of its interface.
+be imported, `sim.renderer=warp` draws the same on `engine=mujoco` and `engine=warp`. It has not met
+the real package yet: the tests draw with a double of its interface.
 
 What is particular to it:
 
-- all views have one size, a camera is drawn for all worlds or for none, one renderer may exist;
+- all views have one size, a camera is drawn for all worlds or for none;
+- one renderer may exist at a time: one that draws takes the place of another, which is built again
+  when it is asked for images, as by an evaluation in the midst of a training;
 - it draws geoms of `geom_groups` alone, without flexes, and knows no segmentation;
 - colours, sizes and lights are read at `init`; it is called again when `sim.params` were written;
 - it takes `geom_rgba` for a geom whose `geom_matid` is -2 alone, and the material's colour
@@ -17,8 +19,9 @@ What is particular to it:
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +38,15 @@ _LOOKS = (
 )
 """Model fields that the package wants with a value per world."""
 _BY_RGBA = -2
-_INSTEAD = "use engine=mujoco or engine=warp, whose renderer draws the same"
+_HOME = "github.com/shacklettbp/madrona_mjx"
+_INSTEAD = "sim.renderer=warp draws the same, with sim.engine=mujoco or warp"
 
 
 class MadronaRenderer:
     """`Renderer` on `madrona_mjx.renderer.BatchRenderer`. See the module."""
+
+    _drawing: ClassVar["weakref.ref[MadronaRenderer] | None"] = None
+    """The one that has a renderer of the package's."""
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class MadronaRenderer:
         if depth_is not in ("planar", "distance"):
             raise ValueError(f"depth_is must be planar or distance, got {depth_is!r}")
         if batch_renderer is None:
-            batch_renderer = _load(sim.device)
+            batch_renderer = load_package(sim.device)
         height, width = self.views[0].height, self.views[0].width
         settings = {
             "m": self.sim.jax_model(),
@@ -88,29 +95,40 @@ class MadronaRenderer:
         }
         _check_interface(batch_renderer, settings)
         self._jax = import_jax("MadronaRenderer")
-        self._package = batch_renderer(**settings)
-        self._takes_model = len(inspect.signature(self._package.render).parameters) > 2
+        self._make, self._settings = batch_renderer, settings
+        self._package: Any = None
         self._scale = {
             view.camera: _planar(sim, view).to(sim.device) if depth_is == "distance" else None
             for view in self.views
         }
         self._images = {view.camera: self._allocate(view) for view in self.views}
-        self._drawn: tuple[int, ...] | None = None
         self.render()
+
+    def _build(self) -> Any:
+        """Return the package's renderer, built in the place of another one."""
+        other = None if MadronaRenderer._drawing is None else MadronaRenderer._drawing()
+        if other is not None:
+            other._package = other._token = other._model = None
+        self._package = self._make(**self._settings | {"m": self.sim.jax_model()})
+        self._takes_model = len(inspect.signature(self._package.render).parameters) > 2
+        self._drawn: tuple[int, ...] | None = None
+        MadronaRenderer._drawing = weakref.ref(self)
+        return self._package
 
     def render(self) -> dict[str, dict[str, Tensor]]:
         """Draw the state after the last `step` or `forward`; see `Renderer.render`."""
+        package = self._package or self._build()
         data, looks = self.sim.jax_data, self._versions()
         if looks != self._drawn:
             self._model, self._axes = self._with_looks()
-            init = self._jax.vmap(self._package.init, in_axes=(0, self._axes))
+            init = self._jax.vmap(package.init, in_axes=(0, self._axes))
             self._token, rgb, depth = init(data, self._model)
             self._drawn = looks
         elif self._takes_model:
-            draw = self._jax.vmap(self._package.render, in_axes=(0, 0, self._axes))
+            draw = self._jax.vmap(package.render, in_axes=(0, 0, self._axes))
             _, rgb, depth = draw(self._token, data, self._model)
         else:
-            _, rgb, depth = self._jax.vmap(self._package.render)(self._token, data)
+            _, rgb, depth = self._jax.vmap(package.render)(self._token, data)
         self._take(to_torch(rgb), to_torch(depth))
         return self._images
 
@@ -188,21 +206,19 @@ def _camera_ids(sim: Sim, views: Sequence[View]) -> list[int]:
     return [names.index(name) for name in asked]
 
 
-def _load(device: torch.device) -> Callable[..., Any]:
+def load_package(device: torch.device) -> Callable[..., Any]:
     """Return the package's `BatchRenderer`.
 
     Raises:
         ValueError: it is not installed, or there is no GPU.
     """
+    needs = f"sim.renderer=madrona needs a GPU and madrona_mjx, built from source ({_HOME})"
     if device.type != "cuda":
-        raise ValueError(f"madrona_mjx draws on a GPU, the simulation is on {device}; {_INSTEAD}")
+        raise ValueError(f"{needs}; the simulation is on {device}; {_INSTEAD}")
     try:
         from madrona_mjx.renderer import BatchRenderer  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ValueError(
-            f"madrona_mjx cannot be imported ({error}): build it from source, beside a JAX of its "
-            f"time; or {_INSTEAD}"
-        ) from error
+        raise ValueError(f"{needs}, which cannot be imported here ({error}); {_INSTEAD}") from error
     return BatchRenderer
 
 

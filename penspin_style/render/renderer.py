@@ -20,6 +20,11 @@ from torch import Tensor
 
 from penspin_style.sim.sim import Sim
 
+_UNLIT = (
+    "does not compute light_xpos and light_xdir, by which scenes are lit: use engine=mujoco or "
+    "engine=warp for tasks with images"
+)
+
 
 @dataclass(frozen=True)
 class View:
@@ -69,17 +74,38 @@ class Renderer(Protocol):
         ...
 
 
+def check_renderer(name: str, engine: str, device: torch.device) -> None:
+    """Refuse what cannot draw an engine's simulations, before anything is compiled for it.
+
+    Raises:
+        ValueError: says what to install, and what draws the same.
+    """
+    if name == "madrona":
+        from penspin_style.render.madrona_renderer import load_package
+
+        load_package(device)
+        if engine != "mjx":
+            raise ValueError(
+                f"sim.renderer=madrona draws simulations of sim.engine=mjx, not of {engine}; "
+                "sim.renderer=warp draws those"
+            )
+    elif engine == "mjx":
+        raise ValueError(f"sim.engine=mjx {_UNLIT}, or sim.renderer=madrona")
+
+
 def make_renderer(
     sim: Sim,
     views: Sequence[View],
     device: str | torch.device | None = None,
     *,
+    name: str = "auto",
     shadows: bool = False,
     highlights: bool = True,
     nthread: int = 0,
 ) -> Renderer:
-    """Build the renderer of a simulation: MuJoCo Warp's ray tracer.
+    """Build the renderer of a simulation: MuJoCo Warp's ray tracer, unless Madrona is asked for.
 
+    name: `auto`, `warp` or `madrona`, see `MadronaRenderer`, which takes none of the other options.
     device: where to draw; None for the simulation's device. A simulation of the CPU engine may be
         drawn on a GPU; one of the GPU engine is drawn where it runs.
     shadows: let lights that cast shadows cast them. On a CPU the Panda's two cameras of 32 x 32
@@ -89,15 +115,16 @@ def make_renderer(
 
     Raises:
         ValueError: an unknown camera, two views of one camera, no views, a device that the
-            simulation cannot be drawn on.
+            simulation cannot be drawn on; what Madrona needs is missing.
         TypeError: a simulation of neither engine.
     """
+    if name == "madrona":
+        from penspin_style.render.madrona_renderer import MadronaRenderer
+
+        return MadronaRenderer(sim, views)
     fields = getattr(sim, "data", None)  # what is no simulation is refused below
     if fields is not None and "light_xpos" not in fields:
-        raise ValueError(
-            f"{type(sim).__name__} does not compute light_xpos and light_xdir, by which scenes are "
-            "lit: use engine=mujoco or engine=warp for tasks with images"
-        )
+        raise ValueError(f"{type(sim).__name__} {_UNLIT}")
     from penspin_style.render.warp_renderer import WarpRenderer
 
     return WarpRenderer(sim, views, device, shadows=shadows, highlights=highlights, nthread=nthread)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from penspin_style.bridge.dlpack import to_jax, to_torch
 from penspin_style.bridge.start import compiler_options, import_extra, import_jax
+from penspin_style.sim.mjx_contact import contacts_of_mujoco
 from penspin_style.sim.mjx_limits import check_model, check_per_env
 from penspin_style.sim.sim import (
     ACCELERATION_FIELDS,
@@ -335,7 +336,8 @@ def _work(
         return jax.lax.cond(i < nstep, lambda d: integrated(m, d), lambda d: d, d)
 
     before = _is_bad(d)  # a rotation is made of a NaN quaternion, a bound of a NaN control
-    new = jax.lax.fori_loop(0, nstep + 1, substep, d)
+    with contacts_of_mujoco():
+        new = jax.lax.fori_loop(0, nstep + 1, substep, d)
     kept = jax.tree_util.tree_map(
         lambda a, b: jnp.where(mask.reshape(-1, *(1 for _ in a.shape[1:])), a, b), new, d
     )

@@ -43,6 +43,7 @@ def make_env(sim: SimConfig, task: Task[Any], device: torch.device, **settings: 
         nthread=count_threads(sim),
         nconmax=sim.nconmax,
         njmax=sim.njmax,
+        renderer=sim.renderer,
         **settings,
     )
 

@@ -150,7 +150,12 @@ class Evaluation:
         return self.success_at_end if score == "success_at_end" else self.success_rate
 
     def success_text(self, score: str) -> str:
-        """Return that success with its interval, then the other one, by their names in logs."""
+        """Return that success with its interval, then the other one, by their names in logs.
+
+        Of a task that scores by its return, the return.
+        """
+        if score == "return":
+            return f"return {self.return_:.2f} ({self.episodes} episodes)"
         rate = self.success(score)
         low, high = wilson(rate, self.episodes)
         names = [("success_once", self.success_rate), ("success_at_end", self.success_at_end)]

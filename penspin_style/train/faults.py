@@ -79,12 +79,11 @@ class FaultWatch:
         if not model.exists():
             storage.write_file(model, env.task.spec().to_xml().encode())
         kind = "+".join(f.name or "" for f in record.code)
-        content = io.BytesIO()
-        np.savez(
-            content,
-            state=record.row.cpu().numpy(),
-            signature=int(mujoco.mjtState.mjSTATE_INTEGRATION),
-        )
+        content, integration = io.BytesIO(), int(mujoco.mjtState.mjSTATE_INTEGRATION)
+        # another program's simulation has rows of its own
+        is_ours = len(record.row) == mujoco.mj_stateSize(env.model, integration)
+        row = record.row.cpu().numpy()
+        np.savez(content, state=row, signature=integration if is_ours else 0)
         env_id = ranks.rank() * env.num_envs + record.env_id
         name = f"{iteration:08d}-env{env_id}-{kind}.npz"
         storage.write_file(self.folder / name, content.getvalue())

@@ -12,6 +12,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from penspin_style.bridge.playground import (
+    PREFIX,
+    UnknownEnvironmentError,
+    playground_task,
+)
 from penspin_style.env.contract import ContractError
 from penspin_style.env.task import ENTRY_POINTS, Task, installed_tasks, load_task
 from penspin_style.train.keys import nearest
@@ -30,6 +35,8 @@ def find_task(name: str, *, is_typed: bool = True) -> type[Task[Any]]:
     Raises:
         UsageError: unknown; names the nearest.
     """
+    if name.startswith(PREFIX):
+        return _find_playground(name)
     if not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"task={name} is not the name of a task{nearest(name, task_names())}")
     if not is_typed:
@@ -43,6 +50,21 @@ def find_task(name: str, *, is_typed: bool = True) -> type[Task[Any]]:
     except ValueError as error:
         near = nearest(name, task_names()) if str(error).startswith("there is no") else ""
         raise UsageError(f"{error}{near}") from error
+
+
+def _find_playground(name: str) -> type[Task[Any]]:
+    """Return a task of MuJoCo Playground.
+
+    Raises:
+        UsageError: the package is not installed, has none of that name, or cannot load it.
+    """
+    try:
+        return playground_task(name.removeprefix(PREFIX))
+    except UnknownEnvironmentError as error:
+        known = [f"{PREFIX}{one}" for one in error.known]
+        raise UsageError(f"task={name}: {error}{nearest(name, known)}") from error
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"task={name}: {error}") from error
 
 
 def check_registered(name: object) -> None:

@@ -27,7 +27,7 @@ FREE = frozenset(
         *("resume", "resume_changes", "name", "out", "video", "loggers", "keep_last"),
         *("total_samples", "stop_at_success", "checkpoint_every"),
         *("eval_every", "eval_episodes", "final_episodes"),
-        *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax"),
+        *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax", "sim.renderer"),
     )
 )
 """Keys that every resume may change: how long, where, how fast, how often something is kept; none

@@ -32,6 +32,7 @@ from penspin_style.system.plain_yaml import MAX_BYTES
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.compose import (
     UsageError,
+    assignment,
     compose_train,
     saved_overrides,
     typed,
@@ -200,12 +201,12 @@ def _overrides_beside(folder: pathlib.Path, card: PolicyCard) -> list[str]:
         saved = saved_overrides(folder / CONFIG)
     else:
         return _card_overrides(card)
-    return saved if f"task={card.task}" in saved else _card_overrides(card)
+    return saved if assignment("task", card.task) in saved else _card_overrides(card)
 
 
 def _card_overrides(card: PolicyCard) -> list[str]:
     """Return what a card says of its environment."""
-    return [f"task={card.task}", f"task.control_dt={card.control_dt!r}"]
+    return [assignment("task", card.task), f"task.control_dt={card.control_dt!r}"]
 
 
 def _composed(

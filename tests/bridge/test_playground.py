@@ -1,64 +1,58 @@
-"""Playground's environments as ours, with one of the same interface that is known by hand."""
+"""Environments of MuJoCo Playground as tasks, by a double that is known by hand."""
 
-import dataclasses
-from typing import Any
+import importlib.util
+import json
 
+import numpy as np
 import pytest
 import torch
 
-from penspin_style.algo.algorithm import rollout
-from penspin_style.algo.ppo import PPO
-from penspin_style.bridge.playground import PlaygroundEnv
+pytest.importorskip("jax")
 
-jax = pytest.importorskip("jax")
-jnp = jax.numpy
+from penspin_style.__main__ import main
+from penspin_style.bridge import playground
+from penspin_style.bridge.playground import playground_task
+from penspin_style.env.env import Env
+from penspin_style.storage import MANIFEST
+from tests.support import playground_double
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class State:
-    data: Any
-    obs: Any
-    reward: Any
-    done: Any
-    metrics: dict
-    info: dict
-
-    def replace(self, **changes):
-        return dataclasses.replace(self, **changes)
+IS_INSTALLED = importlib.util.find_spec("mujoco_playground") is not None
+SMALL = (
+    *("task=playground:Walk", "num_envs=16", "algo.horizon=8", "checkpoint_every=10"),
+    *("eval_every=10", "eval_episodes=8", "final_episodes=8", "loggers=[csv]", "video=false"),
+    *("device=cpu", "learn_threads=1"),
+)
 
 
-class Walk:
-    """A number that the action moves, from a random start; falls beyond 1, earns its position."""
-
-    action_size, dt = 1, 0.1
-
-    def __init__(self, obs=lambda x: x):
-        self.obs = obs
-
-    def reset(self, rng):
-        x = 0.2 * jax.random.uniform(rng, (2,)).at[1].set(0.0)
-        return State(x, self.obs(x), jnp.zeros(()), jnp.zeros(()), {}, {"key": rng})
-
-    def step(self, state, action):
-        x = state.data.at[0].add(0.25 * action[0]).at[1].add(1.0)
-        done = (jnp.abs(x[0]) > 1.0).astype(jnp.float32)
-        return state.replace(data=x, obs=self.obs(x), reward=x[0], done=done)
+@pytest.fixture(autouse=True)
+def package(monkeypatch):
+    """The double, and nothing that was loaded from another package of this name."""
+    for cached in (playground_task, playground._load):
+        cached.cache_clear()
+    playground_double.install(monkeypatch)
+    yield
+    for cached in (playground_task, playground._load):
+        cached.cache_clear()
 
 
-def step(env, root, *actions):
+def make(num_envs=2, name="Walk", seed=4, **changes):
+    task = playground_task(name)
+    return Env(task(task.Config(**changes)), num_envs, seed=seed)
+
+
+def step(env, *actions):
+    root = env.current()
     root["action"] = torch.tensor(actions)[:, None]
     transition, root = env.step_and_maybe_reset(root)
     return transition["next"], root
 
 
 def test_the_last_observation_of_an_episode_is_the_true_one_and_the_root_is_of_the_next():
-    env = PlaygroundEnv(Walk(), 2, seed=4)
-    root = env.current()
-    start = root["teacher"][:, 0].clone()
+    env = make()
+    start = env.current()["teacher"][:, 0].clone()
     assert (start >= 0).all() and (start < 0.2).all() and start[0] != start[1]
     for i in range(1, 6):
-        nxt, root = step(env, root, 1.0, 0.0)
+        nxt, root = step(env, 1.0, 0.0)
         x = start[0] + 0.25 * i
         assert nxt["teacher"][0].tolist() == pytest.approx([float(x), i])
         assert nxt["reward"][0].item() == pytest.approx(float(x))
@@ -67,76 +61,160 @@ def test_the_last_observation_of_an_episode_is_the_true_one_and_the_root_is_of_t
     assert nxt["terminated"].tolist() == [[True], [False]] and not nxt["truncated"].any()
     assert root["teacher"][0, 1] == 0.0 and root["teacher"][0, 0] < 0.2  # begun anew
     assert root["teacher"][1].tolist() == pytest.approx([float(start[1]), i])
+    total = sum(float(start[0]) + 0.25 * k for k in range(1, i + 1))
     metrics = env.metrics()
     assert metrics["env/episode_len"] == i and metrics["env/num_trajectories"] == 1
-    assert metrics["env/return"] == pytest.approx(
-        sum(float(start[0]) + 0.25 * k for k in range(1, i + 1)), rel=1e-5
-    )
-    assert env.metrics() == {"env/num_trajectories": 0}
+    assert metrics["env/return"] == pytest.approx(total, rel=1e-5)
+    assert metrics["env/reward_x"] == pytest.approx(total, rel=1e-5)
 
 
 def test_the_time_limit_truncates():
-    env = PlaygroundEnv(Walk(), 2, episode_length=3)
-    root = env.current()
+    env = make(episode_length=3)
     for _ in range(3):
-        nxt, root = step(env, root, 0.0, 0.1)
+        nxt, root = step(env, 0.0, 0.1)
     assert nxt["truncated"].all() and not nxt["terminated"].any()
     assert nxt["teacher"][:, 1].tolist() == [3.0, 3.0] and not root["teacher"][:, 1].any()
 
 
-def test_actions_are_clipped_and_a_nan_is_a_fault_of_its_environment_alone():
-    env = PlaygroundEnv(Walk(), 2)
-    root = env.current()
-    before = root["teacher"].clone()
-    nxt, root = step(env, root, float("nan"), 7.0)
+def test_a_nan_is_a_fault_of_its_environment_alone():
+    env = make()
+    before = env.current()["teacher"].clone()
+    nxt, root = step(env, float("nan"), 7.0)
     assert nxt["fault"].tolist() == [[True], [False]]
     assert nxt["truncated"].tolist() == [[True], [False]] and nxt["reward"][0] == 0.0
     assert torch.equal(nxt["teacher"][0], before[0])
-    assert nxt["teacher"][1, 0] == pytest.approx(float(before[1, 0]) + 0.25)
+    assert nxt["teacher"][1, 0] == pytest.approx(float(before[1, 0]) + 0.25)  # clipped
+    rows = env.sim.get_state()
+    at = [i for i in range(rows.shape[1]) if rows[1, i].view(torch.float32) == nxt["teacher"][1, 0]]
+    rows[0, at] = torch.tensor(torch.nan).view(torch.int32)
+    env.sim.set_state(rows)
+    nxt, root = step(env, 0.0, 0.0)
+    assert nxt["fault"].tolist() == [[True], [False]] and torch.isfinite(root["teacher"]).all()
+    assert env.faults.counts[0] == 1  # NONFINITE
 
 
-def test_a_dictionary_of_observations_gives_teacher_and_critic():
-    env = PlaygroundEnv(Walk(lambda x: {"state": x[:1], "privileged_state": x}), 2)
+def test_what_the_critic_alone_sees_is_a_group_of_its_own():
+    env = make(name="Asymmetric")
     root = env.current()
     assert root["teacher"].shape == (2, 1) and root["critic"].shape == (2, 2)
     assert [i.name for i in env.inputs] == ["teacher", "critic"]
-    with pytest.raises(ValueError, match="observes pixels; a vector `state` is needed"):
-        PlaygroundEnv(Walk(lambda x: {"pixels": x}), 2)
+    assert torch.equal(root["critic"][:, :1], root["teacher"])
 
 
-def test_a_continuation_is_exact_and_seeds_repeat():
-    env, again = (PlaygroundEnv(Walk(), 4, seed=2, episode_length=5) for _ in range(2))
+def test_actions_are_named_after_actuators_and_fields_follow_the_state():
+    env = make()
+    assert [channel.name for channel in env.task.actions] == ["push"]
+    x = env.sim.data.qpos
+    step(env, 0.5, -0.5)
+    assert torch.equal(x[:, 0], env.current()["teacher"][:, 0])
+    assert "ctrl" not in env.sim.data  # the double's data has none
+    with pytest.raises(ValueError, match="whole control steps, of 2 substeps"):
+        env.sim.step(1)
+    assert env.task.spec().compile().nq == 1
+
+
+def test_its_configuration_can_be_set_and_what_is_left_alone_stays():
+    task = playground_task("Walk")
+    assert task.Config().playground == {
+        **{"sim_dt": 0.05, "speed": 1.0, "limit": None, "scales": {"x": [1.0, 2.0]}}
+    }
+    own = make().task.env.config
+    assert own["limit"] == float("inf") and own["scales"] == {"x": (1.0, 2.0)}
+    cfg = task.Config()
+    cfg.playground["limit"], cfg.playground["scales"]["x"] = 3.0, [4.0]
+    changed = task(cfg).env.config
+    assert changed["limit"] == 3.0 and changed["scales.x"] == [4.0] and changed["speed"] == 1.0
+    assert task.Config().playground["limit"] is None
+
+
+def test_a_continuation_is_exact_bit_for_bit():
+    env, again = make(4, seed=2, episode_length=5), make(4, seed=3, episode_length=5)
     rng = torch.Generator().manual_seed(0)
     actions = (2.0 * torch.rand(20, 4, generator=rng) - 1.0).tolist()
-    root = env.current()
     for action in actions[:7]:
-        _, root = step(env, root, *action)
+        step(env, *action)
     again.load_state_dict(env.state_dict())
-    other = again.current()
     for action in actions[7:]:
-        one, root = step(env, root, *action)
-        two, other = step(again, other, *action)
+        one, two = step(env, *action)[0], step(again, *action)[0]
         assert all(torch.equal(one[k], two[k]) for k in one.keys())  # noqa: SIM118
     assert env.metrics() == again.metrics()
-    assert torch.equal(
-        PlaygroundEnv(Walk(), 4, seed=9).current()["teacher"],
-        PlaygroundEnv(Walk(), 4, seed=9).current()["teacher"],
-    )
+    assert torch.equal(env.sim.get_state(), again.sim.get_state())
+    mask = torch.tensor([True, False, False, True])
+    before, saved = env.sim.get_state(), make(4, seed=9).sim.get_state()
+    env.sim.set_state(saved, mask)
+    assert torch.equal(env.sim.get_state(), torch.where(mask[:, None], saved, before))
 
 
-def test_our_ppo_learns_in_it(one_thread):
-    env = PlaygroundEnv(Walk(), 32, seed=1, episode_length=16)
-    algo = PPO(PPO.Config(), env.inputs, 1, device=env.device, seed=0)
-    buffer, root, returns = None, env.current(), []
-    for _ in range(16):
-        buffer, root = rollout(env, algo, root, buffer)
-        algo.process(buffer)
-        algo.update()
-        returns.append(env.metrics().get("env/return", 0.0))
-    assert sum(returns[-3:]) / 3 > sum(returns[:3]) / 3 + 2.0
+def test_it_trains_resumes_evaluates_and_exports_as_any_task(tmp_path, one_thread, capsys):
+    whole, parts = (f"out={tmp_path / name}" for name in ("whole", "parts"))
+    own = ("name=a", "task.playground.speed=0.5")
+    assert main(["train", *SMALL, whole, *own, "total_samples=2560"]) == 0
+    assert main(["train", *SMALL, parts, *own, "total_samples=1280"]) == 0
+    assert main(["train", *SMALL, parts, *own, "total_samples=2560", "resume=true"]) == 0
+    runs = [tmp_path / name / "playground:Walk" / "a" for name in ("whole", "parts")]
+    one, other = (sorted((run / "checkpoints").iterdir())[-1] for run in runs)
+    assert one.name == other.name
+    assert (one / MANIFEST).read_bytes() == (other / MANIFEST).read_bytes()
+    card = json.loads((runs[0] / "policy" / "card.json").read_text())
+    assert card["task"] == "playground:Walk" and card["score"]["scored_by"] == "return"
+    assert card["actions"][0]["name"] == "push" and card["control_dt"] == 0.1
+    rows = np.genfromtxt(runs[0] / "metrics.csv", delimiter=",", names=True)
+    returns = rows["envreturn"][np.isfinite(rows["envreturn"])]
+    assert returns[-3:].mean() > returns[:3].mean() + 2.0  # it learns
+    capsys.readouterr()
+    assert main(["eval", str(runs[0]), "--episodes", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["export", str(runs[0]), "--samples", "100"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(runs[0] / "policy.onnx"), "--episodes", "8", "--json"]) == 0
+    # with the configuration that it was trained with, half the speed
+    assert json.loads(capsys.readouterr().out)["return"] == pytest.approx(found["return"], rel=1e-4)
 
 
-def test_without_playground_the_package_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task=playground:Wakl"], "no environment 'Wakl'; did you mean playground:Walk?"),
+        (["task=playground:Pixels"], "playground:Pixels observes pixels; a vector `state`"),
+        (["task=playground:Broken"], "cannot load Broken: FileNotFoundError: no mesh leg.obj"),
+        (["task.playground.sped=2"], "'task.playground.sped'; did you mean task.playground.speed?"),
+        (["task.playground.impl=warp"], "unknown key 'task.playground.impl'"),
+        (["task.randomize=true"], "task.randomize must be false"),
+        (["sim.engine=warp"], "sim.engine must be auto or mjx, got warp"),
+        (["task.control_dt=0.07"], "task.control_dt 0.07 s must be a multiple"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, said, tmp_path, capsys):
+    task = [] if words[0].startswith("task=") else ["task=playground:Walk"]
+    assert main(["train", *task, *words, f"out={tmp_path}", "device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_without_playground_the_package_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "mujoco_playground", None)
-    with pytest.raises(ImportError, match="PlaygroundEnv needs mujoco_playground"):
-        PlaygroundEnv("playground:CartpoleBalance", 2)
+    assert main(["train", "task=playground:CartpoleBalance"]) == 2
+    error = capsys.readouterr().err
+    assert "needs mujoco_playground" in error and error.count("\n") == 1
+    assert "pip install 'penspin_style[playground]'" in error
+
+
+@pytest.mark.skipif(not IS_INSTALLED, reason="needs the package playground")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_playgrounds_own_environment_steps_as_it_does_by_itself(monkeypatch):
+    monkeypatch.undo()
+    import jax
+    from mujoco_playground import registry
+
+    env = make(3, "CartpoleBalance", episode_length=4)
+    theirs = registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+    assert env.cfg.control_dt == 0.01 and [c.name for c in env.task.actions] == ["slide"]
+    state, move = env.sim.state, jax.jit(jax.vmap(theirs.step))
+    for i in range(4):
+        action = torch.tensor([0.5, -1.0, 0.1 * i])
+        state = move(state, action[:, None].numpy())
+        nxt, _ = step(env, *action.tolist())
+        assert np.allclose(nxt["teacher"], state.obs, atol=1e-5)
+        assert np.allclose(nxt["reward"][:, 0], state.reward, atol=1e-5)
+    assert nxt["truncated"].all()

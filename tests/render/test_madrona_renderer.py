@@ -1,11 +1,15 @@
 """Madrona's adapter, with a double of the package's interface that our own ray tracer backs."""
 
+import re
+
 import mujoco
 import pytest
 import torch
 
-from penspin_style.render.madrona_renderer import MadronaRenderer
-from penspin_style.render.renderer import View, make_renderer
+from penspin_style.__main__ import main
+from penspin_style.render import madrona_renderer
+from penspin_style.render.madrona_renderer import MadronaRenderer, load_package
+from penspin_style.render.renderer import View, check_renderer, make_renderer
 from penspin_style.sim.batch_sim import BatchSim
 
 pytest.importorskip("jax")
@@ -28,6 +32,8 @@ SCENE = """
   </worldbody>
 </mujoco>
 """
+NEEDS = r"sim.renderer=madrona needs a GPU and madrona_mjx, built from source \(github.com\S+\)"
+INSTEAD = "sim.renderer=warp draws the same, with sim.engine=mujoco or warp"
 VIEWS = (View("top", 24, 32), View("side", 24, 32, rgb=False))
 
 
@@ -109,6 +115,20 @@ def test_images_are_the_same_memory_and_follow_the_simulation(mjx):
     assert double.made[-1].inits == 1
 
 
+def test_one_renderer_of_the_package_exists_at_a_time(mjx):
+    double = make_double(mjx.model)
+    first = MadronaRenderer(mjx, VIEWS, batch_renderer=double)
+    kept = first.render()["top"]["rgb"].clone()
+    second = MadronaRenderer(mjx, VIEWS[:1], batch_renderer=double)  # as an evaluation does
+    assert first._package is None and second._package is double.made[1]
+    mjx.data.qpos[1, 0] = -0.4
+    mjx.forward()
+    again = first.render()["top"]["rgb"]
+    assert second._package is None and len(double.made) == 3
+    assert torch.equal(again[[0, 2]], kept[[0, 2]]) and not torch.equal(again[1], kept[1])
+    assert torch.equal(second.render()["top"]["rgb"], again) and len(double.made) == 4
+
+
 @pytest.mark.parametrize(
     ("views", "said"),
     [
@@ -116,7 +136,7 @@ def test_images_are_the_same_memory_and_follow_the_simulation(mjx):
         ((View("top"), View("top")), "different cameras"),
         ((), "at least one"),
         ((View("behind"),), "no camera 'behind'; there are"),
-        ((View("top", segmentation=True),), "no segmentation .top.; use engine=mujoco"),
+        ((View("top", segmentation=True),), "no segmentation .top.; sim.renderer=warp"),
     ],
 )
 def test_views_that_it_cannot_draw_are_refused(mjx, views, said):
@@ -125,12 +145,33 @@ def test_views_that_it_cannot_draw_are_refused(mjx, views, said):
 
 
 def test_without_a_gpu_another_engine_is_named(sims, mjx):
-    with pytest.raises(ValueError, match="draws on a GPU, the simulation is on cpu; use engine="):
+    with pytest.raises(ValueError, match=f"{NEEDS}; the simulation is on cpu; {INSTEAD}"):
         MadronaRenderer(mjx, VIEWS)
     with pytest.raises(ValueError, match="of engine=mjx, not BatchSim"):
         MadronaRenderer(sims[1], VIEWS)
     with pytest.raises(ValueError, match=r"MjxSim does not compute light_xpos .* engine=mujoco"):
         make_renderer(mjx, VIEWS)
+
+
+def test_sim_renderer_madrona_says_what_to_install_and_what_draws_the_same(sims, tmp_path, capsys):
+    with pytest.raises(ValueError, match=rf"{NEEDS}, .* imported here \(No module .*; {INSTEAD}"):
+        load_package(torch.device("cuda"))
+    with pytest.raises(ValueError, match=INSTEAD):
+        make_renderer(sims[0], VIEWS, name="madrona")
+    words = ["task=panda_lift_cube_vision", "sim.renderer=madrona", f"out={tmp_path}", "device=cpu"]
+    assert main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"{NEEDS}; .*; {INSTEAD}", error) and error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+    assert main(["train", "sim.renderer=madrone"]) == 2
+    assert "sim.renderer must be auto, warp or madrona" in capsys.readouterr().err
+
+
+def test_other_engines_are_refused_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(madrona_renderer, "load_package", lambda device: None)
+    check_renderer("madrona", "mjx", torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"draws simulations of sim.engine=mjx, not of auto; sim"):
+        check_renderer("madrona", "auto", torch.device("cuda"))
 
 
 def test_a_package_of_another_interface_is_refused_by_the_parameter(mjx):
