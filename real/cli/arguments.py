@@ -29,6 +29,26 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     return sub
 
 
+def add_teleop(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb `teleop`; return its parser."""
+    summary = "Move a robot or its twin by hand, and record demonstrations."
+    sub = verbs.add_parser("teleop", help=summary, description=summary)
+    add_arguments(sub, named=False)
+    sub.add_argument(
+        "--device",
+        choices=("scripted", "keyboard", "gamepad"),
+        required=True,
+        help="what moves it; scripted: the expert of a twin's task",
+    )
+    sub.add_argument("--episodes", type=positive, default=1, help="to keep")
+    sub.add_argument("--instruction", metavar="TEXT", help="what the robot is told, kept with each")
+    sub.add_argument(
+        "--speed", type=_SHARE, default=0.5, help="share of a full action that a held key asks for"
+    )
+    sub.add_argument("--task", default="", help="of a real robot, as its episodes say it")
+    return sub
+
+
 def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Add the verb `replay`; return the parsers of `make` and `run`."""
     summary = "Repeat a teacher's simulated trajectories on a robot, open loop."
@@ -69,18 +89,20 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     return make, sub
 
 
-def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> None:
+def add_arguments(
+    sub: argparse.ArgumentParser, *, robot: str | None = None, named: bool = True
+) -> None:
     """Add what every verb that drives a robot understands.
 
-    robot: the default; None where it must be said.
+    robot: the default; None where it must be said. named: by --robot, else by its place.
     """
-    sub.add_argument(
-        "--robot",
-        metavar="NAME",
-        default=robot,
-        required=robot is None,
-        help=f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS",
-    )
+    which = f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS"
+    if named:
+        sub.add_argument(
+            "--robot", metavar="NAME", default=robot, required=robot is None, help=which
+        )
+    else:
+        sub.add_argument("robot", metavar="TWIN", help=which)
     sub.add_argument("--out", metavar="DIR", help="folder to record episodes in")
     sub.add_argument(
         "--success",

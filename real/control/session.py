@@ -140,18 +140,29 @@ def _leave_safe(robot: "SafeRobot") -> None:
             raise failed[0]
 
 
-def success_check(args: argparse.Namespace, opened: Opened) -> SuccessCheck:
+def success_check(
+    args: argparse.Namespace, opened: Opened, *, by_key: bool = False
+) -> SuccessCheck:
     """Return what the command line says of successes.
+
+    by_key: whether a key may say it, too.
 
     Raises:
         ValueError: successes are to be kept, but nothing says what one is.
     """
     stated = args.success or (SUCCESS if opened.has_measures else None)
-    if args.successes and stated is None and not args.ask:
+    if args.successes and stated is None and not (args.ask or by_key):
         raise ValueError(
             f"--successes: {opened.name} does not measure success; say --ask to label by hand"
         )
     return SuccessCheck(stated, by_hand=args.ask, only_successes=args.successes)
+
+
+def steps_of(args: argparse.Namespace, opened: Opened) -> int:
+    """Return the control steps of an episode: what the command line says, else the robot's own."""
+    if args.seconds is None:
+        return opened.steps
+    return max(1, round(args.seconds / opened.robot.control_dt))
 
 
 class Patience:
@@ -284,10 +295,7 @@ def _run(
         RobotError: the robot is stopped again and again.
     """
     outcomes: list[Outcome] = []
-    complete, patience = 0, Patience()
-    steps = opened.steps
-    if args.seconds is not None:
-        steps = max(1, round(args.seconds / opened.robot.control_dt))
+    complete, patience, steps = 0, Patience(), steps_of(args, opened)
     while complete < args.episodes:
         seed = args.seed + complete
         opened.seed(seed)
