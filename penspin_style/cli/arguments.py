@@ -158,6 +158,8 @@ def _add_play(verbs: Any) -> None:
     sub.add_argument("--views", metavar="OUT.png", help="with --video: what the student sees")
     sub.add_argument("--tiles", type=positive, help="with --video: environments side by side")
     sub.add_argument("--info", action="store_true", help="with --tiles: reward, success and end")
+    fine = "with --video: smooth edges and shadows, five times as slow in software"
+    sub.add_argument("--fine", action="store_true", help=fine)
     sub.add_argument("--fps", type=positive, help="with --video: default as fast as the robot")
     sub.add_argument("--episodes", type=positive, default=3, help="of a video")
     sub.add_argument("--size", type=positive, default=480, help="pixels, even")

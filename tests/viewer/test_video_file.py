@@ -9,6 +9,7 @@ from PIL import Image
 
 from penspin_style.data.formats.video import read_video
 from penspin_style.env.env import Env
+from penspin_style.viewer.strip import inset_column
 from penspin_style.viewer.video import Shot, caption, write, write_line
 from tests.support import measured, robots, toy
 
@@ -55,3 +56,22 @@ def test_a_video_without_frames_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"x\.mp4: a video needs at least one frame"):
         write([Shot([], [], 0)], tmp_path / "x.mp4", None, None, fps=20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_student_sees_stands_beside_the_scene_each_under_its_name():
+    red = np.zeros((2, 32, 32, 3), np.uint8)
+    red[-1] = (255, 0, 0)  # the last of a history counts
+    near = np.full((40, 20), 0.1, np.float32)
+    column = inset_column({"front_rgb": red, "wrist_depth": near}, 240)
+    assert column.shape == (240, 60, 3)
+    is_red = (column == (255, 0, 0)).all(axis=2)
+    rows, columns = np.nonzero(is_red)
+    assert is_red.sum() == 32 * 32 and rows.max() < 120 and columns.max() < 60
+    label = column[: rows.min()]
+    assert (label < 100).any() and (column[120 : 120 + rows.min()] < 100).any()  # both are named
+
+
+def test_an_image_larger_than_its_place_is_reduced():
+    column = inset_column({"front_rgb": np.full((480, 640, 3), 7, np.uint8)}, 160)
+    assert column.shape == (160, 40, 3)
+    assert (column == 7).all(axis=2).sum() == 36 * 27
