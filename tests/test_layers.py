@@ -76,7 +76,7 @@ LAYERS: dict[str, set[str]] = {
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
-    "viewer": ENV | {"meshes", "train", "data", "data.formats"},
+    "viewer": ENV | {"meshes", "train", "data", "data.episodes", "data.formats"},
     "bench": TRAIN,
     "cli": TRAIN | {"bench", "meshes", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
