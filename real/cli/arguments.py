@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from penspin_style.system.arguments import above_zero, add_json, natural, positive
+from penspin_style.system.arguments import above_zero, add_json, natural, port, positive
 from real.drivers import DRIVERS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     summary = "Run a policy on a robot or its twin, in closed loop; measure and record."
     sub = verbs.add_parser("rollout", help=summary, description=summary)
     add_arguments(sub)
+    _add_view(sub)
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--server", metavar="URL", help="of `penspin serve`, as ws://127.0.0.1:8000")
     who.add_argument("--policy", metavar="POLICY.onnx", help="run it in this process")
@@ -34,6 +35,7 @@ def add_teleop(verbs: Any) -> argparse.ArgumentParser:
     summary = "Move a robot or its twin by hand, and record demonstrations."
     sub = verbs.add_parser("teleop", help=summary, description=summary)
     add_arguments(sub, named=False)
+    _add_view(sub)
     sub.add_argument(
         "--device",
         choices=("scripted", "keyboard", "gamepad"),
@@ -119,6 +121,11 @@ def add_arguments(
     when.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
     when.add_argument("--fast", action="store_true", help="run a twin as fast as it goes")
     add_json(sub)
+
+
+def _add_view(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--view", action="store_true", help="show a twin on a page in a browser")
+    sub.add_argument("--port", type=port, default=8080, help="of the page: first one to try")
 
 
 def rule(text: str) -> "SuccessRule":

@@ -23,7 +23,7 @@ from real.robot import Robot, RobotError
 
 if TYPE_CHECKING:
     from penspin_style.deploy.policy import Policy
-    from real.control.loop import Outcome
+    from real.control.loop import Outcome, TargetSource
     from real.control.safety import SafeRobot, Watchdog
 
 STOPS = 5
@@ -165,6 +165,26 @@ def steps_of(args: argparse.Namespace, opened: Opened) -> int:
     return max(1, round(args.seconds / opened.robot.control_dt))
 
 
+def watched(
+    source: "TargetSource", opened: Opened, args: argparse.Namespace, stack: contextlib.ExitStack
+) -> "TargetSource":
+    """Return a source whose twin is shown on a page, which the stack closes, if that is wanted.
+
+    Raises:
+        ValueError: it is no twin, or the page needs a package that is missing.
+    """
+    if not args.view:
+        return source
+    if opened.source != "twin":
+        raise ValueError(f"--view shows twins; {opened.name} is a real robot")
+    from real.twin.page import TwinPage, WatchedSource
+
+    page = TwinPage(opened.robot, port=args.port)  # type: ignore[arg-type]
+    stack.callback(page.close)
+    print(f"{opened.name} on {page.address}", file=sys.stderr, flush=True)
+    return WatchedSource(source, page)
+
+
 class Patience:
     """Notices a robot that is stopped in every episode."""
 
@@ -270,7 +290,7 @@ def rollout(args: argparse.Namespace) -> int:
         recorder = None if args.out is None else Recorder(pathlib.Path(args.out), head)
         loop = Loop(
             safe,
-            PolicySource(policy),
+            watched(PolicySource(policy), opened, args, stack),
             success,
             recorder=recorder,
             watchdog=watchdog,

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         recorder = None if args.out is None else Recorder(pathlib.Path(args.out), head)
         loop = Loop(
             safe,
-            source,
+            session.watched(source, opened, args, stack),
             dataclasses.replace(check, said=lambda: source.label),
             recorder=recorder,
             watchdog=watchdog,

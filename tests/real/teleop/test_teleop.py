@@ -13,11 +13,13 @@ from penspin_style.deploy.actions import Decoder
 from penspin_style.features import ActionChannel
 from real.control.loop import Loop, header
 from real.control.safety import SafeRobot
+from real.control.session import watched
 from real.control.success import SUCCESS, Label, SuccessCheck
 from real.robot import RobotError
 from real.teleop.device import Axes, DeviceSource, Key, Reading
 from real.teleop.gamepad import Gamepad
 from real.teleop.keyboard import Keyboard
+from real.twin.page import TwinPage
 from tests.support.cart import CHANNELS, DT, Carts
 
 SIX = tuple(ActionChannel(f"c{i}", "m", 0.1, -1.0, 1.0, "delta") for i in range(7))
@@ -256,6 +258,27 @@ def test_what_is_invalid_is_said_in_one_line(twin, capsys, words, said):
     except SystemExit as left:
         code = left.code
     assert code == 2 and said in capsys.readouterr().err
+
+
+def test_a_twin_is_shown_on_a_page_while_it_is_driven(twin, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("viser")
+    shown, show = [], TwinPage.show
+
+    def noting(page, seen, target):
+        show(page, seen, target)
+        shown.append(page._bodies._meshes[-1][1].batched_positions.copy())
+
+    monkeypatch.setattr(TwinPage, "show", noting)
+    own = ["--device", "scripted", "--view", "--port", "8785", "--seconds", "0.3"]
+    assert main(["teleop", twin, *own]) == 0
+    assert "lift on http://127.0.0.1:87" in capsys.readouterr().err
+    assert len(shown) == 6 and not np.allclose(shown[0], shown[-1])
+
+
+def test_a_real_robot_is_not_shown(capsys):
+    opened = types.SimpleNamespace(source="real", name="allegro")
+    with pytest.raises(ValueError, match="--view shows twins; allegro is a real robot"):
+        watched(None, opened, types.SimpleNamespace(view=True), None)
 
 
 def test_what_has_no_expert_is_said(capsys):
