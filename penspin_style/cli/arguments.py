@@ -66,6 +66,7 @@ def parser() -> Parser:
     _add_sweep(verbs)
     _add_eval(verbs)
     _add_play(verbs)
+    _add_demo(verbs)
     _add_runs(verbs)
     _add_export(verbs)
     _add_record(verbs)
@@ -165,6 +166,15 @@ def _add_play(verbs: Any) -> None:
     sub.add_argument("--size", type=positive, default=480, help="pixels, even")
     sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
     sub.add_argument("--successful", action="store_true", help="only the first successful episodes")
+
+
+def _add_demo(verbs: Any) -> None:
+    sub = _add(verbs, "demo", "Watch the policies that come with the package, in a browser.")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the one to begin with")
+    sub.add_argument("--list", action="store_true", help="say which there are, and stop")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    sub.add_argument("--port", type=port, default=8080, help="first one to try")
+    sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
 
 
 def _add_runs(verbs: Any) -> None:

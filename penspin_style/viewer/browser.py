@@ -46,12 +46,17 @@ def check_installed() -> None:
 class BrowserViewer:
     """A page on which environments are watched."""
 
-    def __init__(self, env: Env, act: Act, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    def __init__(
+        self, env: Env, act: Act, *, host: str = "127.0.0.1", port: int = 8080, server: Any = None
+    ) -> None:
+        """Serve the page; server: of viser, on whose empty page it is drawn instead."""
         import viser  # pyright: ignore[reportMissingImports]
 
         self.env, self.act = env, act
-        with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json is one object
-            self.server: Any = viser.ViserServer(host=host, port=port, verbose=False)
+        if server is None:
+            with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json is one object
+                server = viser.ViserServer(host=host, port=port, verbose=False)
+        self.server: Any = server
         self.address = f"http://{host}:{self.server.get_port()}/"
         self.steps = 0
         self._root = env.current()
@@ -92,11 +97,11 @@ class BrowserViewer:
 
     # The loop.
 
-    def run(self, seconds: float = math.inf) -> None:
+    def run(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> None:
         """Simulate and draw in real time, times the page's speed, until a signal comes."""
         end = time.monotonic() + seconds
         drawn = due = time.monotonic()
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < end and not until():
             if self._take("reset"):
                 self.env.reset()
                 self._root = self.env.current()
