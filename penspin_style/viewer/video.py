@@ -30,7 +30,7 @@ class Shot:
     """One episode of a video."""
 
     frames: list[np.ndarray]
-    """(size, width, 3) uint8, after each step but the last; with a caption.
+    """(size, width, 3) uint8, at the start and after each step but the last; with a caption.
 
     As wide as high, or wider by a column of what the policy sees.
     """
@@ -50,7 +50,7 @@ def shoot(
     successful: bool = False,
     fine: bool = False,
 ) -> list[Shot]:
-    """Draw episodes, each in an environment of its own.
+    """Draw episodes, each from a seed of its own, one more than the last.
 
     make_env: from (num_envs, seed) to an environment.
     fine: see `scene_renderer`.
@@ -61,42 +61,51 @@ def shoot(
         NoOpenGLError: this machine has no OpenGL.
     """
     shots: list[Shot] = []
-    for attempt in range(20 * episodes):
-        env = make_env(1, seed + attempt)
-        limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
-        if size > limit:
-            raise ValueError(f"size {size}: the task's model allows at most {limit} pixels")
-        frames: list[np.ndarray] = []
-        views: list[np.ndarray] = []
-        with scene_renderer(env, size, fine=fine) as renderer:
-
-            def note(
-                env: Env = env,
-                renderer: GLRenderer = renderer,
-                frames: list[np.ndarray] = frames,
-                views: list[np.ndarray] = views,
-            ) -> None:
-                if frames and int(env.step_count[0]) <= len(frames):
-                    return  # the environment has restarted: what follows is not drawn
-                frame = renderer.render().copy()
-                images = {k: v[0].cpu().numpy() for k, v in env.images().items()}
-                write_line(frame, caption(env))
-                if images:
-                    views.append(side_by_side(images, size // 5))
-                    frame = np.concatenate((frame, inset_column(images, size)), axis=1)
-                frames.append(frame)
-
-            result = evaluate(env, act, seed=seed, on_step=note)
-        if not successful or result.success_rate == 1.0:
-            # a task that scores by its own figure, as turns, is not over with the first success
-            first = result.first_success if env.task.score in SCORES else None
-            end = min(len(frames), round(first or len(frames)) + STRIP_TAIL)
-            shots.append(Shot(frames, views, end))
-        if len(shots) == episodes:
-            return shots
+    env = make_env(1, seed)
+    limit = min(env.model.vis.global_.offwidth, env.model.vis.global_.offheight)
+    if size > limit:
+        raise ValueError(f"size {size}: the task's model allows at most {limit} pixels")
+    with scene_renderer(env, size, fine=fine) as renderer:
+        for attempt in range(20 * episodes):
+            if attempt:
+                env.set_seed(seed + attempt)
+                env.reset()
+            shot, won = _episode(env, act, renderer, size)
+            if won or not successful:
+                shots.append(shot)
+            if len(shots) == episodes:
+                return shots
     if not shots:
         raise ValueError(f"no successful episode among {20 * episodes}; leave out --successful")
     return shots
+
+
+def _episode(env: Env, act: Act, renderer: GLRenderer, size: int) -> tuple[Shot, bool]:
+    """Draw an episode that has just begun; return it and whether it was a success."""
+    frames: list[np.ndarray] = []
+    views: list[np.ndarray] = []
+    last, is_over = -1, False
+
+    def note() -> None:
+        nonlocal last, is_over
+        step = int(env.step_count[0])
+        is_over = is_over or step <= last
+        if is_over:
+            return  # the environment has restarted: what follows is not drawn
+        last = step
+        frame = renderer.render().copy()
+        images = {k: v[0].cpu().numpy() for k, v in env.images().items()}
+        write_line(frame, caption(env))
+        if images:
+            views.append(side_by_side(images, size // 5))
+            frame = np.concatenate((frame, inset_column(images, size)), axis=1)
+        frames.append(frame)
+
+    result = evaluate(env, act, seed=0, on_step=note)
+    # a task that scores by its own figure, as turns, is not over with the first success
+    first = result.first_success if env.task.score in SCORES else None
+    end = min(len(frames), round(first or len(frames)) + STRIP_TAIL)
+    return Shot(frames, views, end), result.success_rate == 1.0
 
 
 def scene_renderer(env: Env, size: int, *, fine: bool) -> GLRenderer:
