@@ -45,6 +45,8 @@ class DiffusionPolicy(Policy):
     """(levels,): share of the signal's variance at each level of noise."""
     begin: Tensor
     """(num_queries * naction,): the noise that it begins from when it acts."""
+    waves: Tensor
+    """(levels, 2 * _WAVES): each level of noise, as it is told."""
 
     def __init__(
         self,
