@@ -1,7 +1,9 @@
 """Frames and images side by side."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +41,13 @@ def inset_column(images: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     It stands beside a scene, never over it; the width is even, a quarter of the height or more.
     images: as of `side_by_side`; enlarged without smoothing, or reduced to fit.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     text = max(9, height // 40)
     width = height // 4 // 2 * 2
     room = max(1, min(width - 4, height // len(images) - text - 8))
     column = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(column), ImageFont.load_default(size=text)
+    draw, font = ImageDraw.Draw(column), font_of(text)
     for k, (name, image) in enumerate(images.items()):
         top = k * (height // len(images))
         tile = Image.fromarray(_colors(image))
@@ -55,6 +57,14 @@ def inset_column(images: Mapping[str, np.ndarray], height: int) -> np.ndarray:
         draw.text((2, top + 2), name, "black", font)
         column.paste(tile, (2, top + text + 6))
     return np.asarray(column)
+
+
+@functools.cache  # reading it takes a millisecond of each frame
+def font_of(size: int) -> Any:
+    """Return the font of captions. size: pixels."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)
 
 
 def _colors(image: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from penspin_style.env.env import Env
 from penspin_style.env.statistics import SCORES
 from penspin_style.render.gl_renderer import GLRenderer
 from penspin_style.train.evaluate import Act, evaluate
-from penspin_style.viewer.strip import inset_column, side_by_side, write_strip
+from penspin_style.viewer.strip import font_of, inset_column, side_by_side, write_strip
 
 _ENCODING = {"crf": "20", "preset": "veryfast"}
 STRIP_TAIL = 4
@@ -161,11 +161,11 @@ def write_line(frame: np.ndarray, text: str) -> None:
     """Write a line into the lower left corner of a frame, in place."""
     if not text:
         return
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     image = Image.fromarray(frame)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(10, frame.shape[0] // 20))
+    font = font_of(max(10, frame.shape[0] // 20))
     place = (_MARGIN, frame.shape[0] - _MARGIN)
     draw.text(place, text, "white", font, anchor="ld", stroke_width=2, stroke_fill="black")
     frame[:] = np.asarray(image)

@@ -103,7 +103,8 @@ def _demonstrate(
     while kept < args.episodes:
         seed = args.seed + len(outcomes)
         opened.seed(seed)
-        outcome = loop.run(steps, facts={**facts, "seed": seed})
+        own = {"seed": seed} if opened.source == "twin" else {}
+        outcome = loop.run(steps, facts={**facts, **own})
         if source.key is Key.QUIT:
             break
         outcomes.append(outcome)

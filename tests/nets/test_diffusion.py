@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from penspin_style.algo import distill
 from penspin_style.algo.chunks import chunk_card, eyes_of
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
+from penspin_style.env import frozen_policy
 from penspin_style.nets.diffusion import DiffusionPolicy, ddim, schedule
 from penspin_style.nets.policy import load_policy, save_policy
 from tests.support.episodes import vector_card
@@ -105,3 +107,9 @@ def test_a_policy_of_chunks_with_eyes_is_built_again_and_exported_whole(tmp_path
     said = bundle({name: value.numpy() for name, value in given.items()})
     wanted = net.eval().act(*(value[None] for value in given.values()))[0]
     torch.testing.assert_close(torch.from_numpy(said), wanted.detach(), atol=1e-5, rtol=0.0)
+    # who needs one action at a time says so
+    for path in (tmp_path / "policy", tmp_path / "policy.onnx"):
+        with pytest.raises(ValueError, match=r"task\.helper=.*policy.* answers chunks of actions"):
+            frozen_policy._open("task.helper", str(path), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"algo\.teacher=.* answers chunks .*it cannot teach"):
+        distill._load_teacher(str(tmp_path / "policy"), {i.name: i for i in own.inputs}, 3)
