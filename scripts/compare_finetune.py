@@ -27,7 +27,8 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from penspin_style.algo.act import ACT, ACTConfig, act_card, eyes_of  # noqa: E402
+from penspin_style.algo.act import ACT, ACTConfig, act_card  # noqa: E402
+from penspin_style.algo.chunks import eyes_of  # noqa: E402
 from penspin_style.algo.clone import Clone, CloneConfig  # noqa: E402
 from penspin_style.algo.recorded import Recorded, origin  # noqa: E402
 from penspin_style.data.dataset import Trajectories, load  # noqa: E402

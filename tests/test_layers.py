@@ -79,7 +79,7 @@ LAYERS: dict[str, set[str]] = {
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
     "train": TRAIN,
-    "viewer": ENV | {"meshes", "train", "data", "data.formats"},
+    "viewer": ENV | {"meshes", "train", "data", "data.episodes", "data.formats"},
     "bench": TRAIN,
     "cli": TRAIN | {"bench", "meshes", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
@@ -98,8 +98,16 @@ LAYERS: dict[str, set[str]] = {
     "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},
     "real.drivers.aloha_node": WORLD | {"real.drivers", "real.twin"},
     "real.control.session": ROBOT | REAL | {"real.twin"},
+    "real.teleop.device": ROBOT | REAL,
+    # looks into a twin's world
+    "real.teleop.scripted": WORLD | {"real.teleop.device"},
+    "real.teleop": ROBOT
+    | REAL
+    | {"real.control.session", "real.teleop.device", "real.teleop.scripted"},
     "real.replay": WORLD | REAL | {"real.control.session", "real.twin"},
-    "real.cli": ROBOT | REAL | {"storage", "real.control.session", "real.replay", "real.twin"},
+    "real.cli": ROBOT
+    | REAL
+    | {"storage", "real.control.session", "real.replay", "real.teleop", "real.twin"},
     # trainings: PenSpin's options as overrides
     "real.cli.finetune": TRAIN | ROBOT,
     "real.cli.train_act": {"real.cli.finetune"},
@@ -131,7 +139,10 @@ WITHOUT = {
     "tasks.robots.description": {"torch", "mujoco"},
     **{
         name: {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"}
-        for name in ("real", *REAL, "real.cli", "real.control.session", "real.robot_controller")
+        for name in (
+            *("real", *REAL, "real.cli", "real.control.session", "real.robot_controller"),
+            *("real.teleop", "real.teleop.device"),
+        )
     },
 }
 

@@ -47,6 +47,8 @@ bench train num_envs=4 --rounds 1 --steps 2
 bench render task=panda_lift_cube_vision num_envs=2 --rounds 1 --steps 2
 bench onnx s.onnx --calls 10
 twin pen s.onnx --episodes 1
+demo --list
+teleop panda --device scripted --seconds 0.2 --out shown
 replay make outputs/pen_spin/t made --robot pen --episodes 1 --num-envs 2 --best turns --share 0.5
 replay run made --robot pen --out episodes --fast --seconds 0.5
 rollout --robot pen --policy s.onnx --fast --seconds 0.5

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from penspin_style.algo.algorithm import Interface
+from penspin_style.algo.chunks import Chunks, chunk_card, distance, eyes_of
 from penspin_style.algo.recorded import Recorded, RecordedConfig, opened
 from penspin_style.config import TrainConfig, require
-from penspin_style.data.dataset import Trajectories, Windows
-from penspin_style.features import Feature, Input, PolicyCard
+from penspin_style.data.dataset import Trajectories
+from penspin_style.features import PolicyCard
 from penspin_style.nets import act as network
 from penspin_style.nets.student import StudentPolicy
 
@@ -92,7 +91,7 @@ class ACT(Recorded):
     ) -> None:
         """Split, and encode every image once.
 
-        eyes: encodes the images; None where there are none. card: of what `act_inputs` returned.
+        eyes: encodes the images; None where there are none. card: of what `act_card` returned.
 
         Raises:
             ValueError: too few trajectories to split, or images that nothing encodes.
@@ -102,8 +101,8 @@ class ACT(Recorded):
         naction = data.rows[0].labels.shape[1]
         made = network.ACT(card.inputs, naction, eyes=eyes, rng=weights, **cfg.network)
         self.policy = made.to(device)
-        self.train = self._chunks([data.rows[i] for i in self.train_ids])
-        self.val = self._chunks([data.rows[i] for i in self.val_ids]) if self.val_ids else None
+        self.train = self._chunks(self.train_ids)
+        self.val = self._chunks(self.val_ids) if self.val_ids else None
         numbers = self.train.numbers
         if self.policy.normalizer is not None and numbers is not None:
             self.policy.normalizer.update(numbers)
@@ -117,18 +116,11 @@ class ACT(Recorded):
         made.made_from = made_from
         return made
 
-    @torch.no_grad()
     def validate(self) -> float | None:
         """Return the mean distance of what it would do from what was done."""
         if self.val is None:
             return None
-        total = torch.zeros(2, device=self.device)
-        for ids in torch.arange(len(self.val.label), device=self.device).split(256):
-            rows = self.val.rows(ids)
-            chunk = self.policy(rows.numbers, rows.seen)[0].clamp(-1.0, 1.0)
-            there = (~rows.padded)[..., None].expand_as(chunk)
-            total += torch.stack(((chunk - rows.label).abs()[there].sum(), there.sum()))
-        return (total[0] / total[1]).item()
+        return distance(self.val, lambda rows: self.policy(rows.numbers, rows.seen)[0].clamp(-1, 1))
 
     def _learn(self) -> dict[str, float]:
         """Learn from as many chunks as the trajectories hold without overlap, begun anywhere."""
@@ -139,87 +131,24 @@ class ACT(Recorded):
             rows = self.train.rows(ids)
             chunk, kl = self.policy(rows.numbers, rows.seen, rows.label, rows.padded, self.rng)
             there = (~rows.padded)[..., None].expand_as(chunk)
-            distance, kl = (chunk - rows.label).abs()[there].mean(), kl.mean()
-            if self._guard.step(distance + self.cfg.kl_weight * kl) is None:
+            off, kl = (chunk - rows.label).abs()[there].mean(), kl.mean()
+            if self._guard.step(off + self.cfg.kl_weight * kl) is None:
                 skipped += 1
             else:
-                losses.append(torch.stack((distance, kl)).detach())
+                losses.append(torch.stack((off, kl)).detach())
         mean = torch.stack(losses).mean(dim=0).tolist() if losses else [float("nan")] * 2
         return {"train/l1": mean[0], "train/kl": mean[1], "train/skipped_updates": float(skipped)}
 
-    @torch.no_grad()
-    def _chunks(self, trajectories: list[Windows]) -> "_Chunks":
-        parts = []
-        for rows in trajectories:
-            n, horizon = len(rows), self.cfg.num_queries
-            at = np.arange(n)[:, None] + np.arange(horizon)
-            label = torch.from_numpy(rows.labels[at.clip(max=n - 1)]).to(self.device)
-            padded = torch.from_numpy(at >= n).to(self.device)
-            given = {k: torch.from_numpy(v).to(self.device) for k, v in rows.inputs.items()}
-            numbers, seen = self.policy.look(given)
-            parts.append(_Chunks(numbers, seen, label.masked_fill(padded[..., None], 0.0), padded))
-        return _Chunks.join(parts)
-
-
-@dataclass(frozen=True)
-class _Chunks:
-    """What is seen at each step, and the actions from there on."""
-
-    numbers: Tensor | None
-    seen: dict[str, Tensor]
-    label: Tensor
-    """(n, horizon, naction), 0 where padded."""
-    padded: Tensor
-    """(n, horizon) bool."""
-
-    def rows(self, ids: Tensor) -> "_Chunks":
-        numbers = None if self.numbers is None else self.numbers[ids]
-        seen = {name: value[ids] for name, value in self.seen.items()}
-        return _Chunks(numbers, seen, self.label[ids], self.padded[ids])
-
-    @staticmethod
-    def join(parts: Sequence["_Chunks"]) -> "_Chunks":
-        numbers = [p.numbers for p in parts if p.numbers is not None]
-        return _Chunks(
-            torch.cat(numbers) if numbers else None,
-            {name: torch.cat([p.seen[name] for p in parts]) for name in parts[0].seen},
-            torch.cat([p.label for p in parts]),
-            torch.cat([p.padded for p in parts]),
-        )
+    def _chunks(self, ids: Sequence[int]) -> Chunks:
+        trajectories = [self.data.rows[i] for i in ids]
+        found = Chunks.of(trajectories, self.cfg.num_queries, self.policy.look, self.device)
+        label = found.label.masked_fill(found.padded[..., None], 0.0)
+        return dataclasses.replace(found, label=label)
 
 
 def act_card(cfg: ACTConfig, card: PolicyCard) -> PolicyCard:
-    """Return a student's card with what ACT reads instead: see `act_inputs`."""
-    return dataclasses.replace(card, inputs=act_inputs(card, cfg.input_mode))
-
-
-def act_inputs(card: PolicyCard, mode: str = "") -> tuple[Input, ...]:
-    """Return what ACT reads: the newest value of a student's features, and its images.
-
-    mode: the features, as `joint_pos-obj_ends`; empty for all.
-
-    Raises:
-        ValueError: the student reads no such feature.
-    """
-    vectors = [f for i in card.inputs if not i.is_image for f in i.features]
-    known = {f.name: f for f in vectors}
-    chosen = mode.split("-") if mode else list(known)
-    for name in chosen:
-        if name not in known:
-            raise ValueError(
-                f"algo.input_mode={mode}: no {name!r}, the student reads {list(known)}"
-            )
-    now = tuple(_now(known[name]) for name in chosen)
-    return (*([Input("numbers", now)] if now else []), *(i for i in card.inputs if i.is_image))
-
-
-def eyes_of(student: Any) -> StudentPolicy | None:
-    """Return the student if it sees images, to encode them; else None."""
-    return student if getattr(student, "frozen", ()) else None
-
-
-def _now(feature: Feature) -> Feature:
-    return dataclasses.replace(feature, history=1, delay=0)
+    """Return a student's card with what ACT reads instead: see `chunk_inputs`."""
+    return chunk_card(card, cfg.input_mode)
 
 
 NAME = "act"

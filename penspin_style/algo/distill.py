@@ -369,6 +369,8 @@ def _load_teacher(
         ValueError: it is not there, or does not fit the environment.
     """
     teacher, card = open_policy("algo.teacher", path)
+    if getattr(teacher, "horizon", 1) != 1:
+        raise ValueError(f"algo.teacher={path} answers chunks of actions, not one; it cannot teach")
     for wanted in card.inputs:
         if observed.get(wanted.name) != wanted:
             found = observed.get(wanted.name)

@@ -66,6 +66,7 @@ def parser() -> Parser:
     _add_sweep(verbs)
     _add_eval(verbs)
     _add_play(verbs)
+    _add_demo(verbs)
     _add_runs(verbs)
     _add_export(verbs)
     _add_record(verbs)
@@ -158,11 +159,22 @@ def _add_play(verbs: Any) -> None:
     sub.add_argument("--views", metavar="OUT.png", help="with --video: what the student sees")
     sub.add_argument("--tiles", type=positive, help="with --video: environments side by side")
     sub.add_argument("--info", action="store_true", help="with --tiles: reward, success and end")
+    fine = "with --video: smooth edges and shadows, five times as slow in software"
+    sub.add_argument("--fine", action="store_true", help=fine)
     sub.add_argument("--fps", type=positive, help="with --video: default as fast as the robot")
     sub.add_argument("--episodes", type=positive, default=3, help="of a video")
     sub.add_argument("--size", type=positive, default=480, help="pixels, even")
     sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
     sub.add_argument("--successful", action="store_true", help="only the first successful episodes")
+
+
+def _add_demo(verbs: Any) -> None:
+    sub = _add(verbs, "demo", "Watch the policies that come with the package, in a browser.")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the one to begin with")
+    sub.add_argument("--list", action="store_true", help="say which there are, and stop")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    sub.add_argument("--port", type=port, default=8080, help="first one to try")
+    sub.add_argument("--seed", type=natural, default=2_000_003, help="of the episodes")
 
 
 def _add_runs(verbs: Any) -> None:

@@ -1,4 +1,4 @@
-"""`penspin data`: check, list, pack, unpack, rescue and convert what was recorded.
+"""`penspin data`: check, list, view, pack, unpack, rescue and convert what was recorded.
 
 The parser's part answers without importing anything heavy; each verb is a function below that
 imports what it needs. Exit codes: 0 done, 2 the command line is invalid, 3 the data cannot be
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penspin_style import storage
-from penspin_style.system.arguments import add_json
+from penspin_style.system.arguments import add_json, port
 from penspin_style.system.terminal import one_line, print_json, printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _UsageError(ValueError):
 
 def add_verbs(verbs: Any) -> None:
     """Add `data` and its verbs; verbs: what `ArgumentParser.add_subparsers` returned."""
-    summary = "Check, list, pack, unpack, rescue and convert recorded episodes."
+    summary = "Check, list, view, pack, unpack, rescue and convert recorded episodes."
     data = verbs.add_parser("data", help=summary, description=summary)
     kinds = data.add_subparsers(dest="kind", required=True, metavar="WHAT")
 
@@ -59,6 +59,11 @@ def add_verbs(verbs: Any) -> None:
 
     info = verb("info", _info, "Say what files hold, without reading their values.")
     info.add_argument("paths", **several)
+
+    view = verb("view", _view, "Show episodes on a page: images, joints and actions to scrub.")
+    view.add_argument("paths", **several)
+    view.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    view.add_argument("--port", type=port, default=8080, help="first one to try")
 
     pack = verb("pack", _pack, "Write a folder's successful episodes as PenSpin's real_data.h5.")
     pack.add_argument("folder", help="folder of episodes")
@@ -259,6 +264,24 @@ def _info(args: argparse.Namespace) -> int:
     steps, seconds = sum(f.steps for f in facts), sum(f.seconds for f in facts)
     megabytes = sum(f.bytes for f in facts) / 1e6
     print(f"{len(facts)} files, {steps} steps, {seconds:.4g} s, {megabytes:.3g} MB")
+    return _OK
+
+
+def _view(args: argparse.Namespace) -> int:
+    from penspin_style.viewer.browser import check_installed
+    from penspin_style.viewer.episode_page import open_page
+
+    check_installed()
+    files = _files(args.paths)
+    page = open_page(files, host=args.host, port=args.port)
+    try:
+        if args.json:
+            print_json({"address": page.address, "episodes": [str(path) for path in files]})
+        else:
+            print(f"{len(files)} episodes on {page.address}; Ctrl-C ends", flush=True)
+        page.run()
+    finally:
+        page.close()
     return _OK
 
 

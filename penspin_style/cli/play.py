@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--tiles: no --strip, --views or --successful of several environments")
     if args.info and not args.tiles:
         raise UsageError("--info: it is written into tiles; add --tiles N")
-    if args.video is None and (args.tiles or args.fps):
-        flag = "--tiles" if args.tiles else "--fps"
+    if args.video is None and (args.tiles or args.fps or args.fine):
+        flag = "--tiles" if args.tiles else "--fps" if args.fps else "--fine"
         raise UsageError(f"{flag}: it is of a video; add --video OUT.mp4")
     if args.video is not None and args.viewer:
         raise UsageError(f"--viewer {args.viewer}: with --video nothing else is shown")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shoot(source: LoadedPolicy, args: argparse.Namespace) -> list[Shot]:
-    common: Any = {"seed": args.seed, "size": args.size}
+    common: Any = {"seed": args.seed, "size": args.size, "fine": args.fine}
     if args.tiles:
         tiled = {"tiles": args.tiles, "info": args.info}
         return [shoot_tiles(source.env, source.act, **common, **tiled)]

@@ -38,6 +38,7 @@ class Bundle:
 
     card: what the policy needs and means.
     sha256: of the bytes that run.
+    horizon: actions that it answers at a time.
     """
 
     def __init__(self, data: bytes, where: str = "the model", *, try_first: bool = False) -> None:
@@ -54,6 +55,7 @@ class Bundle:
             if try_first:
                 session.try_out(data, self.card)
             self._session = session.open_session(data, self.card)
+            self.horizon = session.horizon_of(self._session)
             self.sha256 = hashlib.sha256(data).hexdigest()
             self._types = [group.tensor for group in self.card.inputs]
             self._slots = [_slots_of(group) for group in self.card.inputs]
@@ -84,6 +86,8 @@ class Bundle:
 
     def act(self, observation: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """Return the action, (naction,) or (batch, naction) float32 as the observation has it.
+
+        With a horizon above 1, (horizon, naction) or (batch, horizon, naction).
 
         observation: per input its vector, (size,) or (batch, size), under the input's name; or its
             features one by one, each in its own shape, under theirs. An array alone will do for a

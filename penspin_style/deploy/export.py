@@ -67,7 +67,7 @@ class ActingModule(nn.Module):
         self.policy = policy
 
     def forward(self, *observations: Tensor) -> Tensor:
-        """Return the action (batch, naction)."""
+        """Return the action (batch, naction), or a chunk (batch, horizon, naction)."""
         return getattr(self.policy, "act", self.policy)(*observations)
 
 
@@ -186,7 +186,8 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 def _check_action(acting: ActingModule, example: tuple[Tensor, ...], card: PolicyCard) -> None:
     with torch.no_grad():
         action = acting(*example)
-    want = (len(example[0]), len(card.actions))
+    horizon = getattr(acting.policy, "horizon", 1)
+    want = (len(example[0]), *((horizon,) if horizon > 1 else ()), len(card.actions))
     if not isinstance(action, Tensor) or tuple(action.shape) != want:
         got = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
         raise ValueError(f"the policy's action is {got}, its card has {len(card.actions)} actions")

@@ -61,8 +61,16 @@ def open_session(data: bytes, card: PolicyCard) -> onnxruntime.InferenceSession:
     return session
 
 
+def horizon_of(session: onnxruntime.InferenceSession) -> int:
+    """Return how many actions a checked policy answers at a time."""
+    shape = session.get_outputs()[0].shape
+    return int(shape[1]) if len(shape) == 3 else 1
+
+
 def run(session: onnxruntime.InferenceSession, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the actions (batch, naction) float32 of input tensors, in [-1, 1].
+
+    Of a policy with a horizon above 1, (batch, horizon, naction).
 
     Raises:
         BundleError: the policy answered with something that is not an action.
@@ -90,7 +98,9 @@ def _check_graph(session: onnxruntime.InferenceSession, card: PolicyCard) -> Non
         dtype, shape = group.tensor
         _check_node(f"input {node.name!r}", node, ONNX_TYPES[dtype], shape)
     output = session.get_outputs()[0]
-    _check_node("the output", output, ONNX_TYPES["float32"], (len(card.actions),))
+    shape = tuple(output.shape)
+    chunk = shape[1:2] if len(shape) == 3 and isinstance(shape[1], int) and shape[1] > 1 else ()
+    _check_node("the output", output, ONNX_TYPES["float32"], (*chunk, len(card.actions)))
 
 
 def _check_node(
@@ -118,7 +128,8 @@ def _probe(session: onnxruntime.InferenceSession, card: PolicyCard) -> None:
             raise BundleError(
                 f"the graph fails on a batch of {batch}: {error!s:.{_SHOWN}}"
             ) from error
-        if action.shape != (batch, len(card.actions)):
+        chunk = (horizon,) if (horizon := horizon_of(session)) > 1 else ()
+        if action.shape != (batch, *chunk, len(card.actions)):
             raise BundleError(
                 f"the graph answers a batch of {batch} with shape {action.shape}, the card "
                 f"has {len(card.actions)} actions"

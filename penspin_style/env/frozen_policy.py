@@ -115,6 +115,7 @@ def _open(key: str, path: str, device: torch.device) -> tuple[Any, PolicyCard, s
         from penspin_style.deploy.bundle import Bundle
 
         bundle = Bundle.load(_onnx(key, path))
+        _check_single(key, path, bundle)
         names = [i.name for i in bundle.card.inputs]
 
         def run(inputs: list[Tensor]) -> Tensor:
@@ -124,10 +125,14 @@ def _open(key: str, path: str, device: torch.device) -> tuple[Any, PolicyCard, s
         return run, bundle.card, bundle.sha256[:16]
     folder = policy_folder(key, path)
     policy, card = load_policy(folder)
-    if getattr(policy, "horizon", 1) != 1:
-        raise ValueError(f"{key}={path} answers chunks of actions, not one; it cannot act here")
+    _check_single(key, path, policy)
     policy.requires_grad_(False).to(device)
     return lambda inputs: policy.act(*inputs), card, policy_content(folder)[:16]
+
+
+def _check_single(key: str, path: str, policy: Any) -> None:
+    if getattr(policy, "horizon", 1) != 1:
+        raise ValueError(f"{key}={path} answers chunks of actions, not one; it cannot act here")
 
 
 def _differences(

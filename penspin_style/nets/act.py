@@ -10,7 +10,6 @@ of the batch instead, and is told no ends at all when it acts.) Positions are le
 sinusoids, and are added once instead of in every block.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.nn import functional
 from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.attention import keep
 from penspin_style.nets.normalizer import Normalizer
+from penspin_style.nets.reading import build_eyes, describe_eyes, look, seen_sizes
 from penspin_style.nets.student import StudentPolicy
 
 ENDS = ("pen_ends", "obj_ends")
@@ -86,7 +86,9 @@ class ACT(nn.Module):
             return nn.ModuleList(_Block(*sizes, linear, cross=cross) for _ in range(count))
 
         self.read = nn.ModuleDict({f.name: linear(f.size, width) for f in self.features})
-        self.see = nn.ModuleDict({n: linear(s, width) for n, s in self._seen_sizes().items()})
+        self.see = nn.ModuleDict(
+            {n: linear(s, width) for n, s in seen_sizes(self.inputs, self.eyes).items()}
+        )
         tokens = len(self.read) + len(self.see)
         # of the CVAE's encoder: a token to read from, what is measured, the actions
         self.act_in, self.posterior = linear(naction, width), linear(width, 2 * latent_dim)
@@ -104,14 +106,7 @@ class ACT(nn.Module):
     @torch.no_grad()
     def look(self, observations: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Return the raw numbers (n, size), and the features of every image (n, size)."""
-        vectors = [observations[i.name] for i in self.inputs if not i.is_image]
-        seen: dict[str, Tensor] = {}
-        if self.eyes is not None:
-            unread = torch.empty(0)  # the student's own numbers
-            given = {i.name: observations[i.name] for i in self.inputs if i.is_image}
-            raw = self.eyes.decode({name: given.get(name, unread) for name in self.eyes.in_keys})
-            seen = self.eyes.encode(raw.rgb, raw.depth)
-        return (vectors[0] if vectors else None), seen
+        return look(self.inputs, self.eyes, observations)
 
     def forward(
         self,
@@ -149,10 +144,7 @@ class ACT(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return what builds the module again, as JSON values."""
-        eyes = None
-        if self.eyes is not None:
-            own = [dataclasses.asdict(i) for i in self.eyes.inputs]
-            eyes = {"inputs": own, "naction": self.eyes.naction, **self.eyes.describe()}
+        eyes = describe_eyes(self.eyes)
         return {"kind": "act", **self._network, "eyes": eyes}
 
     def _posterior(
@@ -191,17 +183,6 @@ class ACT(nn.Module):
                 swapped = self.normalizer(torch.cat(other, dim=-1)).split(sizes, dim=-1)[i]
                 tokens[i] = 0.5 * (tokens[i] + self.read[feature.name](swapped))
         return tokens
-
-    def _seen_sizes(self) -> dict[str, int]:
-        """Return image -> numbers that its encoder makes of it."""
-        images = [i for i in self.inputs if i.is_image]
-        if images and self.eyes is None:
-            raise ValueError(f"nothing encodes {[i.name for i in images]}; give a student's run")
-        blank = {}
-        for given in self.inputs:
-            dtype, shape = given.tensor
-            blank[given.name] = torch.zeros((1, *shape), dtype=getattr(torch, dtype))
-        return {name: rows.shape[1] for name, rows in self.look(blank)[1].items()}
 
 
 class _Block(nn.Module):
@@ -262,10 +243,6 @@ def build(card: PolicyCard) -> ACT:
     """
     network = dict(card.network)
     network.pop("kind")
-    eyes, rng = network.pop("eyes"), torch.Generator()
-    if eyes is not None:
-        own = dict(eyes)
-        own.pop("kind")
-        inputs = [Input.from_dict(i) for i in own.pop("inputs")]
-        eyes = StudentPolicy(inputs, own.pop("naction"), rng=rng, **own)
+    rng = torch.Generator()
+    eyes = build_eyes(network.pop("eyes"), rng)
     return ACT(card.inputs, len(card.actions), eyes=eyes, rng=rng, **network)

@@ -32,7 +32,10 @@ class Policy(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def act(self, *observations: Tensor) -> Tensor:
-        """Return actions (..., naction) in [-1, 1] of raw observations, deterministic."""
+        """Return actions (..., naction) in [-1, 1] of raw observations, deterministic.
+
+        One with an attribute `horizon` above 1 answers chunks, (..., horizon, naction).
+        """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The OpenGL platform is chosen here, so that nobody has to set MUJOCO_GL: EGL (a 
 OSMesa (software). A platform that a user has set is respected.
 """
 
-import copy
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from types import TracebackType
 import mujoco
 import numpy as np
 
+from penspin_style.render.one_world import OneWorld
 from penspin_style.sim.sim import Sim
 
 _PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
@@ -83,26 +83,40 @@ class GLRenderer:
         height: int = 480,
         width: int = 480,
         shadows: bool = True,
+        shadow_pixels: int | None = None,
+        samples: int | None = None,
     ) -> None:
+        """Open a context.
+
+        shadow_pixels, samples: of the shadow map's side and of each pixel, at most; default: what
+            the model asks for.
+
+        Raises:
+            NoOpenGLError: this machine has no OpenGL.
+            ValueError: the model has no such camera.
+        """
         choose_platform()
         names = [sim.model.camera(i).name for i in range(sim.model.ncam)]
         if camera not in names:
             raise ValueError(f"the model has no camera {camera!r}; it has {names}")
         self.sim = sim
         self.camera = camera
-        self.model = copy.copy(sim.model)
-        """The model as the environment drawn last has it."""
+        self._world = OneWorld(sim)
+        self.model, self.data = self._world.model, self._world.data
+        """As the environment drawn last has them."""
         size = self.model.vis.global_
         size.offwidth, size.offheight = max(size.offwidth, width), max(size.offheight, height)
-        self.data = mujoco.MjData(self.model)
+        quality = self.model.vis.quality
+        if samples is not None:
+            quality.offsamples = min(quality.offsamples, samples)
+        if shadow_pixels is not None:
+            quality.shadowsize = min(quality.shadowsize, shadow_pixels)
         self._renderer = mujoco.Renderer(self.model, height, width)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         option = mujoco.MjvOption()
         option.geomgroup[3] = 0  # collision shapes
         option.sitegroup[:] = 0
         self._option = option
-        needs = mujoco.MjModel._setconst_inputs
-        self._sets_const = any(name in needs for name in dir(sim.params))
 
     def render(self, env_id: int = 0) -> np.ndarray:
         """Return the environment as it is now, (height, width, 3) uint8."""
@@ -125,20 +139,7 @@ class GLRenderer:
         return np.where(kinds == int(mujoco.mjtObj.mjOBJ_GEOM), ids, -1)
 
     def _draw(self, env_id: int) -> np.ndarray:
-        for name in dir(self.sim.params):
-            owner = self.model.opt if name.startswith("opt.") else self.model
-            value = self.sim.params[name][env_id].cpu().numpy()
-            if value.ndim:
-                getattr(owner, name.removeprefix("opt."))[:] = value
-            else:
-                setattr(owner, name.removeprefix("opt."), value.item())
-        if self._sets_const:
-            mujoco.mj_setConst(self.model, self.data)
-        for name in ("qpos", "qvel", "ctrl", "mocap_pos", "mocap_quat"):
-            field = getattr(self.data, name)
-            if field.size:
-                field[:] = self.sim.data[name][env_id].cpu().numpy()
-        mujoco.mj_forward(self.model, self.data)
+        self._world.update(env_id)
         self._renderer.update_scene(self.data, self.camera, self._option)
         return self._renderer.render()
 

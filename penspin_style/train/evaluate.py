@@ -21,8 +21,13 @@ Act = Callable[[Any], Tensor]
 
 
 def acting(policy: Any) -> Act:
-    """Return a policy's `act` as a function of a root TensorDict."""
-    return lambda td: policy.act(*(td[key] for key in policy.in_keys))
+    """Return a policy's `act` as a function of a root TensorDict; of a chunk the first action."""
+
+    def act(td: Any) -> Tensor:
+        action: Tensor = policy.act(*(td[key] for key in policy.in_keys))
+        return action[:, 0] if getattr(policy, "horizon", 1) > 1 else action
+
+    return act
 
 
 def blinded(act: Act, images: Sequence[str]) -> Act:

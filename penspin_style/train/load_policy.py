@@ -178,6 +178,7 @@ def _open_checkpoint(
 
 def _open_bundle(path: pathlib.Path, overrides: list[str], trusted: Sequence[str]) -> LoadedPolicy:
     from penspin_style.deploy.bundle import Bundle
+    from penspin_style.deploy.policy import next_action
 
     bundle = Bundle.load(path)
     card = bundle.card
@@ -185,7 +186,7 @@ def _open_bundle(path: pathlib.Path, overrides: list[str], trusted: Sequence[str
     names = [i.name for i in card.inputs]
 
     def act(td: Any) -> torch.Tensor:
-        action = bundle({name: td[name].cpu().numpy() for name in names})
+        action = next_action(bundle, {name: td[name].cpu().numpy() for name in names})
         return torch.from_numpy(np.asarray(action)).to(td.device)
 
     return LoadedPolicy(cfg, task, card, act)

@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 
 from penspin_style.env.env import Env
 from penspin_style.train.evaluate import Act
+from penspin_style.viewer.bodies import Bodies
 from penspin_style.viewer.comparison import COLORS
-from penspin_style.viewer.scene import shapes
+from penspin_style.viewer.touch import Commands, Contacts
 
 _DRAWN_PER_SECOND = 30.0
 _TOLD_PER_SECOND = 5.0
@@ -46,20 +46,27 @@ def check_installed() -> None:
 class BrowserViewer:
     """A page on which environments are watched."""
 
-    def __init__(self, env: Env, act: Act, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    def __init__(
+        self, env: Env, act: Act, *, host: str = "127.0.0.1", port: int = 8080, server: Any = None
+    ) -> None:
+        """Serve the page; server: of viser, on whose empty page it is drawn instead."""
         import viser  # pyright: ignore[reportMissingImports]
 
         self.env, self.act = env, act
-        with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json is one object
-            self.server: Any = viser.ViserServer(host=host, port=port, verbose=False)
+        if server is None:
+            with contextlib.redirect_stdout(sys.stderr):  # it greets, and --json is one object
+                server = viser.ViserServer(host=host, port=port, verbose=False)
+        self.server: Any = server
         self.address = f"http://{host}:{self.server.get_port()}/"
         self.steps = 0
         self._root = env.current()
         self._wishes: set[str] = set()
         self._lock = threading.Lock()
-        self._place_camera()
-        self._add_bodies()
+        self._bodies = Bodies(self.server, env.model, env.num_envs, env.task.camera)
+        self._offsets = self._bodies.offsets
         self._add_controls()
+        self._contacts = Contacts(self.server, env.sim)
+        self._commands = Commands(self.server, env.sim, self._bodies.extent)
         self._told = 0.0
         self.draw()
 
@@ -72,7 +79,7 @@ class BrowserViewer:
 
     @property
     def chosen(self) -> int:
-        """Return the environment whose reward and images are told."""
+        """Return the environment whose reward, images and contacts are told, and that obeys."""
         return 0 if self._which.value == _ALL else int(self._which.value)
 
     def _wish(self, what: str) -> Callable[[Any], None]:
@@ -90,15 +97,16 @@ class BrowserViewer:
 
     # The loop.
 
-    def run(self, seconds: float = math.inf) -> None:
+    def run(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> None:
         """Simulate and draw in real time, times the page's speed, until a signal comes."""
         end = time.monotonic() + seconds
         drawn = due = time.monotonic()
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < end and not until():
             if self._take("reset"):
                 self.env.reset()
                 self._root = self.env.current()
                 drawn = 0.0
+            self._commands.apply(self.chosen, self._offsets[self.chosen])
             if self._take("step") or (not self._paused.value and now >= due):
                 self.step()
                 # after a pause, or where it cannot keep up, nothing is made up for
@@ -121,12 +129,9 @@ class BrowserViewer:
         """Show the present state; figures and images a few times a second."""
         data = self.env.sim.data
         rows = self.shown
-        positions = data.xpos[rows].cpu().numpy() + self._offsets[rows][:, None]
-        turns = data.xquat[rows].cpu().numpy()
-        with self.server.atomic():
-            for body, mesh in self._meshes:
-                mesh.batched_positions = positions[:, body]
-                mesh.batched_wxyzs = turns[:, body]
+        positions, turns = data.xpos[rows].cpu().numpy(), data.xquat[rows].cpu().numpy()
+        self._bodies.draw(rows, positions, turns)
+        self._contacts.draw(self.chosen, self._offsets[self.chosen])
         if time.monotonic() - self._told >= 1.0 / _TOLD_PER_SECOND:
             self._told = time.monotonic()
             self._tell()
@@ -149,45 +154,6 @@ class BrowserViewer:
             self._insets[name].image = as_image(image[i].cpu().numpy())
 
     # The page.
-
-    def _place_camera(self) -> None:
-        """Look from where the task's videos do, at the middle of the model."""
-        model, data = self.env.model, mujoco.MjData(self.env.model)
-        mujoco.mj_forward(model, data)
-        self._extent = float(model.stat.extent)
-        n = self.env.num_envs
-        columns = math.ceil(math.sqrt(n))
-        places = np.array([(i % columns, i // columns, 0.0) for i in range(n)])
-        self._offsets = 1.5 * self._extent * places
-        self.server.scene.set_up_direction("+z")
-        middle = self._offsets.mean(axis=0)
-        names = [model.camera(i).name for i in range(model.ncam)]
-        if self.env.task.camera in names:
-            camera = names.index(self.env.task.camera)
-            eye = data.cam_xpos[camera]
-            away = -data.cam_xmat[camera].reshape(3, 3)[:, 2]
-            target = eye + away * max(0.1, float((model.stat.center - eye) @ away))
-        else:
-            target = np.array(model.stat.center)
-            eye = target + self._extent * np.array([1.2, -1.2, 0.8])
-        self.server.initial_camera.position = target + middle + (eye - target) * columns
-        self.server.initial_camera.look_at = target + middle
-
-    def _add_bodies(self) -> None:
-        self._meshes: list[tuple[int, Any]] = []
-        n = self.env.num_envs
-        for i, shape in enumerate(shapes(self.env.model)):
-            mesh = self.server.scene.add_batched_meshes_simple(
-                f"/body{shape.body}/{i}",
-                vertices=shape.vertices,
-                faces=shape.faces,
-                batched_wxyzs=np.tile([1.0, 0.0, 0.0, 0.0], (n, 1)),
-                batched_positions=np.zeros((n, 3)),
-                batched_colors=shape.color,
-                opacity=shape.opacity if shape.opacity < 1 else None,
-                side="double",
-            )
-            self._meshes.append((shape.body, mesh))
 
     def _add_controls(self) -> None:
         gui, n = self.server.gui, self.env.num_envs

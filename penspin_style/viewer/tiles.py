@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from penspin_style.env.env import Env
-from penspin_style.render.gl_renderer import GLRenderer
 from penspin_style.train.evaluate import Act, evaluate
-from penspin_style.viewer.video import Shot, write_line
+from penspin_style.viewer.video import Shot, scene_renderer, write_line
 
 
 def shoot_tiles(
@@ -19,11 +18,12 @@ def shoot_tiles(
     tiles: int,
     size: int,
     info: bool,
+    fine: bool = False,
 ) -> Shot:
     """Draw the first episode of so many environments, side by side; one that ends stays.
 
     make_env: from (num_envs, seed) to environments. size: pixels of the square, at most.
-    info: whether reward, success and end are written into each tile.
+    fine: see `scene_renderer`. info: whether reward, success and end are written into each tile.
 
     Raises:
         ValueError: no tile would have 16 pixels.
@@ -38,7 +38,7 @@ def shoot_tiles(
     frames: list[np.ndarray] = []
     steps = [0] * tiles
     over = [False] * tiles
-    with GLRenderer(env.sim, env.task.camera, height=side, width=side) as renderer:
+    with scene_renderer(env, side, fine=fine) as renderer:
 
         def note() -> None:
             success = env.task.success(env.sim)

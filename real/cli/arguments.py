@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from penspin_style.system.arguments import above_zero, add_json, natural, positive
+from penspin_style.system.arguments import above_zero, add_json, natural, port, positive
 from real.drivers import DRIVERS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     summary = "Run a policy on a robot or its twin, in closed loop; measure and record."
     sub = verbs.add_parser("rollout", help=summary, description=summary)
     add_arguments(sub)
+    _add_view(sub)
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--server", metavar="URL", help="of `penspin serve`, as ws://127.0.0.1:8000")
     who.add_argument("--policy", metavar="POLICY.onnx", help="run it in this process")
@@ -26,6 +27,27 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
         "--patience", type=_SECONDS, default=10.0, help="seconds to wait for a server; default 10"
     )
     sub.add_argument("--episodes", type=positive, default=1, help="how many")
+    return sub
+
+
+def add_teleop(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb `teleop`; return its parser."""
+    summary = "Move a robot or its twin by hand, and record demonstrations."
+    sub = verbs.add_parser("teleop", help=summary, description=summary)
+    add_arguments(sub, named=False)
+    _add_view(sub)
+    sub.add_argument(
+        "--device",
+        choices=("scripted", "keyboard", "gamepad"),
+        required=True,
+        help="what moves it; scripted: the expert of a twin's task",
+    )
+    sub.add_argument("--episodes", type=positive, default=1, help="to keep")
+    sub.add_argument("--instruction", metavar="TEXT", help="what the robot is told, kept with each")
+    sub.add_argument(
+        "--speed", type=_SHARE, default=0.5, help="share of a full action that a held key asks for"
+    )
+    sub.add_argument("--task", default="", help="of a real robot, as its episodes say it")
     return sub
 
 
@@ -69,18 +91,20 @@ def add_replay(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentPa
     return make, sub
 
 
-def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> None:
+def add_arguments(
+    sub: argparse.ArgumentParser, *, robot: str | None = None, named: bool = True
+) -> None:
     """Add what every verb that drives a robot understands.
 
-    robot: the default; None where it must be said.
+    robot: the default; None where it must be said. named: by --robot, else by its place.
     """
-    sub.add_argument(
-        "--robot",
-        metavar="NAME",
-        default=robot,
-        required=robot is None,
-        help=f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS",
-    )
+    which = f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS"
+    if named:
+        sub.add_argument(
+            "--robot", metavar="NAME", default=robot, required=robot is None, help=which
+        )
+    else:
+        sub.add_argument("robot", metavar="TWIN", help=which)
     sub.add_argument("--out", metavar="DIR", help="folder to record episodes in")
     sub.add_argument(
         "--success",
@@ -97,6 +121,11 @@ def add_arguments(sub: argparse.ArgumentParser, *, robot: str | None = None) -> 
     when.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
     when.add_argument("--fast", action="store_true", help="run a twin as fast as it goes")
     add_json(sub)
+
+
+def _add_view(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--view", action="store_true", help="show a twin on a page in a browser")
+    sub.add_argument("--port", type=port, default=8080, help="of the page: first one to try")
 
 
 def rule(text: str) -> "SuccessRule":

@@ -104,6 +104,15 @@ def _add_rollout(verbs: Any) -> None:
     arguments.add_rollout(verbs).set_defaults(run=exit_code(run))
 
 
+def _add_teleop(verbs: Any) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from real.teleop import session
+
+        return session.run(args)
+
+    arguments.add_teleop(verbs).set_defaults(run=exit_code(run))
+
+
 def _add_replay(verbs: Any) -> None:
     def make(args: argparse.Namespace) -> int:
         from real.replay import replay
@@ -136,5 +145,7 @@ def _add_twin(verbs: Any) -> None:
     twin.set_defaults(run=exit_code(run))
 
 
-_VERBS: tuple[Callable[[Any], None], ...] = (_add_serve, _add_rollout, _add_replay, _add_twin)
+_VERBS: tuple[Callable[[Any], None], ...] = (
+    *(_add_serve, _add_rollout, _add_teleop, _add_replay, _add_twin),
+)
 """One function for each verb: it adds the verb's parser to the sub-parsers."""

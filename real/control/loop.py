@@ -48,7 +48,10 @@ class Command:
 
 
 class TargetSource(Protocol):
-    """Where targets come from."""
+    """Where targets come from.
+
+    One that can end an episode has `ended`, bool, which is looked at after every control step.
+    """
 
     def check(self, robot: SafeRobot) -> None:
         """Check that the targets are for this robot.
@@ -229,7 +232,7 @@ class Loop:
                 self._step(done, latency)
                 done += 1
                 self.rate.wait()
-                if getattr(self.robot.robot, "done", False):
+                if getattr(self.robot.robot, "done", False) or getattr(self.source, "ended", False):
                     break
         except StoppedError:
             stopped = self.robot.reason
@@ -285,7 +288,8 @@ class Loop:
         if not recorder.rows or not wanted or label is Label.DISCARD:
             recorder.abort()
             return None
-        how = {"judged": "by hand"} if self.success.by_hand else {}
+        by_hand = self.success.by_hand or self.success.said() is not None
+        how = {"judged": "by hand"} if by_hand else {}
         how |= {"rule": str(self.success.rule)} if self.success.rule is not None else {}
         return recorder.finish(outcome.success, {**facts, **how, **outcome.facts()})
 

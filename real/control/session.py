@@ -23,7 +23,7 @@ from real.robot import Robot, RobotError
 
 if TYPE_CHECKING:
     from penspin_style.deploy.policy import Policy
-    from real.control.loop import Outcome
+    from real.control.loop import Outcome, TargetSource
     from real.control.safety import SafeRobot, Watchdog
 
 STOPS = 5
@@ -140,18 +140,49 @@ def _leave_safe(robot: "SafeRobot") -> None:
             raise failed[0]
 
 
-def success_check(args: argparse.Namespace, opened: Opened) -> SuccessCheck:
+def success_check(
+    args: argparse.Namespace, opened: Opened, *, by_key: bool = False
+) -> SuccessCheck:
     """Return what the command line says of successes.
+
+    by_key: whether a key may say it, too.
 
     Raises:
         ValueError: successes are to be kept, but nothing says what one is.
     """
     stated = args.success or (SUCCESS if opened.has_measures else None)
-    if args.successes and stated is None and not args.ask:
+    if args.successes and stated is None and not (args.ask or by_key):
         raise ValueError(
             f"--successes: {opened.name} does not measure success; say --ask to label by hand"
         )
     return SuccessCheck(stated, by_hand=args.ask, only_successes=args.successes)
+
+
+def steps_of(args: argparse.Namespace, opened: Opened) -> int:
+    """Return the control steps of an episode: what the command line says, else the robot's own."""
+    if args.seconds is None:
+        return opened.steps
+    return max(1, round(args.seconds / opened.robot.control_dt))
+
+
+def watched(
+    source: "TargetSource", opened: Opened, args: argparse.Namespace, stack: contextlib.ExitStack
+) -> "TargetSource":
+    """Return a source whose twin is shown on a page, which the stack closes, if that is wanted.
+
+    Raises:
+        ValueError: it is no twin, or the page needs a package that is missing.
+    """
+    if not args.view:
+        return source
+    if opened.source != "twin":
+        raise ValueError(f"--view shows twins; {opened.name} is a real robot")
+    from real.twin.page import TwinPage, WatchedSource
+
+    page = TwinPage(opened.robot, port=args.port)  # type: ignore[arg-type]
+    stack.callback(page.close)
+    print(f"{opened.name} on {page.address}", file=sys.stderr, flush=True)
+    return WatchedSource(source, page)
 
 
 class Patience:
@@ -259,7 +290,7 @@ def rollout(args: argparse.Namespace) -> int:
         recorder = None if args.out is None else Recorder(pathlib.Path(args.out), head)
         loop = Loop(
             safe,
-            PolicySource(policy),
+            watched(PolicySource(policy), opened, args, stack),
             success,
             recorder=recorder,
             watchdog=watchdog,
@@ -284,10 +315,7 @@ def _run(
         RobotError: the robot is stopped again and again.
     """
     outcomes: list[Outcome] = []
-    complete, patience = 0, Patience()
-    steps = opened.steps
-    if args.seconds is not None:
-        steps = max(1, round(args.seconds / opened.robot.control_dt))
+    complete, patience, steps = 0, Patience(), steps_of(args, opened)
     while complete < args.episodes:
         seed = args.seed + complete
         opened.seed(seed)

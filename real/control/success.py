@@ -114,6 +114,8 @@ class SuccessCheck:
     by_hand: bool = False
     """Whether to ask on the terminal after each episode; the rule's answer is shown."""
     only_successes: bool = False
+    said: Callable[[], Label | None] = lambda: None
+    """What a key has said of the episode before its end; it goes before the rest."""
 
     def check(self, measures: Mapping[str, float]) -> None:
         """Check before an episode that the robot measures what the rule names.
@@ -130,15 +132,17 @@ class SuccessCheck:
         Raises:
             RobotError: the robot does not measure what the rule names, or nobody answers.
         """
+        if (said := self.said()) is not None:
+            return said
         ruled = None
         if self.rule is not None and (measures or not self.by_hand):
             ruled = Label(self.rule.holds(measures))
         if not self.by_hand:
             return ruled
         shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
-        said = f" (by {self.rule}: {'yes' if ruled.value else 'no'})" if ruled else ""
+        rule = f" (by {self.rule}: {'yes' if ruled.value else 'no'})" if ruled else ""
         why = f"stopped, {stopped}; " if stopped else ""
-        return ask(f"{why}{shown}{said}\nwas it a success?".lstrip("\n"))
+        return ask(f"{why}{shown}{rule}\nwas it a success?".lstrip("\n"))
 
 
 def check_watched(*, is_asking: bool) -> None:

@@ -179,6 +179,12 @@ class SimRobot:
             self._check_ready()
             return {name: value[0].item() for name, value in self.batch.measures().items()}
 
+    def poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the bodies truly are, (1, nbody, 3) m, and how turned, (1, nbody, 4)."""
+        with self._lock:
+            data = self.batch.sim.data
+            return data.xpos.cpu().numpy().copy(), data.xquat.cpu().numpy().copy()
+
     def _advance(self) -> None:
         """Let the world's clock catch up with the wall's, limp since it was stopped."""
         if not self._ready:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from penspin_style.algo.act import act_inputs, eyes_of
+from penspin_style.algo.chunks import chunk_inputs, eyes_of
 from tests.support.episodes import vector_card
 from tests.support.learning import act_reads, chunking, demonstrated, fit, seeing
 
@@ -64,14 +64,14 @@ def test_every_chunk_is_the_actions_from_its_step_on_and_ends_with_its_trajector
 
 def test_it_reads_the_newest_values_of_what_the_student_reads():
     card = vector_card(history=30, delay=1)
-    (given,) = act_inputs(card)
+    (given,) = chunk_inputs(card)
     assert [(f.name, f.history, f.delay) for f in given.features] == [
         *(("proprio", 1, 0), ("fingertips", 1, 0))
     ]
-    (given,) = act_inputs(card, "fingertips")
+    (given,) = chunk_inputs(card, "fingertips")
     assert [f.name for f in given.features] == ["fingertips"]
     with pytest.raises(ValueError, match="no 'obj_ends', the student reads"):
-        act_inputs(card, "proprio-obj_ends")
+        chunk_inputs(card, "proprio-obj_ends")
 
 
 def test_images_are_seen_through_the_students_frozen_encoder(tmp_path):

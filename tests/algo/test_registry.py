@@ -33,7 +33,16 @@ ALGORITHM = Mine
 
 
 def test_an_algorithm_is_found_in_its_file():
-    assert algorithm_names() == ["act", "clone", "ddpg", "distill", "grpo", "ppo", "sac"]
+    assert algorithm_names() == [
+        "act",
+        "clone",
+        "ddpg",
+        "diffusion",
+        "distill",
+        "grpo",
+        "ppo",
+        "sac",
+    ]
     assert find_algorithm("ppo") is PPO
     with pytest.raises(ValueError, match="algo=pppo: there is no such algorithm; did you mean ppo"):
         find_algorithm("pppo")
@@ -48,7 +57,19 @@ def test_an_installed_package_brings_its_algorithm_and_what_can_be_set(tmp_path,
         for name, module in (("mine", "algo"), ("broken", "broken"), ("wrong", "wrong"))
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    names = ["act", "broken", "clone", "ddpg", "distill", "grpo", "mine", "ppo", "sac", "wrong"]
+    names = [
+        "act",
+        "broken",
+        "clone",
+        "ddpg",
+        "diffusion",
+        "distill",
+        "grpo",
+        "mine",
+        "ppo",
+        "sac",
+        "wrong",
+    ]
     assert algorithm_names() == names
     cfg, _, text = compose_train(["algo=mine", "algo.extra=3"])
     assert (cfg.algo.name, cfg.algo.extra) == ("mine", 3.0) and "extra: 3.0" in text

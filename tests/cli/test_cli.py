@@ -100,7 +100,8 @@ REFUSED = {
     "train task.reward.lft=2": "did you mean task.reward.lift?",
     f"train {TERM}s.noise=1": f"did you mean {TERM}.noise?",
     "train zzz=1": "unknown key 'zzz'; penspin train --print-config shows all",
-    "train algo=nonsense": "no such algorithm; there are act, clone, ddpg, distill, grpo, ppo, sac",
+    "train algo=nonsense": "no such algorithm; there are act, clone, ddpg, diffusion, distill, "
+    "grpo, ppo, sac",
     "train task.observation=3": "task.observation is a group",
     "train 'task.reward={lift: 1}'": "task.reward is a group",
     "train hydra.run.dir=x": "unknown key 'hydra.run.dir'",

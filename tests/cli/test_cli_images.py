@@ -119,7 +119,7 @@ def test_what_the_student_sees_is_cut_from_its_video(tmp_path, capfd):
     video, views = tmp_path / "x.mp4", tmp_path / "views.png"
     flags = f"--video {video} --views {views} --episodes 1 --size 160"
     said = report(f"play {STUDENT} task.episode_length=6 {flags}", capfd)
-    assert said == {"video": str(video), "strip": None, "views": str(views), "frames": 5}
+    assert said == {"video": str(video), "strip": None, "views": str(views), "frames": 6}
     assert video.stat().st_size > 0
     page = np.asarray(Image.open(views))
     assert page.shape == (6 * 32, 4 * 32 + 3 * 2, 3)  # six times four images, two pixels apart

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from penspin_style.algo.act import eyes_of
+from penspin_style.algo.chunks import eyes_of
 from penspin_style.deploy.history import Observer
 from penspin_style.deploy.torch_policy import TorchPolicy, load_act
 from penspin_style.features import Feature, Input

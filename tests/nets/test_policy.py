@@ -321,7 +321,9 @@ def test_a_network_of_another_kind_is_refused_by_name(tmp_path):
     policy = make()
     other = card(policy, network={**policy.describe(), "kind": "flow"})
     save_policy(policy, other, tmp_path / "policy")
-    with pytest.raises(ValueError, match="network kind 'flow' is unknown; known: gaussian"):
+    with pytest.raises(
+        ValueError, match="network kind 'flow' is unknown; known: diffusion, gaussian"
+    ):
         load_policy(tmp_path / "policy")
 
 
@@ -357,4 +359,5 @@ def test_a_family_is_imported_when_a_card_asks_for_it():
         "[m for m in ('student', 'teacher') if f'penspin_style.nets.{m}' in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "['gaussian', 'oracle', 'squashed', 'student', 'temporal'] []"
+    names = ["diffusion", "gaussian", "oracle", "squashed", "student", "temporal"]
+    assert said.stdout.strip() == f"{names} []"

@@ -100,6 +100,9 @@ SMALL_ACT = {
 }
 
 
+SMALL_DIFFUSION = {"num_queries": 5, "hidden_dim": 16, "blocks": 1, "levels": 20, "steps": 4}
+
+
 def act_reads(card=None, mode=""):
     """The card of an ACT of a student."""
     return act_card(ACTConfig(input_mode=mode), card or vector_card())

@@ -66,7 +66,8 @@ def test_values_below_the_algorithm_can_be_set():
     [
         (
             ("algo=nonsense",),
-            "there is no such algorithm; there are act, clone, ddpg, distill, grpo, ppo, sac",
+            "there is no such algorithm; there are act, clone, ddpg, diffusion, distill, grpo, "
+            "ppo, sac",
         ),
         (("algo=distil",), "algo=distil: there is no such algorithm; did you mean distill?"),
         (("algo=ppo", "algo=distill"), "algo=distill: the algo is ppo already"),

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_pair_trains_two_iterations_or_says_why_it_cannot(tmp_path, task, algo):
     own = ("algo.group_size=2",) if algo == "grpo" else ()
     overrides = (f"task={task}", f"algo={algo}", *SMALL, *own)
-    if algo in ("act", "clone"):  # what they learn from is given: tests/train/test_run_clone.py
+    # what they learn from is given: tests/train/test_run_clone.py
+    if algo in ("act", "clone", "diffusion"):
         with pytest.raises(ValueError, match=RECORDED) as caught:
             training.make(tmp_path, *(w for w in overrides if w != "algo.horizon=2"))
         assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from penspin_style.train.compose import UsageError, compose_train
 from penspin_style.train.load_policy import compose_training, open_policy
 from penspin_style.train.run import Run
 from tests.support.episodes import record, taught
-from tests.support.learning import SMALL_ACT, TASK, register, student, toy_task
+from tests.support.learning import SMALL_ACT, SMALL_DIFFUSION, TASK, register, student, toy_task
 from tests.support.small_run import after_iteration, environment, wait_for
 from tests.support.training import manifest, rows, untimed
 
@@ -29,6 +29,10 @@ ALGOS = {
     "act": (
         "algo.eval_start_epoch=2",
         *(f"algo.{key}={value}" for key, value in SMALL_ACT.items()),
+    ),
+    "diffusion": (
+        *("algo.real_batch_size=24", "algo.lr=0.03"),
+        *(f"algo.{key}={value}" for key, value in SMALL_DIFFUSION.items()),
     ),
 }
 
@@ -100,7 +104,7 @@ def test_the_rows_and_the_card_agree_on_what_is_best(whole):
     score = card.score
     assert found[str(score["epoch"])] == score["validation_loss"] == min(found.values())
     assert score["validation_loss"] < score["validation_loss_before"]
-    samples = {"clone": 60, "act": 12}[algo]
+    samples = {"clone": 60, "act": 12, "diffusion": 60}[algo]
     assert [int(row["samples"]) for row in rows(run)] == [samples * i for i in range(1, EPOCHS + 1)]
     assert card.run == f"{TASK}/run/seed0/samples{EPOCHS * samples}"
     assert run.env is None and not (run.folder / "videos").exists()

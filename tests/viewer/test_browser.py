@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penspin_style.__main__ import main
+from penspin_style.cli import arguments, demo
 from penspin_style.cli.play import AGENTS
 from penspin_style.viewer.browser import BrowserViewer, as_image
 from tests.support.toy_env import make
@@ -33,7 +34,7 @@ class _Page:
         self.handles, self.meshes, self.port = {}, {}, port
         self.gui = self.scene = self
         self.initial_camera = types.SimpleNamespace()
-        self.stop = lambda: None
+        self.stop = self.reset = lambda: None
 
     def get_port(self):
         return self.port
@@ -200,6 +201,31 @@ def test_without_a_display_an_agent_is_watched_on_a_page(monkeypatch, capsys):
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert out.startswith("{") and '"address": "http://127.0.0.1:8080/"' in out
+
+
+def test_demo_shows_what_is_shipped_and_changes_to_what_is_chosen(monkeypatch, capsys):
+    names, shown = [*demo.shipped()], []
+    assert {"panda_lift_cube", "pen_spin/teacher", "aloha_handover"} <= set(names)
+    assert main(["demo", "--list"]) == 0
+    assert capsys.readouterr().out.split() == names
+    env = make(num_envs=1, episode_length=50)
+    source = types.SimpleNamespace(env=lambda n, seed: env, act=zero)
+    monkeypatch.setattr(demo, "open_policy", lambda folder, _: shown.append(folder) or source)
+    monkeypatch.setitem(sys.modules, "viser", double())
+
+    def run(viewer, until):
+        assert not until()
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+        viewer.server.handles["policy"].value = "aloha_pick"
+        assert until()
+
+    monkeypatch.setattr(BrowserViewer, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(arguments.parse(["demo", "panda_lift_cube"]))
+    assert shown == [demo.shipped()[name] for name in ("panda_lift_cube", "aloha_pick")]
+    assert main(["demo", "panda_lift_cub"]) == 2
+    assert "did you mean panda_lift_cube?" in capsys.readouterr().err
 
 
 def test_the_genuine_viser_takes_what_a_viewer_gives_it():

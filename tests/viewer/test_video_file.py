@@ -9,8 +9,10 @@ from PIL import Image
 
 from penspin_style.data.formats.video import read_video
 from penspin_style.env.env import Env
-from penspin_style.viewer.video import Shot, caption, write, write_line
+from penspin_style.viewer.strip import inset_column
+from penspin_style.viewer.video import Shot, caption, shoot, write, write_line
 from tests.support import measured, robots, toy
+from tests.support.toy_env import make, place, step
 
 
 def test_a_video_tells_the_time_and_the_tasks_own_figure():
@@ -55,3 +57,50 @@ def test_a_video_without_frames_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"x\.mp4: a video needs at least one frame"):
         write([Shot([], [], 0)], tmp_path / "x.mp4", None, None, fps=20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_student_sees_stands_beside_the_scene_each_under_its_name():
+    red = np.zeros((2, 32, 32, 3), np.uint8)
+    red[-1] = (255, 0, 0)  # the last of a history counts
+    near = np.full((40, 20), 0.1, np.float32)
+    column = inset_column({"front_rgb": red, "wrist_depth": near}, 240)
+    assert column.shape == (240, 60, 3)
+    is_red = (column == (255, 0, 0)).all(axis=2)
+    rows, columns = np.nonzero(is_red)
+    assert is_red.sum() == 32 * 32 and rows.max() < 120 and columns.max() < 60
+    label = column[: rows.min()]
+    assert (label < 100).any() and (column[120 : 120 + rows.min()] < 100).any()  # both are named
+
+
+def test_an_image_larger_than_its_place_is_reduced():
+    column = inset_column({"front_rgb": np.full((480, 640, 3), 7, np.uint8)}, 160)
+    assert column.shape == (160, 40, 3)
+    assert (column == 7).all(axis=2).sum() == 36 * 27
+
+
+def test_episodes_of_a_video_are_drawn_in_one_environment_from_seeds_of_their_own():
+    made = []
+
+    def make_env(num_envs, seed):
+        made.append(make(num_envs, seed=seed, episode_length=6, rail=9.0))
+        return made[-1]
+
+    still = lambda root: torch.zeros(1, 1)  # noqa: E731
+    shots = shoot(make_env, still, seed=3, episodes=2, size=64)
+    assert len(made) == 1 and [len(shot.frames) for shot in shots] == [6, 6]
+    assert not np.array_equal(shots[0].frames[0], shots[1].frames[0])
+    (alone,) = shoot(make_env, still, seed=4, episodes=1, size=64)
+    assert np.array_equal(alone.frames[0], shots[1].frames[0])  # what a fresh one of it shows
+
+
+def test_what_follows_the_end_of_an_episode_is_not_drawn():
+    def make_env(num_envs, seed):
+        env = make(num_envs, seed=seed, episode_length=20)
+        place(env, 1.4)
+        return env
+
+    (shot,) = shoot(make_env, lambda root: torch.ones(1, 1), seed=3, episodes=1, size=64)
+    env, steps = make_env(1, 3), 0
+    while not bool(step(env, 1.0)["next", "terminated"]):
+        steps += 1
+    assert 1 <= steps <= 6 and len(shot.frames) == steps + 1

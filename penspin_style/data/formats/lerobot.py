@@ -81,7 +81,8 @@ def write(
 
     fps: by default that of control_dt, which it must fit within 1 %.
     robot_type: by default the episodes' robot.
-    task: what the robot was told, in a sentence; by default each episode's own task.
+    task: what the robot was told, in a sentence; by default each episode's `instruction`, else the
+        name of its task.
     valid: share of the episodes, the last ones, that become the split `valid`.
 
     Raises:
@@ -108,7 +109,8 @@ def write(
                 key: (block for _, block in episode.blocks(c.name))
                 for key, c in layout.cameras.items()
             }
-            dataset.add(features, images, task or episode.header.task, provenance.of_one(episode))
+            told = task or str(episode.header.facts.get("instruction") or episode.header.task)
+            dataset.add(features, images, told, provenance.of_one(episode))
         info = {
             "codebase_version": VERSION,
             "robot_type": robot_type or header.robot,

@@ -232,6 +232,14 @@ def test_tasks_are_found_by_their_sentence(dataset, episodes, tmp_path):
     assert found == [0, 1, 1] and read_json(tmp_path / "two", "meta/info.json")["total_tasks"] == 2
 
 
+def test_an_episodes_instruction_is_its_task_unless_another_is_given(tmp_path):
+    told = {"instruction": "Push it left."}
+    made = record(tmp_path / "e", steps=(2,), success=(True,), facts=told)
+    for name, task, wanted in (("a", None, "Push it left."), ("b", "Go.", "Go.")):
+        lerobot.write(made, tmp_path / name, task=task)
+        assert list(pd.read_parquet(tmp_path / name / "meta/tasks.parquet").index) == [wanted]
+
+
 # Statistics.
 
 

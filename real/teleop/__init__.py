@@ -1,0 +1,1 @@
+"""Robots and twins that are moved by hand, to record demonstrations."""
