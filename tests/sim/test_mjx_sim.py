@@ -346,13 +346,19 @@ def test_fields_that_are_compiled_in_cannot_differ_between_worlds():
         MjxSim(model, 2, "cpu", per_env=("body_mas",))
 
 
-RUNS = {"panda_lift_cube", "panda_pick_cube", "panda_pick_cube_orientation"}
+RUNS = {
+    "panda_lift_cube",
+    "panda_pick_cube",
+    "panda_pick_cube_cartesian",
+    "panda_pick_cube_orientation",
+}
 REFUSED = {
     "aloha_handover": "contact sensors",
     "aloha_peg_insertion": "contact sensors",
     "aloha_peg_insertion_student": "contact sensors",
     "aloha_pick": "contact sensors",
     "panda_lift_cube_vision": "does not compute light_xpos",
+    "panda_pick_cube_cartesian_vision": "does not compute light_xpos",
     "pen_grasp": "collisions cylinder-box",
     "pen_spin": "collisions cylinder-box",
     "pen_spin_student": "collisions cylinder-box",
