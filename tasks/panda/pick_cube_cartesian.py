@@ -1,4 +1,4 @@
-"""Bring a box up to a fixed place with a Franka Panda: MuJoCo Playground's `PandaPickCubeCartesian`.
+"""Bring a box up to a fixed place with a Panda: MuJoCo Playground's `PandaPickCubeCartesian`.
 
 A box of 4 x 4 x 6 cm stands on the floor in front of the hand, a few centimetres to its left or
 right; a ghost 0.2 m up shows where it is wanted. The action moves the tool centre point sideways
@@ -27,7 +27,7 @@ from penspin_style.env.rewards import RunningMax
 from penspin_style.env.task import Expert, ObsTerm
 from penspin_style.features import ActionChannel
 from penspin_style.sim.sim import Sim
-from tasks.panda.pick_cube import HALF, PickConfig, PickCube, add_contact_sensor, write
+from tasks.panda.pick_cube import HALF, PickConfig, PickCube, add_contact_sensor
 from tasks.robots.panda import kinematics
 from tasks.robots.panda.description import FINGER_OPEN
 

@@ -1,4 +1,4 @@
-"""A scripted expert for `panda_pick_cube_cartesian`, without memory: above the box, down, close, home.
+"""A scripted expert for `panda_pick_cube_cartesian`, without memory: above, down, close, up.
 
 What it does follows from where hand, fingers and box are, which an image shows, and not from where
 the tool's target is: a student of images can do the same.

@@ -4,8 +4,8 @@ The student has one image, 64 x 64 RGB of a camera in front of the robot, and no
 its own joints nor the target, which is always the same and is not drawn. The teacher reads what it
 read there.
 
-**Success**: the box's centre is within `target_distance` (5 cm) of the target's height, as published:
-where the camera varies it does not show where the middle is. The episode terminates
+**Success**: the box's centre is within `target_distance` (5 cm) of the target's height, as
+published: where the camera varies it does not show where the middle is. The episode terminates
 there.
 
 Every episode looks different: colours of box, strip, floor and robot, the light's direction and

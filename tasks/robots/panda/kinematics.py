@@ -87,7 +87,7 @@ def _elbow(reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nearest(found: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row (n, 7) of found (4, n, 7) that is nearest, and whether one is within limits."""
+    """Return the row (n, 7) of found (4, n, 7) that is nearest, and whether one is legal."""
     low, high = near.new_tensor(LOWER[:7]), near.new_tensor(UPPER[:7])
     legal = ((found >= low) & (found <= high)).all(dim=2)  # of NaN nothing is legal
     far = (found - near).abs().amax(dim=2).masked_fill(~legal, torch.inf)

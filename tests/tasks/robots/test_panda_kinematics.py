@@ -46,8 +46,7 @@ def test_inverse_finds_the_joints_again_where_the_elbow_is_bent(poses):
     assert ((found >= low - 1e-6) & (found <= high + 1e-6)).all()
 
 
-def test_a_pose_out_of_reach_leaves_the_joints_where_they_are(poses):
-    joints, positions, rotations = (x[:2].float() for x in poses)
+def test_a_pose_out_of_reach_leaves_the_joints_where_they_are():
     near = torch.tensor([[0.0, 0.5, 0.0, -1.8, 0.0, 2.3, 0.785]]).repeat(2, 1)
     here, turn = kinematics.forward(near)
     goal = here.clone()
