@@ -84,6 +84,10 @@ class Peer:
         self.process.stdin.flush()
         return self._read()
 
+    def close(self) -> None:
+        """End it, and its processes."""
+        self.process.communicate()
+
     def _read(self) -> Any:
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
@@ -118,8 +122,7 @@ def main() -> None:
         peer = Peer(args.python, model, cfg, args.peer_envs)
         about = {"peer": peer.versions, "ours": versions()}
         figures = compare(ours(cfg, task, steps=50), peer, args.rounds)
-        peer.process.terminate()
-        peer.process.wait()
+        peer.close()
     print(json.dumps({"num_envs": cfg.num_envs, **figures, "versions": about}, indent=1))
 
 

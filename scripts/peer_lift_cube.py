@@ -13,6 +13,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,8 @@ DOWN = np.diag([1.0, -1.0, -1.0])
 OPEN, SUBSTEPS = 0.04, 10
 JOINT_NOISE, YAW = 0.05, 0.3  # rad
 MOVE, GRIP, DAMPING, POSTURE = 0.025, 0.25, 0.05, 0.2
+
+Measurement = tuple[Callable[[], float], Callable[[], None]]
 
 
 class LiftCube(gymnasium.Env):
@@ -114,8 +117,8 @@ def make(path: str) -> gymnasium.Env:
     return gymnasium.wrappers.TimeLimit(LiftCube(path), 80)
 
 
-def vector_steps(args: argparse.Namespace) -> Any:
-    """Return a measurement of Gymnasium's `AsyncVectorEnv` under random actions."""
+def vector_steps(args: argparse.Namespace) -> Measurement:
+    """Return a measurement of Gymnasium's `AsyncVectorEnv`, random actions, and its end."""
     envs = gymnasium.vector.AsyncVectorEnv([partial(make, args.model)] * args.num_envs)
     envs.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -127,11 +130,11 @@ def vector_steps(args: argparse.Namespace) -> Any:
             envs.step(action)
         return args.num_envs * args.steps / (time.perf_counter() - began)
 
-    return measure
+    return measure, envs.close
 
 
-def training(args: argparse.Namespace) -> Any:
-    """Return a measurement of Stable-Baselines3's PPO, one iteration of `args.batch` samples."""
+def training(args: argparse.Namespace) -> Measurement:
+    """Return a measurement of Stable-Baselines3's PPO, an iteration of a batch, and its end."""
     from stable_baselines3 import PPO  # type: ignore[import-not-found]
     from stable_baselines3.common.vec_env import SubprocVecEnv  # type: ignore[import-not-found]
 
@@ -152,7 +155,7 @@ def training(args: argparse.Namespace) -> Any:
         algo.learn(args.batch, reset_num_timesteps=False)
         return args.batch / (time.perf_counter() - began)
 
-    return measure
+    return measure, envs.close
 
 
 def main() -> None:
@@ -169,7 +172,9 @@ def main() -> None:
     names = ("gymnasium", "stable-baselines3", "torch", "mujoco", "numpy")
     print(json.dumps({name: importlib.metadata.version(name) for name in names}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(kinds[line.strip()]()), flush=True)
+        print(json.dumps(kinds[line.strip()][0]()), flush=True)
+    for _, close in kinds.values():
+        close()
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ class PickCubeCartesian(PickCube[C]):
             "no_solution": torch.zeros(n, 1, device=device),
             "last_action": torch.zeros(n, 3, device=device),
             "action_rate": torch.zeros(n, device=device),
+            "first": torch.zeros(n, device=device),
         }
         self.record = RunningMax(self.memory, "record", self.cfg.potential, sim)
 
@@ -139,7 +140,7 @@ class PickCubeCartesian(PickCube[C]):
         target = torch.tensor((self.plane, 0.0, HEIGHT), device=device).expand(n, 3)
         self.put(sim, mask, box, target, self.target_quat(n, rng))
         self.memory["tip"].copy_(torch.where(mask[:, None], self.begin, self.memory["tip"]))
-        for name in ("no_solution", "last_action", "action_rate"):
+        for name in ("no_solution", "last_action", "action_rate", "first"):
             self.memory[name][mask] = 0.0
         self.record.clear(mask)
 
@@ -196,7 +197,15 @@ class PickCubeCartesian(PickCube[C]):
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return what the sum of `potential` has gained above its best."""
-        return {"progress": self.record.gain(self.potential(sim, action))}
+        begins = self.memory["record"].isinf()
+        gain = self.record.gain(self.potential(sim, action))
+        first = self.memory["first"]
+        first.copy_(torch.where(begins, self.memory["record"], first))
+        return {"progress": gain}
+
+    def progress(self, sim: Sim) -> Tensor:
+        """Return what the sum has gained since the episode's first step."""
+        return (self.memory["record"] - self.memory["first"]).clamp(min=0.0)
 
     def terminated(self, sim: Sim) -> Tensor:
         """Return whether the box is at its target, has left the world, or is below the floor."""

@@ -231,6 +231,9 @@ def test_the_reward_is_what_the_published_sum_gains_above_its_best(name):
         if ended.all():
             break
     assert all(reached) and (best > 10.0).all()
+    assert (env.task.progress(env.sim) > 5.0).all()
+    env._restart(torch.ones(3, dtype=torch.bool))
+    assert not env.task.progress(env.sim).any()
 
 
 @pytest.mark.parametrize(
