@@ -253,13 +253,14 @@ def _add_pretrain(verbs: Any) -> None:
 def _add_bench(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="Measure speed.", description="Measure speed.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="WHAT")
-    for name, summary in (
-        ("sim", "Env steps per second of the full environment over the bare engine."),
-        ("train", "PPO samples per second, end to end, over the bare engine."),
-        ("render", "Images per second through our renderer over the bare ray tracer."),
+    for name, summary, rounds in (
+        ("sim", "Env steps per second of the full environment over the bare engine.", 7),
+        ("train", "PPO samples per second, end to end, over the bare engine.", 7),
+        ("render", "Images per second through our renderer over the bare ray tracer.", 7),
+        ("scale", "Samples per second by the number of workers: 1 and 2 run, 64 predicted.", 3),
     ):
         sub = _add(kinds, name, summary, overrides="")
-        sub.add_argument("--rounds", type=positive, default=7, help="alternating measurements")
+        sub.add_argument("--rounds", type=positive, default=rounds, help="alternating measurements")
         sub.add_argument("--steps", type=positive, default=72, help="control steps of each")
     onnx = _add(kinds, "onnx", "Milliseconds that one action takes.", policy="an .onnx file")
     onnx.add_argument("--calls", type=positive, default=5000, help="actions to time")

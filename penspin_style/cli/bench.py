@@ -35,6 +35,10 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
 
 def _ratios(args: argparse.Namespace) -> dict[str, Any]:
     cfg, task, _ = compose_train(args.overrides)
+    if args.kind == "scale":
+        from penspin_style.bench.scale import scale
+
+        return scale(cfg, task, args.overrides, rounds=args.rounds, steps=args.steps)
     if args.kind == "render":
         from penspin_style.bench.render import render as measure
     elif args.kind == "train":

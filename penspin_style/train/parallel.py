@@ -32,15 +32,20 @@ def check(cfg: TrainConfig) -> None:
     Raises:
         ValueError: the algorithm cannot.
     """
-    if ranks.size() > 1 and not _can(cfg.algo.name):
-        able = ", ".join(name for name in algorithm_names() if _can(name))
+    if ranks.size() > 1 and not can(cfg.algo.name):
         raise ValueError(
             f"algo={cfg.algo.name} trains in one process, and torchrun has started "
-            f"{ranks.size()}; leave torchrun out, or choose among {able}"
+            f"{ranks.size()}; leave torchrun out, or choose among {able()}"
         )
 
 
-def _can(algo: str) -> bool:
+def able() -> str:
+    """Return the names of the algorithms that can be trained in several processes."""
+    return ", ".join(name for name in algorithm_names() if can(name))
+
+
+def can(algo: str) -> bool:
+    """Return whether an algorithm can be trained in several processes."""
     return bool(getattr(find_algorithm(algo), "many_ranks", False))
 
 

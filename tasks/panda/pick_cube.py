@@ -36,7 +36,7 @@ START = (0.7, 0.0, HALF[2])  # m, middle of the places where the box starts
 SPREAD = 0.2  # m, half width of the draws of x and y, of the box and of the target
 LIFT = (0.2, 0.4)  # m, of the target above START
 WORLD = 1.0  # m
-HOME = torch.tensor([0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, FINGER_OPEN])
+HOME = (0.0, 0.3, 0.0, -1.57079, 0.0, 2.0, -0.7853, FINGER_OPEN)
 GRASP = 0.02  # m from gripper to box at which a search sees a gripper as there
 HAND = ("left_finger_pad", "right_finger_pad", "hand_capsule")  # the geoms that meet the floor
 
@@ -76,6 +76,8 @@ P = TypeVar("P", bound=PickConfig)
 class PickCube(Task[P]):
     """Everything but the target's rotation and what success asks of it."""
 
+    home: ClassVar[tuple[float, ...]] = HOME
+    """Where the arm begins, its seven joints and a finger, rad and m."""
     units: ClassVar[dict[str, str]] = {
         "qpos": "1",
         "qvel": "1",
@@ -107,7 +109,7 @@ class PickCube(Task[P]):
             conaffinity=0,
         )
         for geom in HAND:
-            _add_contact_sensor(spec, geom, "floor")
+            add_contact_sensor(spec, geom, "floor")
         return spec
 
     @property
@@ -122,7 +124,7 @@ class PickCube(Task[P]):
     @property
     def joints(self) -> tuple[Joint, ...]:
         """Return the arm's seven joints and one finger."""
-        return panda.joints(self.spec().compile(), HOME)
+        return panda.joints(self.spec().compile(), torch.tensor(self.home))
 
     def randomize(self) -> list[Randomize]:
         """Vary the box's mass and friction and the arm's damping, if `dynamics_noise` says so."""
@@ -146,7 +148,7 @@ class PickCube(Task[P]):
         self.touch = torch.tensor(touch, device=sim.device)
         limits = torch.as_tensor(model.actuator_ctrlrange, dtype=torch.float32)
         self.low, self.high = limits.to(sim.device).unbind(1)
-        self.home = HOME.to(sim.device)
+        self.home_ctrl = torch.tensor(self.home, device=sim.device)
         self.start_pos = torch.tensor(START, device=sim.device)
         self.memory = {"reached": torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)}
 
@@ -155,19 +157,24 @@ class PickCube(Task[P]):
         n, device = sim.num_envs, sim.device
         draw = torch.rand(n, 5, generator=rng, device=device)
         start = self.start_pos
-        qpos = sim.data.qpos.clone()
-        qpos[:, : len(HOME)] = self.home
-        qpos[:, len(HOME)] = FINGER_OPEN
-        at = self.box_qpos
-        qpos[:, at : at + 2] = start[:2] + SPREAD * (2.0 * draw[:, :2] - 1.0)
-        qpos[:, at + 2] = start[2]
+        box = start.repeat(n, 1)
+        box[:, :2] += SPREAD * (2.0 * draw[:, :2] - 1.0)
         target = torch.empty(n, 3, device=device)
         target[:, :2] = start[:2] + SPREAD * (2.0 * draw[:, 2:4] - 1.0)
         target[:, 2] = start[2] + LIFT[0] + (LIFT[1] - LIFT[0]) * draw[:, 4]
-        _write(sim.data.qpos, qpos, mask)
-        _write(sim.data.ctrl, self.home.expand(n, -1), mask)
-        _write(sim.data.mocap_pos[:, self.mocap], target, mask)
-        _write(sim.data.mocap_quat[:, self.mocap], self.target_quat(n, rng), mask)
+        self.put(sim, mask, box, target, self.target_quat(n, rng))
+
+    def put(self, sim: Sim, mask: Tensor, box: Tensor, target: Tensor, turned: Tensor) -> None:
+        """Begin at home with box and target at (num_envs, 3) m, the target turned (num_envs, 4)."""
+        n, fingers = sim.num_envs, len(ARM)
+        qpos = sim.data.qpos.clone()
+        qpos[:, : fingers + 1] = self.home_ctrl
+        qpos[:, fingers + 1] = FINGER_OPEN
+        qpos[:, self.box_qpos : self.box_qpos + 3] = box
+        write(sim.data.qpos, qpos, mask)
+        write(sim.data.ctrl, self.home_ctrl.expand(n, -1), mask)
+        write(sim.data.mocap_pos[:, self.mocap], target, mask)
+        write(sim.data.mocap_quat[:, self.mocap], turned, mask)
         self.memory["reached"].masked_fill_(mask, False)
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
@@ -189,7 +196,7 @@ class PickCube(Task[P]):
             "gripper_to_box": box - gripper,
             "box_to_target": target - box,
             "box_to_target_mat": data.xmat[:, self.target, :2] - box_mat[:, :2],
-            "ctrl_error": data.ctrl - data.qpos[:, : len(HOME)],
+            "ctrl_error": data.ctrl - data.qpos[:, : len(ARM) + 1],
         }
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
@@ -202,7 +209,7 @@ class PickCube(Task[P]):
         turn = (sim.data.xmat[:, self.target, :2] - sim.data.xmat[:, self.box, :2]).flatten(1)
         to_target = 0.9 * (target - box).norm(dim=1) + 0.1 * turn.norm(dim=1)
         arm = slice(0, len(ARM))
-        from_home = (sim.data.qpos[:, arm] - self.home[arm]).norm(dim=1)
+        from_home = (sim.data.qpos[:, arm] - self.home_ctrl[arm]).norm(dim=1)
         touches = (sim.data.sensordata[:, self.touch] > 0).any(dim=1)
         return {
             "gripper_box": near(to_box, 5.0),
@@ -248,7 +255,7 @@ class PickCube(Task[P]):
         return sim.data.site_xpos[:, self.tcp], xpos[:, self.box], xpos[:, self.target]
 
 
-def _add_contact_sensor(spec: mujoco.MjSpec, geom: str, other: str) -> None:
+def add_contact_sensor(spec: mujoco.MjSpec, geom: str, other: str) -> None:
     """Add the sensor `GEOM_OTHER`, a positive number while the two geoms touch."""
     spec.add_sensor(
         name=f"{geom}_{other}",
@@ -262,7 +269,7 @@ def _add_contact_sensor(spec: mujoco.MjSpec, geom: str, other: str) -> None:
     )
 
 
-def _write(field: Tensor, value: Tensor, mask: Tensor) -> None:
+def write(field: Tensor, value: Tensor, mask: Tensor) -> None:
     """Write value (num_envs, n) into a live field where the mask says."""
     field.copy_(torch.where(mask[:, None], value.to(field.dtype), field))
 

@@ -60,7 +60,7 @@ class PickCubeExpert:
         """Look up what the script sees."""
         self.task, self.sim = task, sim
         self.memory: dict[str, Tensor] = {}
-        self.arm = _FarArm(sim, task.home)
+        self.arm = _FarArm(sim, task.home_ctrl)
         stiffness = sim.model.actuator_gainprm[: len(ARM), 0]
         self.stiffness = torch.tensor(stiffness, device=sim.device, dtype=torch.float32)
         self.shoulder = torch.tensor(SHOULDER, device=sim.device)

@@ -56,17 +56,19 @@ TARGETS = {
     "pen_spin": lambda world: world.task.memory["target"],
     "panda_lift_cube": lift_targets,
     "panda_pick_cube": lambda world: world.sim.data.ctrl,
+    "panda_pick_cube_cartesian": lambda world: world.task.followed(world.sim),
     "aloha_handover": lambda world: world.sim.data.ctrl,
 }
 
 
-# the last two add in float64, which a robot's float32 targets differ from by their rounding
+# the last three add in float64, which a robot's float32 targets differ from by their rounding
 @pytest.mark.parametrize(
     ("name", "most"),
     [
         ("pen_spin", 0.0),
         ("panda_lift_cube", 0.0),
         ("panda_pick_cube", 1e-5),
+        ("panda_pick_cube_cartesian", 1e-5),
         ("aloha_handover", 1e-5),
     ],
 )

@@ -371,15 +371,20 @@ def test_fields_that_are_compiled_in_cannot_differ_between_worlds():
         MjxSim(model, 2, "cpu", per_env=("body_mas",))
 
 
-RUNS = {"panda_lift_cube", "panda_pick_cube", "panda_pick_cube_orientation"}
+RUNS = {
+    "panda_lift_cube",
+    "panda_pick_cube",
+    "panda_pick_cube_cartesian",
+    "panda_pick_cube_orientation",
+}
 NETFORCE = r"this model: contact sensors with reduce=netforce \(left_fingers_\w+:left_left_"
 UNLIT = "sim.engine=mjx does not compute light_xpos and light_xdir"
 BOXES = r"collisions cylinder-box \(\w.* with "
 REFUSED = {
-    **dict.fromkeys(("aloha_handover", "aloha_pick"), NETFORCE),
+    **dict.fromkeys(("aloha_handover", "aloha_pick", "aloha_pick_both"), NETFORCE),
     "aloha_peg_insertion": NETFORCE,
-    "aloha_peg_insertion_student": UNLIT,
-    "panda_lift_cube_vision": UNLIT,
+    **dict.fromkeys(("aloha_peg_insertion_student", "panda_lift_cube_vision"), UNLIT),
+    "panda_pick_cube_cartesian_vision": UNLIT,
     **dict.fromkeys(("pen_grasp", "pen_spin", "pen_spin_student"), BOXES),
     "real2sim_pick_place": "'geom_dataid' cannot differ between environments in MJX",
 }

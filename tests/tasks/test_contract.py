@@ -24,7 +24,8 @@ from penspin_style.sim.sim import Fault
 ROOT = pathlib.Path(__file__).parents[2]
 # gymnasium warns of these two and its own test-suite ignores them: they say what is true
 HONEST = ("minimum value is -infinity", "maximum value is infinity")
-SELDOM = {"tactile"}  # terms of which a few random steps do not move every number
+# terms of which a few random steps do not move every number
+SELDOM = {"tactile", "no_solution"}
 PAYS = {"aloha_peg_insertion_student": {"ring_starts": 0.8}}  # where random actions earn something
 # what engines may disagree on after a step: 0.002 in SI units, a light pen's rates between contacts
 # more
