@@ -2,20 +2,24 @@
 
 import copy
 import dataclasses
+import pathlib
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 from penspin_style.deploy.bundle import Bundle
-from penspin_style.deploy.export import ParityError, export
+from penspin_style.deploy.export import ActingModule, ParityError, export
 from penspin_style.deploy.float64 import in_float64
 from penspin_style.features import Feature, Input
 from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.policy import load_policy
 from penspin_style.nets.student import StudentPolicy
 from tests.support.bundles import CARD
 
+SHIPPED = pathlib.Path(__file__).parents[2] / "outputs/pretrained/aloha_peg_insertion_student"
 CONVOLUTIONS = {
     "stride and padding": nn.Conv2d(3, 5, 4, stride=2, padding=(1, 2), bias=False),
     "dilation and bias": nn.Conv2d(3, 2, (3, 2), dilation=(1, 2), stride=(1, 3)),
@@ -87,3 +91,19 @@ def test_an_elu_in_float64_is_torchs_and_stays_finite():
 def test_a_convolution_in_groups_is_refused():
     with pytest.raises(ValueError, match="only plain ones"):
         in_float64(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
+
+
+def test_the_shipped_student_of_aloha_is_its_weights_in_float64():
+    policy, card = load_policy(SHIPPED / "policy")
+    rng = np.random.default_rng(0)
+    acting = ActingModule(policy, float64=True)
+    seen = {
+        i.name: rng.integers(0, 256, (8, *i.tensor[1]), np.uint8)
+        if i.tensor[0] == "uint8"
+        else rng.uniform(0.0, 0.5, (8, *i.tensor[1])).astype(np.float32)
+        for i in card.inputs
+    }
+    with torch.no_grad():
+        wanted = acting(*(torch.from_numpy(x) for x in seen.values())).numpy()
+    found = Bundle.load(SHIPPED / "policy.onnx")(seen)
+    assert np.abs(found - wanted).max() < 1e-6 < np.abs(found).max()
