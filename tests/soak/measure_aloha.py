@@ -101,9 +101,9 @@ def drive(
         seen, target = twin.observe(), twin.target.copy()
         for i in np.flatnonzero(~twin.done):
             at_hand = time.perf_counter()
-            asked = stock(seen, i, pad)
+            asked = stock(seen, int(i), pad)
             sent = time.perf_counter()
-            reply = clients[i].infer(asked)
+            reply = clients[int(i)].infer(asked)
             times.client.append(1e3 * (time.perf_counter() - sent))
             target[i] = denormalize(reply["actions"][0])
             times.step.append(1e3 * (time.perf_counter() - at_hand))
