@@ -62,6 +62,14 @@ def test_from_axis_angle_is_mujocos(rng):
     close(rotation.from_axis_angle(axis, angle), expected)
 
 
+def test_matrix_from_axis_angle_is_the_quaternions(rng):
+    axis = rotation.random_unit_vector((N, 2), rng).double()
+    axis = axis / axis.norm(dim=-1, keepdim=True)
+    angle = torch.linspace(-4.0, 4.0, 2 * N, dtype=torch.float64).unflatten(0, (N, 2))
+    wanted = rotation.to_matrix(rotation.from_axis_angle(axis, angle))
+    close(rotation.matrix_from_axis_angle(axis, angle), wanted)
+
+
 def test_to_matrix_is_mujocos_and_turns_vectors_as_rotate_does(quats, rng):
     matrix = rotation.to_matrix(quats[0])
     close(matrix.flatten(1), by_mujoco(mujoco.mju_quat2Mat, 9, quats[0]))

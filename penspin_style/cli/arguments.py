@@ -211,6 +211,11 @@ def _add_export(verbs: Any) -> None:
         default=1e-5,
         help="largest difference from torch, default 1e-5",
     )
+    sub.add_argument(
+        "--float64",
+        action="store_true",
+        help="let the file compute in float64: for a policy that float32 does not resolve",
+    )
 
 
 def _add_record(verbs: Any) -> None:

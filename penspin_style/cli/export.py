@@ -21,13 +21,21 @@ def run(args: argparse.Namespace) -> int:
     out = pathlib.Path(args.out) if args.out else path / "policy.onnx"
     if out.suffix != ".onnx":
         raise UsageError(f"--out {out}: the file must end in .onnx")
-    report = export(policy, card, out, samples=args.samples, tolerance=args.tolerance)
+    report = export(
+        policy,
+        card,
+        out,
+        samples=args.samples,
+        tolerance=args.tolerance,
+        float64=args.float64,
+    )
     if args.json:
         print_json({"onnx": str(out), **report.as_dict()})
     else:
+        in_float32 = f" ({report.float32_diff:.1e} from torch in float32)" * args.float64
         print(
             f"{out}: {report.bytes} bytes; torch and onnxruntime differ by at most "
-            f"{report.max_abs_diff:.1e} over {report.samples} observations"
+            f"{report.max_abs_diff:.1e}{in_float32} over {report.samples} observations"
         )
         print(Bundle.load(out).describe())
     return EXIT_OK

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from penspin_style import storage
 from penspin_style.deploy.bundle import CARD_KEY, Bundle, check_card
+from penspin_style.deploy.float64 import in_float64, with_float32_weights
 from penspin_style.deploy.session import OUTPUT
 from penspin_style.features import Input, PolicyCard
 from penspin_style.nets.normalizer import Normalizer
@@ -43,7 +44,10 @@ class ExportReport:
     """What was written, and how well it was checked."""
 
     max_abs_diff: float
-    """Largest difference between torch and onnxruntime in any number of any action."""
+    """Largest difference between torch and onnxruntime in any number of any action; of a file that
+    computes in float64, from torch in float64."""
+    float32_diff: float
+    """The same from torch in float32, in which policies learn and are evaluated."""
     samples: int
     """Observations compared."""
     seconds: float
@@ -60,15 +64,21 @@ class ActingModule(nn.Module):
     """The function that is exported: the tensors of `card.inputs`, in order, to the action.
 
     policy: its `act` is called if it has one, else the module itself.
+    float64: whether it computes in float64; observations and actions are float32 all the same.
     """
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, *, float64: bool = False) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy = in_float64(policy) if float64 else policy
+        self.float64 = float64
 
     def forward(self, *observations: Tensor) -> Tensor:
         """Return the action (batch, naction), or a chunk (batch, horizon, naction)."""
-        return getattr(self.policy, "act", self.policy)(*observations)
+        act = getattr(self.policy, "act", self.policy)
+        if not self.float64:
+            return act(*observations)
+        exact = (x.double() if x.is_floating_point() else x for x in observations)
+        return act(*exact).float()
 
 
 def export(
@@ -78,6 +88,7 @@ def export(
     *,
     samples: int = 10_000,
     tolerance: float = 1e-5,
+    float64: bool = False,
     seed: int = 0,
 ) -> ExportReport:
     """Write `path` once torch and onnxruntime agree on random observations; else write nothing.
@@ -85,7 +96,9 @@ def export(
     card: `weights_sha256` is filled in if it is empty.
     samples: observations to compare; at least one round over the batch sizes is made.
     tolerance: largest difference of any number of an action. A policy so steep that torch itself
-        differs by more from batch to batch needs a larger one; the error says so.
+        differs by more from batch to batch needs a larger one, or `float64`; the error says so.
+    float64: whether the file computes in float64, see `penspin_style.deploy.float64`. It is then
+        compared with torch in float64: in float32 torch is the one that is wrong.
     seed: of the observations.
 
     Raises:
@@ -98,16 +111,19 @@ def export(
     check_card(card)
     _check_names(policy, card)
     card = _with_weights(policy, card)
-    acting = ActingModule(copy.deepcopy(policy).cpu()).eval()
+    trained = ActingModule(copy.deepcopy(policy).cpu()).eval()
+    acting = ActingModule(trained.policy, float64=True).eval() if float64 else trained
     data = _with_metadata(_graph(acting, card), card).SerializeToString(deterministic=True)
     samples = max(samples, sum(BATCHES))
-    diff = _compare(acting, data, card, samples, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    diff, float32_diff = _compare((acting, trained), data, card, samples, rng)
     if not diff <= tolerance:
         raise ParityError(_explain(acting, card, diff, tolerance))
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_file(path, data)
     return ExportReport(
         max_abs_diff=diff,
+        float32_diff=float32_diff,
         samples=samples,
         seconds=time.perf_counter() - began,
         bytes=len(data),
@@ -168,7 +184,8 @@ def _graph(acting: ActingModule, card: PolicyCard) -> onnx.ModelProto:
             ) from error
     if program is None:
         raise ValueError("torch.onnx.export returned no program")
-    return _without_traces(program.model_proto)
+    model = _without_traces(program.model_proto)
+    return with_float32_weights(model) if acting.float64 else model
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -285,23 +302,27 @@ def _draw(group: Input, where: _Range, batch: int, rng: np.random.Generator) -> 
 
 
 def _compare(
-    acting: ActingModule, data: bytes, card: PolicyCard, samples: int, rng: np.random.Generator
-) -> float:
-    """Return the largest difference between torch and onnxruntime over random observations.
+    modules: tuple[ActingModule, ...],
+    data: bytes,
+    card: PolicyCard,
+    samples: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Return the largest difference of each module from onnxruntime over random observations.
 
     Raises:
         ParityError: a second session answers with other bits.
     """
     first, second = Bundle(data, "the exported model"), Bundle(data, "the exported model")
-    worst = 0.0
+    worst = np.zeros(len(modules))
     for batch in _batches(samples):
-        drawn = _observation(acting, card, batch, rng)
+        drawn = _observation(modules[0], card, batch, rng)
         action = first(drawn)
         if second(drawn).tobytes() != action.tobytes():
             raise ParityError(f"two sessions of one model differ on a batch of {batch}")
         # unlike max, np.maximum keeps a NaN
-        worst = np.maximum(worst, np.abs(action - _act(acting, drawn)).max())
-    return float(worst)
+        worst = np.maximum(worst, [np.abs(action - _act(m, drawn)).max() for m in modules])
+    return worst.tolist()
 
 
 def _batches(samples: int) -> Iterator[int]:
@@ -322,8 +343,8 @@ def _explain(acting: ActingModule, card: PolicyCard, diff: float, tolerance: flo
     return (
         f"torch and onnxruntime differ by {diff:.1e}, more than {tolerance:.1e}; nothing was "
         f"written. torch alone differs by {rounding:.1e} between one observation and a batch: if "
-        "that is about as much, the policy is steeper than float32 resolves, and a larger "
-        "tolerance is right; if not, the exported graph is wrong"
+        "that is about as much, the policy is steeper than float32 resolves, and float64 or a "
+        "larger tolerance is right; if not, the exported graph is wrong"
     )
 
 

@@ -80,13 +80,24 @@ class RunningMax:
         Raises:
             ValueError: other terms than there are weights for.
         """
+        return self.gain_of(self.weigh(terms))
+
+    def weigh(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of terms, (num_envs,), for `gain_of`.
+
+        Raises:
+            ValueError: other terms than there are weights for.
+        """
         if terms.keys() != self.weights.keys():
             raise ValueError(
                 f"RunningMax weighs {sorted(self.weights)}, it is given {sorted(terms)}"
             )
-        record = self.memory[self.name]
         values = [weight * terms[name].float() for name, weight in self.weights.items()]
-        total = torch.stack(values).sum(dim=0)
+        return torch.stack(values).sum(dim=0)
+
+    def gain_of(self, total: Tensor) -> Tensor:
+        """Return what `gain` does, of the sum itself."""
+        record = self.memory[self.name]
         gain = torch.where(record == -torch.inf, 0.0 * total, (total - record).clamp(min=0.0))
         record.copy_(torch.fmax(record, total))
         return gain

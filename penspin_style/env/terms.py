@@ -31,6 +31,8 @@ class TermBuffer:
         shape = (num_envs, self.length, *like.shape[1:])
         self.ring = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.delay = torch.full((num_envs,), term.delay[0], dtype=torch.long, device=like.device)
+        self._rows = torch.arange(num_envs, device=like.device)[:, None]
+        self._steps = torch.arange(1 - term.history, 1, device=like.device)
 
     def push(self, value: Tensor) -> None:
         """Append the newest value, (num_envs, ...)."""
@@ -53,10 +55,10 @@ class TermBuffer:
         newest = self.length - 1 - self.delay
         if late is not None:
             newest = newest - late
-        steps = torch.arange(1 - self.term.history, 1, device=newest.device)
-        index = newest[:, None] + steps  # (num_envs, history)
-        rows = torch.arange(len(newest), device=newest.device)[:, None]
-        return self.ring[rows, index]
+        index = newest[:, None]
+        if self.term.history > 1:
+            index = index + self._steps  # (num_envs, history)
+        return self.ring[self._rows, index]
 
 
 class Groups:

@@ -140,7 +140,7 @@ class StudentPolicy(Policy):
             camera, kind, height, width = _image(given)
             if kind == "rgb":
                 rows = value.reshape(-1, height, width, 3).permute(0, 3, 1, 2)
-                seen.rgb[camera] = rows.float() / 255.0
+                seen.rgb[camera] = rows.to(next(self.parameters()).dtype) / 255.0
             else:
                 seen.depth[camera] = value.reshape(-1, height, width)
         return seen

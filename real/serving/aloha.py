@@ -4,6 +4,7 @@
 | --- | --- |
 | `state` (14,): joints in rad, grippers 0 (closed) to 1 (open) | `description.PROPRIOCEPTION` |
 | `images`: of `CAMERAS`, (3, height, width) uint8 | `CAMERA_rgb`, cropped and averaged down |
+| `images`: `cam_left_wrist_depth`, ..., (height, width) m | `CAMERA_depth`, its nearest pixels |
 | `prompt`, other images | not read |
 
 The reply's `actions` (horizon, 14) are absolute targets in the units of `state`, ready for the
@@ -12,7 +13,8 @@ here, one of each for a connection: the client itself remembers nothing, and its
 nothing. So an episode is a connection. The first action adds to where the arms are measured, the
 following ones to the last target of the reply before, which the client is taken to have sent.
 
-The client deletes depth images before it asks. A policy that reads them cannot be served to it.
+OpenPI's example deletes depth images before it asks. For a policy that reads them it must keep
+them; nothing else of it changes.
 """
 
 from collections.abc import Mapping
@@ -59,14 +61,15 @@ _IS_JOINT = np.arange(len(JOINTS)) % len(CHANNELS) < len(ARM)
 class StockRequest:
     """What a request may hold; see `real.serving.protocol.Expected`.
 
-    max_frame: bytes that a request can need: four images as large as the cameras'.
+    max_frame: bytes that a request can need: four images as large as the cameras', and the depth
+        that the policy sees.
     """
 
-    max_frame = 4 * 3 * LARGEST[0] * LARGEST[1] + 64 * 2**10
-
     def __init__(self, images: Mapping[str, Feature]) -> None:
-        """images: the client's cameras that the policy sees, and the feature of each."""
+        """images: the client's images that the policy sees, and the feature of each."""
         self.images = images
+        depths = sum(feature.dtype == "float32" for feature in images.values())
+        self.max_frame = (4 * 3 + 4 * depths) * LARGEST[0] * LARGEST[1] + 64 * 2**10
 
     def check(self, observation: Mapping[str, Any]) -> None:
         """Refuse what is no observation of a stock client's, before anything is computed of it.
@@ -92,15 +95,18 @@ class StockRequest:
             self._check_image(camera, feature, images.get(camera))
 
     def _check_image(self, camera: str, feature: Feature, image: Any) -> None:
+        is_depth = feature.dtype == "float32"
+        form = "(height, width) float32 in m" if is_depth else "(3, height, width) uint8"
         if image is None:
-            raise ObservationError(f"`images` lacks {camera!r}, which the policy sees")
+            why = "; OpenPI's example deletes depth images, keep them" if is_depth else ""
+            raise ObservationError(f"`images` lacks {camera!r}, which the policy sees: {form}{why}")
         array = _array(f"the image {camera!r}", image)
-        channels, height, width = array.shape if array.ndim == 3 else (0, 0, 0)
-        if array.dtype != np.uint8 or channels != 3:
+        leading = () if is_depth else (3,)
+        if array.dtype != feature.dtype or array.shape[:-2] != leading or array.ndim < 2:
             raise ObservationError(
-                f"the image {camera!r} must be (3, height, width) uint8, got {array.shape} of "
-                f"{array.dtype}"
+                f"the image {camera!r} must be {form}, got {array.shape} of {array.dtype}"
             )
+        height, width = array.shape[-2:]
         if height > LARGEST[0] or width > LARGEST[1]:
             raise ObservationError(
                 f"the image {camera!r} is {width} x {height}; at most {LARGEST[1]} x {LARGEST[0]}"
@@ -112,6 +118,12 @@ class StockRequest:
                 f"of the image {camera!r}, {width} x {height}, {columns} x {rows} are seen; the "
                 f"policy needs {wide} x {high}"
             )
+        if is_depth and not (array >= 0.0).all():  # a NaN is not either
+            raise ObservationError(
+                f"the image {camera!r} has pixels below 0 m, or NaN: 0 is where nothing came back"
+            )
+        if is_depth and not np.isfinite(array).all():
+            raise ObservationError(f"the image {camera!r} has pixels that are infinitely far")
 
 
 class AlohaAdapter:
@@ -130,9 +142,7 @@ class AlohaAdapter:
         self.policy, self.card = policy, policy.card
         self.sha256 = getattr(policy, "sha256", "")
         self._images = _images(self.card)
-        self.expected = StockRequest(
-            {CAMERAS[f.name.removesuffix("_rgb")]: f for f in self._images}
-        )
+        self.expected = StockRequest({_theirs(f.name): f for f in self._images})
         self._decoder, self._observer = Decoder(self.card), Observer(self.card)
         self.reset()
 
@@ -227,20 +237,26 @@ def _images(card: PolicyCard) -> list[Feature]:
             "and their grippers in m"
         )
     read = [feature for group in card.inputs for feature in group.features]
-    if deep := [f.name for f in read if f.name.endswith("_depth")]:
-        raise ServeError(
-            f"--adapter aloha: the policy of {card.task} reads depth ({', '.join(deep)}), and the "
-            "stock ALOHA client deletes depth images before it asks; serve it without --adapter, "
-            "to a client that sends them"
-        )
-    seen = [f for f in read if f.name.removesuffix("_rgb") in CAMERAS and f.name.endswith("_rgb")]
+    seen = [feature for feature in read if _theirs(feature.name)]
     offered = {f.name: f for f in PROPRIOCEPTION}
-    offered |= {f.name: Feature(f.name, (*f.shape[:2], 3), "1", "uint8") for f in seen}
+    for f in seen:
+        size = f.shape[:2]
+        is_depth = f.name.endswith("_depth")
+        offered[f.name] = (
+            Feature(f.name, size, "m") if is_depth else Feature(f.name, (*size, 3), "1", "uint8")
+        )
     try:
         check_features(card, offered)
     except BundleError as error:
         raise ServeError(f"--adapter aloha: of a stock client's observation, {error}") from error
     return seen
+
+
+def _theirs(name: str) -> str:
+    """Return what the client calls an image of ours; nothing if it has no such camera."""
+    camera, _, kind = name.rpartition("_")
+    suffix = {"rgb": "", "depth": "_depth"}.get(kind)
+    return "" if suffix is None or camera not in CAMERAS else CAMERAS[camera] + suffix
 
 
 def _crop(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
@@ -258,13 +274,20 @@ def _crop(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
 
 
 def _fit(image: np.ndarray, feature: Feature) -> np.ndarray:
-    """Return an image (3, height, width) as a feature's (high, wide, 3): cropped, then averaged."""
+    """Return an image as a feature has it: cropped, then averaged; of depth the nearest pixels.
+
+    image: (3, height, width), for (high, wide, 3); or of depth (height, width), for (high, wide).
+    """
     high, wide = feature.shape[:2]
-    _, height, width = image.shape
+    height, width = image.shape[-2:]
     rows, columns = _crop(height, width, high, wide)
     top, left = (height - rows) // 2, (width - columns) // 2
-    seen = np.moveaxis(image, 0, -1)[top : top + rows, left : left + columns]
-    seen = np.ascontiguousarray(seen)
+    seen = image[..., top : top + rows, left : left + columns]
+    if feature.dtype == "float32":
+        down = (2 * np.arange(high) + 1) * rows // (2 * high)
+        across = (2 * np.arange(wide) + 1) * columns // (2 * wide)
+        return seen[down[:, None], across]
+    seen = np.ascontiguousarray(np.moveaxis(seen, 0, -1))
     if (rows, columns) == (high, wide):
         return seen
     return np.asarray(Image.fromarray(seen).resize((wide, high), Image.Resampling.BOX))

@@ -65,6 +65,7 @@ class Arm:
         sign = round(math.cos(yaw))
         self.turn = torch.tensor([float(sign), float(sign), 1.0], device=device)
         """Signs that turn the world's axes into the base's and back: bases stand at 0 or pi."""
+        self._opposite = torch.tensor((1.0, -1.0), device=device)
         self._touch = None
         if grasps:
             geoms = range(model.ngeom)
@@ -120,14 +121,17 @@ class Arm:
         """Return whether a finger touches what the hand may grasp, (num_envs,) bool."""
         return self.touch.touching.any(dim=1)
 
-    def grasps(self, sim: Sim, least: float = 2.5) -> Tensor:
-        """Return whether both fingers press more than `least` N towards each other, (num_envs,)."""
+    def grasps(self, sim: Sim, least: float = 2.5, *, forces: Tensor | None = None) -> Tensor:
+        """Return whether both fingers press more than `least` N towards each other, (num_envs,).
+
+        forces: those of `forces`, where they are at hand.
+        """
         xpos = sim.data.site_xpos
         across = xpos[:, self._fingers[1]] - xpos[:, self._fingers[0]]
         across = across / across.norm(dim=1, keepdim=True)
-        forces = self.forces()
+        forces = self.forces() if forces is None else forces
         size = forces.norm(dim=2)
-        towards = (forces * across[:, None]).sum(dim=2) * across.new_tensor((1.0, -1.0))
+        towards = (forces * across[:, None]).sum(dim=2) * self._opposite
         return ((size > least) & (towards > math.cos(GRASP_ANGLE) * size)).all(dim=1)
 
 

@@ -233,10 +233,10 @@ class HandOver(Task[Config]):
         """Return what the potential gained above its best, a bonus for holding on, the drop."""
         memory = self.memory
         terms = self.terms = self.potential(sim)
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(dim=0)
+        total = self.best.weigh(terms)
         first = memory["best"].isinf()
         memory["first"].copy_(torch.where(first, total, memory["first"]))
-        gain = self.best.gain(terms)
+        gain = self.best.gain_of(total)
         box = sim.data.xpos[:, self.box]
         memory["lifted"] |= box[:, 2] > self.cfg.lifted_height
         away = _beyond(self.left.position(sim)[:, 0], 0.0, -1.0)

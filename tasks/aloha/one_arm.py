@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from penspin_style import rotation
 from penspin_style.sim.sim import Sim
@@ -108,7 +109,8 @@ class Errors(NamedTuple):
     """(num_envs, 2, 3), rows 0 and 1 of the target's rotation less the object's."""
 
 
-_PARTS = (6, 6, 3, 3, 3, 3, 3)  # numbers with additive noise, in the order of `_draw_shifts`
+_PARTS = (6, 6, 3, 3, 3, 3, 3)  # numbers with additive noise, in the order of `observe`
+_GROUPS = (sum(_PARTS[:2]), *_PARTS[2:])  # the joints' positions and velocities together
 
 
 class OneArm:
@@ -140,6 +142,7 @@ class OneArm:
             noise.scale * torch.tensor([noise.gripper_angle, noise.object_angle], device=device)
         )
         self._upright = torch.eye(3, device=device)[:2]
+        self._envs = torch.arange(n, device=device)
         past = max(len(odds) for odds in self._odds)
         self.memory = {
             "actions": torch.zeros(n, past, len(CHANNELS), device=device),
@@ -163,8 +166,7 @@ class OneArm:
         """Take an action (num_envs, 7) in; return the one that takes effect now."""
         past, late = self.memory["actions"], self.memory["late"]
         past.copy_(torch.cat((action[:, None], past[:, :-1]), dim=1))
-        envs = torch.arange(len(past), device=past.device)
-        arm, gripper = past[envs, late[:, 0]], past[envs, late[:, 1]]
+        arm, gripper = past[self._envs[:, None], late].unbind(dim=1)
         return torch.cat((arm[:, : len(ARM)], gripper[:, len(ARM) :]), dim=1)
 
     def place(self) -> Tensor:
@@ -173,33 +175,39 @@ class OneArm:
 
     def errors(self, target: Tensor) -> Errors:
         """Return how far the arm is from its aims; target: (num_envs, 3) m in the world."""
+        return self._errors(target, self.arm.matrix_to_base(self.sim.data.xmat[:, self.body]))
+
+    def _errors(self, target: Tensor, mat: Tensor) -> Errors:
+        """Return the same; mat: the object's rotation, (num_envs, 3, 3), in the base's frame."""
         data, arm = self.sim.data, self.arm
         grip = arm.tips(self.sim) - data.site_xpos[:, self.grip]
-        mat = arm.matrix_to_base(data.xmat[:, self.body])
         aim = target - data.xpos[:, self.body]
         return Errors(arm.vector_to_base(grip), arm.vector_to_base(aim), self._upright - mat[:, :2])
 
     def observe(self, target: Tensor) -> dict[str, Tensor]:
         """Return the terms of `UNITS`; target: (num_envs, 3) m in the world."""
-        data, arm, n = self.sim.data, self.arm, len(target)
-        shifts = self.memory["shifts"].split(_PARTS, dim=1)
+        data, arm = self.sim.data, self.arm
+        joints, *shifts = self.memory["shifts"].split(_GROUPS, dim=1)
+        joints = functional.pad(joints.unflatten(1, (2, len(ARM))), (0, QPOS - len(ARM)))
         turns = self.memory["turns"]
-        no_fingers = torch.zeros(n, QPOS - len(ARM), device=target.device)
-        at = self.qvel
-        qpos = data.qpos[:, arm.qpos].float() + torch.cat((shifts[0], no_fingers), dim=1)
-        spin = data.xmat[:, self.body] @ data.qvel[:, at + 3 : at + 6, None].float()
+        live, moving = data.qpos[:, arm.qpos].float(), data.qvel.float()
+        linear, angular = moving[:, self.qvel : self.qvel + 6].split(3, dim=1)
+        qpos = live + joints[:, 0]
+        body = data.xmat[:, self.body]
+        spin = body @ angular[:, :, None]
+        true = arm.matrix_to_base(body)
         gripper = turns[:, 0] @ arm.matrix_to_base(arm.matrix(self.sim))
-        mat = turns[:, 1] @ arm.matrix_to_base(data.xmat[:, self.body])
-        errors = self.errors(target)
+        mat = turns[:, 1] @ true
+        errors = self._errors(target, true)
         return {
             "qpos": qpos,
-            "qvel": data.qvel[:, arm.qpos].float() + torch.cat((shifts[1], no_fingers), dim=1),
-            "object_linvel": arm.vector_to_base(data.qvel[:, at : at + 3].float()) + shifts[2],
-            "object_angvel": arm.vector_to_base(spin[:, :, 0]) + shifts[3],
+            "qvel": moving[:, arm.qpos] + joints[:, 1],
+            "object_linvel": arm.vector_to_base(linear) + shifts[0],
+            "object_angvel": arm.vector_to_base(spin[:, :, 0]) + shifts[1],
             "gripper_mat": gripper[:, 1:],
             "object_mat": mat[:, 1:],
-            "grip_error": errors.grip + shifts[4] - shifts[5],
-            "target_error": errors.target - shifts[6],
+            "grip_error": errors.grip + shifts[2] - shifts[3],
+            "target_error": errors.target - shifts[4],
             "target_mat": self._upright - mat[:, :2],
             "command_error": data.ctrl[:, arm.ctrl].float() - qpos[:, : len(CHANNELS)],
         }
@@ -214,8 +222,7 @@ class OneArm:
         _write(memory["shifts"], self._widths * draw, mask)
         angle = self._angles * torch.rand(n, 2, generator=rng, device=device)
         axis = rotation.random_unit_vector((n, 2), rng)
-        turn = rotation.to_matrix(rotation.from_axis_angle(axis, angle))
-        _write(memory["turns"], turn, mask)
+        _write(memory["turns"], rotation.matrix_from_axis_angle(axis, angle), mask)
 
 
 def draw_fan(

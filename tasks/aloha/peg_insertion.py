@@ -192,6 +192,7 @@ class Insertion(Task[C]):
         self.aims = torch.tensor(TARGETS, device=device)
         self.ring = Ring(sim, cfg.preinsertion)
         self.picker = self.open_picker(sim) if self.picks_itself and cfg.pick_policy else None
+        self.noted: dict[str, Tensor] = {}  # of the last step, for its metrics
         self.attempts = Attempts(n, len(OBJECTS), device)
         self.memory = {
             **self.attempts.memory,
@@ -373,12 +374,14 @@ class Insertion(Task[C]):
         held = [near(error, 5.0) for error in grip]
         distance = self.distance(sim)
         self._note_progress(sim, distance)
+        dropped = self.dropped(sim)
+        self.noted = {"dropped": dropped.float(), "beside": beside}
         terms = {
             "peg_insertion": _inserted(distance) * (beside < AXIS),
             "socket_rot": turned[0],
             "peg_rot": turned[1],
             "success": self.success(sim),
-            "drop": self.dropped(sim),
+            "drop": dropped,
             "final_grasp": last & (grip[0] < GRASPED) & (grip[1] < GRASPED),
             "robot_target_qpos": 0.5 * (away[0] + away[1]),
             "left_joint_vel": still[0],
@@ -389,7 +392,8 @@ class Insertion(Task[C]):
             "angle": torch.exp(-10.0 * (2.0 + facing - roll)),
             "approach": (1.0 - distance / FAR).clamp(min=0.0) * torch.exp(-((beside / NEAR) ** 2)),
         }
-        return {name: term * memory["switched"].float() for name, term in terms.items()}
+        switched = memory["switched"].float()
+        return {name: term * switched for name, term in terms.items()}
 
     def _note_progress(self, sim: Sim, distance: Tensor) -> None:
         memory, xpos = self.memory, sim.data.site_xpos
@@ -449,8 +453,7 @@ class Insertion(Task[C]):
         return {
             "home_again": (self.success(sim) & (self.attempts.failed > 0)).float(),
             "switched": self.memory["switched"].float(),
-            "dropped": self.dropped(sim).float(),
-            "beside": self.beside(sim),
+            **(self.noted or {"dropped": self.dropped(sim).float(), "beside": self.beside(sim)}),
         }
 
     def episode_metrics(

@@ -206,6 +206,7 @@ class Pick(Task[Config]):
         self.end = model.site(f"{bar}_end").id
         self.target = int(model.body_mocapid[model.body(target).id])
         self.low = self._low().view(sim)
+        self.held: Tensor | None = None  # in the last step, for its metrics
         home = (*description.ARM_HOME, description.GRIPPER_OPEN)
         self.home = torch.tensor(home, device=device)
         self.limits = torch.tensor([DISTANCES, ERRORS], device=device)
@@ -311,14 +312,18 @@ class Pick(Task[Config]):
         """Return where the bar's centre is wanted, (num_envs, 3) m in the world."""
         return sim.data.mocap_pos[:, self.target].float()
 
-    def potential(self, sim: Sim) -> dict[str, Tensor]:
-        """Return the six published terms, (num_envs,) each; note what they remember."""
+    def potential(self, sim: Sim, held: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the six published terms, (num_envs,) each; note what they remember.
+
+        held: whether the hand grasps the bar, where that is known.
+        """
+        held = self.arm.grasps(sim) if held is None else held
         memory = self.memory
         errors = self.one.errors(self.goal(sim))
         grip, place = errors.grip.norm(dim=1), errors.target.norm(dim=1)
         turned = errors.mat.flatten(1).norm(dim=1)
         memory["reached"] |= grip < REACHED
-        succeeded = self.success(sim)
+        succeeded = self._is_near(errors, turned)
         fresh = succeeded & ~memory["ever_succeeded"]
         at = torch.where(fresh, memory["steps"], memory["succeeded_at"])
         memory["succeeded_at"].copy_(at)
@@ -327,7 +332,7 @@ class Pick(Task[Config]):
         return {
             "gripper_box": near(grip, 5.0),
             "box_target": near(0.77 * place + 0.23 * turned, 5.0) * memory["reached"],
-            "grasped": (self.arm.grasps(sim) & (grip < REACHED)).float(),
+            "grasped": (held & (grip < REACHED)).float(),
             "lift": (self.one.place()[:, 2] > LIFTED).float(),
             "success": succeeded.float(),
             "success_time": succeeded * (memory["steps"] - at),
@@ -336,20 +341,21 @@ class Pick(Task[Config]):
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
         """Return what the potential gained above its best, its value, and the regularisers."""
         memory, data, arm = self.memory, sim.data, self.arm
-        terms = self.potential(sim)
-        weights = self.cfg.potential
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(dim=0)
-        gain = self.record.gain(terms)
+        forces = arm.forces()
+        held = self.held = arm.grasps(sim, forces=forces)
+        terms = self.potential(sim, held)
+        total = self.record.weigh(terms)
+        gain = self.record.gain_of(total)
         first = memory["steps"] <= 1
         memory["first"].copy_(torch.where(first, memory["best"], memory["first"]))
-        force = arm.forces().norm(dim=2).sum(dim=1).clamp(max=FORCE) / FORCE
+        force = forces.norm(dim=2).sum(dim=1).clamp(max=FORCE) / FORCE
         touched = self.low.touching.any(dim=1)
         speed = data.qvel[:, arm.qpos].float().norm(dim=1)
         away = (data.qpos[:, arm.qpos].float() - self.home).norm(dim=1)
         return {
             "progress": gain,
             "potential": total,
-            "finger_force": force * arm.grasps(sim),
+            "finger_force": force * held,
             "no_floor_collision": 1.0 - touched.float(),
             "joint_vel": 1.0 / (1.0 + 9.0 * (speed - 0.5).clamp(min=0.0) / 2.0),
             "robot_target_qpos": near(away, 1.0),
@@ -367,8 +373,10 @@ class Pick(Task[Config]):
     def success(self, sim: Sim) -> Tensor:
         """Return whether the bar is at its target, as near as its level asks for."""
         errors = self.one.errors(self.goal(sim))
+        return self._is_near(errors, errors.mat.flatten(1).norm(dim=1))
+
+    def _is_near(self, errors: one_arm.Errors, turned: Tensor) -> Tensor:
         distance, error = self.limits[:, self.memory["level"]]
-        turned = errors.mat.flatten(1).norm(dim=1)
         return (errors.target.norm(dim=1) < distance) & (turned < error)
 
     def progress(self, sim: Sim) -> Tensor:
@@ -434,7 +442,7 @@ class Pick(Task[Config]):
         """Return the level, and whether the bar is held, and lifted."""
         return {
             "level": self.memory["level"].float(),
-            "grasped": self.arm.grasps(sim).float(),
+            "grasped": (self.arm.grasps(sim) if self.held is None else self.held).float(),
             "lifted": (self.one.place()[:, 2] > LIFTED).float(),
         }
 
