@@ -185,6 +185,8 @@ def _add_runs(verbs: Any) -> None:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
     score = "a column of metrics.csv; default: what the task scores by, evaluated"
     compare.add_argument("--metric", metavar="NAME", help=score)
+    axis = "what the curves are drawn over; minutes are those of rollouts, updates and evaluations"
+    compare.add_argument("--x", choices=("samples", "minutes"), default="samples", help=axis)
     compare.add_argument(
         "--out", metavar="DIR", default="outputs/compare", help="for the page and the image"
     )

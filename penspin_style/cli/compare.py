@@ -3,12 +3,15 @@
 import argparse
 import pathlib
 import sys
+from dataclasses import asdict
 
 from penspin_style.cli.runs import HEAD, TEXT, as_dict, row
 from penspin_style.system.terminal import aligned, print_json, printable
 from penspin_style.train.comparison import (
+    AtTime,
     Estimate,
     Group,
+    at_equal_time,
     differences,
     estimate,
     grouped,
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     for task in dict.fromkeys(group.task for group in groups):
         own = [group for group in groups if group.task == task]
         metrics[task] = args.metric or f"eval/{own[0].runs[0].score_name}"
-        drawn = [(group, mean_curve(group.runs, metrics[task])) for group in own]
+        drawn = [(group, mean_curve(group.runs, metrics[task], args.x)) for group in own]
         curves[task] = [(group, curve) for group, curve in drawn if curve is not None]
         if not curves[task]:
             raise ValueError(_no_metric(metrics[task], own))
@@ -48,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
     names = [f"{record.task}/{record.name}" for record in records]
     told = [("key", *names), *((key, *values) for key, values in changed.items())]
     runs = [HEAD, *map(row, records)]
-    files = write(pathlib.Path(args.out), draw(curves, metrics), runs, aggregates, told)
+    timed = at_equal_time(groups, metrics)
+    rows = _timed(timed, metrics)
+    image = draw(curves, metrics, args.x)
+    files = write(pathlib.Path(args.out), image, runs, aggregates, told, rows)
     if args.json:
         found = {
             label: {"iqm": each.value, "interval": each.interval}
@@ -56,11 +62,20 @@ def run(args: argparse.Namespace) -> int:
         }
         told_runs = {"runs": [as_dict(record) for record in records]}
         paths = {"files": [str(file) for file in files]}
-        print_json({**told_runs, "aggregates": found, "differences": changed, **paths})
+        print_json(
+            {
+                **told_runs,
+                "aggregates": found,
+                "at_equal_time": [asdict(each) for each in timed],
+                "differences": changed,
+                **paths,
+            }
+        )
         return 0
     print("\n".join(aligned(runs, left=TEXT)))
     lines = [(label, f"{e.value:.3f}", said(e.interval)) for label, e in aggregates.items()]
     print("\n".join(aligned([("configuration", "IQM", "95% interval"), *lines], left=(0, 1, 2))))
+    print("\n".join(aligned(rows)))
     print(f"page in {files[0]}, curves in {files[1]}")
     return 0
 
@@ -82,6 +97,17 @@ def _aggregates(groups: list[Group]) -> dict[str, Estimate]:
     for group in groups:
         strata.setdefault(group.label, []).append(group.scores)
     return {label: estimate(scores) for label, scores in strata.items() if any(scores)}
+
+
+def _timed(timed: list[AtTime], metrics: dict[str, str]) -> list[tuple[str, ...]]:
+    """Return what was reached at equal time as a table, its head first."""
+    head = ("task", "configuration", "minutes", "samples", "metric", "mean", "95% interval")
+    lines = [head]
+    for each in timed:
+        when = (f"{each.minutes:.1f}", f"{each.samples:.0f}")
+        reached = (f"{each.reached.value:.3f}", said(each.reached.interval))
+        lines.append((each.task, each.label, *when, metrics[each.task], *reached))
+    return lines
 
 
 def _no_metric(metric: str, groups: list[Group]) -> str:

@@ -36,9 +36,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean over runs, at samples that all of them have reached."""
+    """The mean over runs, at samples, or minutes, that all of them have reached."""
 
-    samples: np.ndarray
+    x: np.ndarray
     mean: np.ndarray
     low: np.ndarray | None
     high: np.ndarray | None
@@ -123,12 +123,56 @@ def estimate(
     return Estimate(value, (float(low), float(high)))
 
 
-def mean_curve(runs: Sequence[RunRecord], metric: str, seed: int = 0) -> Curve | None:
+@dataclass(frozen=True)
+class AtTime:
+    """What the runs of a group had reached at the time that all groups of a task have had."""
+
+    task: str
+    label: str
+    minutes: float
+    samples: float
+    """Mean over runs."""
+    reached: Estimate
+    """The mean of the metric."""
+
+
+def at_equal_time(groups: Sequence[Group], metrics: dict[str, str]) -> list[AtTime]:
+    """Return each group at the minutes of the shortest run of its task, evaluations included.
+
+    A run is worth its last row before that: nothing is read off between rows, or beyond them.
+    metrics: of each task.
+    """
+    found = []
+    for task, metric in metrics.items():
+        own = [g for g in groups if g.task == task]
+        runs = [r for g in own for r in g.runs if r.curve(metric)[0]]
+        common = min(r.curve(metric, "minutes")[0][-1] for r in runs)
+        for group in own:
+            last = [_last(r, metric, common) for r in group.runs if r in runs]
+            there = [each for each in last if each is not None]
+            if there:
+                reached = estimate([[value for _, value in there]], lambda v: float(v.mean()))
+                samples = float(np.mean([samples for samples, _ in there]))
+                found.append(AtTime(task, group.label, common, samples, reached))
+    return found
+
+
+def _last(run: RunRecord, metric: str, minutes: float) -> tuple[float, float] | None:
+    """Return the samples and the value of a run's last row until then."""
+    times, values = run.curve(metric, "minutes")
+    until = [i for i, at in enumerate(times) if at <= minutes]
+    return (run.curve(metric)[0][until[-1]], values[until[-1]]) if until else None
+
+
+def mean_curve(
+    runs: Sequence[RunRecord], metric: str, x: str = "samples", seed: int = 0
+) -> Curve | None:
     """Return the mean of a metric over runs, with its bootstrap interval; None if none has it.
 
     Runs are read off between their rows; the curve ends where the shortest run does.
+    x: `samples` or `minutes`.
     """
-    curves = [c for c in (run.curve(metric) for run in runs) if c[0]]
+    curves = [c for c in (run.curve(metric, x) for run in runs) if c[0]]
     if not curves:
         return None
     first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)

@@ -67,10 +67,17 @@ class RunRecord:
         """Return how long roll-outs, updates and evaluations have taken."""
         return sum(row.get(name, 0.0) for row in self.rows for name in _TIMES) / 60
 
-    def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """Return (samples, values) of the rows that have a metric."""
-        rows = [row for row in self.rows if metric in row and "samples" in row]
-        return [row["samples"] for row in rows], [row[metric] for row in rows]
+    def curve(self, metric: str, x: str = "samples") -> tuple[list[float], list[float]]:
+        """Return (x, values) of the rows that have a metric; x: `samples` or `minutes`, as above.
+
+        The minutes of a resumed run go on where its last row was.
+        """
+        points, spent = [], 0.0
+        for row in self.rows:
+            spent += sum(row.get(name, 0.0) for name in _TIMES) / 60
+            if metric in row and "samples" in row:
+                points.append((spent if x == "minutes" else row["samples"], row[metric]))
+        return [at for at, _ in points], [value for _, value in points]
 
 
 def is_run(folder: pathlib.Path) -> bool:

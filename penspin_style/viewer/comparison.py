@@ -11,6 +11,7 @@ from penspin_style.train.comparison import Curve, Estimate, Group
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#777777")
 """Okabe and Ito 2008, told apart by the colour-blind; with a darker yellow, and grey for black."""
+_AXES = {"samples": "environment steps", "minutes": "minutes, evaluations included"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 2rem }
@@ -19,10 +20,12 @@ svg { max-width: 100%; height: auto }
 """
 
 
-def draw(curves: dict[str, list[tuple[Group, Curve]]], metrics: dict[str, str]) -> Any:
+def draw(
+    curves: dict[str, list[tuple[Group, Curve]]], metrics: dict[str, str], x: str = "samples"
+) -> Any:
     """Return a figure with a panel for each task: means over seeds, shaded by their intervals.
 
-    curves, metrics: of each task.
+    curves, metrics: of each task. x: `samples` or `minutes`, over which they are drawn.
     """
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
@@ -32,11 +35,11 @@ def draw(curves: dict[str, list[tuple[Group, Curve]]], metrics: dict[str, str]) 
         for i, (group, curve) in enumerate(members):
             color = COLORS[i % len(COLORS)]
             label = textwrap.fill(f"{group.label} (n = {len(group.runs)})", 64)
-            axes.plot(curve.samples, curve.mean, color=color, label=label)
+            axes.plot(curve.x, curve.mean, color=color, label=label)
             if curve.low is not None:
                 shade = {"color": color, "alpha": 0.2, "linewidth": 0}
-                axes.fill_between(curve.samples, curve.low, curve.high, **shade)
-        axes.set(title=task, xlabel="environment steps", ylabel=metrics[task])
+                axes.fill_between(curve.x, curve.low, curve.high, **shade)
+        axes.set(title=task, xlabel=_AXES[x], ylabel=metrics[task])
         place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.16)}  # long labels hide no curve
         axes.legend(frameon=False, fontsize="small", **place)
         axes.spines[["top", "right"]].set_visible(False)
@@ -49,10 +52,11 @@ def write(
     runs: Sequence[Sequence[str]],
     aggregates: dict[str, Estimate],
     differences: Sequence[Sequence[str]],
+    timed: Sequence[Sequence[str]],
 ) -> list[pathlib.Path]:
     """Write `compare.html` and `compare.png`; return their paths.
 
-    runs, differences: tables, their heads first.
+    runs, differences, timed: tables, their heads first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page, image = folder / "compare.html", folder / "compare.png"
@@ -71,6 +75,9 @@ def write(
         "<p>Over all runs and tasks of a configuration; the interval by a bootstrap that is "
         "stratified by task (Agarwal et al. 2021).",
         _table([head, *middle]),
+        "<h2>At equal time</h2>",
+        "<p>Means over runs, each at its last evaluation in the time of the task's shortest run.",
+        _table(timed),
         "<h2>Runs</h2>",
         _table(runs),
         "<h2>What they were told otherwise</h2>",

@@ -14,9 +14,9 @@ OBSERVED = ("ee_pose", "object_pose", "object_to_ee", "object_to_goal", "gripper
 HANDS = ("open", "closed", "any")
 REWARDS = ("dense", "sparse")
 OBSERVATIONS = ("state", "rgb_and_state")
-IMAGE = "front_rgb"
-STUDENT = ("ee_pose", "gripper", "goal", IMAGE)
-"""What a robot knows by itself, where the object is wanted, and an image."""
+IMAGES = ("front_rgb", "front_depth", "wrist_rgb", "wrist_depth")
+STUDENT = ("ee_pose", "gripper", "goal")
+"""What a robot knows by itself, and where the object is wanted; images come on top."""
 
 
 def _terms() -> dict[str, dict[str, ObsTerm]]:
@@ -70,7 +70,9 @@ class Config(TaskConfig):
     vision_enabled: bool = False
     """The same as `observation_type=rgb_and_state`."""
     camera_resolution: list[int] = field(default_factory=lambda: [64, 64])
-    """Height and width of the image."""
+    """Height and width of the images."""
+    camera_images: list[str] = field(default_factory=lambda: [IMAGES[0]])
+    """Which there are: colour and depth of the camera in front of the robot and of its wrist's."""
     randomization: Randomization = field(default_factory=Randomization)
     skin: bool = False
     """Draw the Menagerie's meshes of the arm instead of our primitives."""
@@ -92,12 +94,20 @@ class Config(TaskConfig):
         shape = self.camera_resolution
         ok = len(shape) == 2 and min(shape) > 0
         require(ok, "task.camera_resolution", shape, "[height, width] in pixels")
-        self.cameras = {"front": Camera(shape[0], shape[1])} if self.sees else {}
+        legal = f"one or more of {', '.join(IMAGES)}, each once"
+        ok = bool(self.camera_images) and len(set(self.camera_images)) == len(self.camera_images)
+        ok = ok and set(self.camera_images) <= set(IMAGES)
+        require(ok, "task.camera_images", self.camera_images, legal)
+        used = dict.fromkeys(name.rpartition("_")[0] for name in self.camera_images)
+        self.cameras = {name: Camera(*shape) for name in used} if self.sees else {}
+        groups = self.observation.items()
+        seeing = {name for name, terms in groups if not terms.keys().isdisjoint(IMAGES)}
         if not self.sees:
-            groups = self.observation.items()
-            self.observation = {name: terms for name, terms in groups if IMAGE not in terms}
-        elif not any(IMAGE in terms for terms in self.observation.values()):
-            self.observation["student"] = {name: ObsTerm() for name in STUDENT}
+            self.observation = {name: terms for name, terms in groups if name not in seeing}
+        elif not seeing:
+            self.observation["student"] = {
+                name: ObsTerm() for name in (*STUDENT, *self.camera_images)
+            }
         super().__post_init__()
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from penspin_style import rotation
 from penspin_style.sim.sim import Sim
-from tasks.robots.panda.description import DOWN
+from tasks.robots.panda.description import DOWN, FINGER_OPEN
 from tasks.robots.panda.model import CartesianArm
 
 if TYPE_CHECKING:
@@ -24,11 +24,15 @@ GAIN = 0.4  # share of the way that a step's target is ahead
 SINK = 0.03  # m, the most that the object's is below it
 STEP = 0.03  # m, the most that the tool's target is away from the tool
 TURN = 0.15  # rad, the most that it is turned
-AT_OBJECT = 0.012  # m, from which the fingers close
+HELD = (0.025, 0.012)  # m off the grasp up to which what slips is held, and the fingers close
+EMPTY = 0.006  # m, that fingers with nothing between them are closer than the object's side
+SLOW = 0.015  # m, the most that it is above or below
+SQUEEZE = 0.008  # m, that the fingers' target is within the object's side
 PRESSES = 0.002  # m, of the fingers' target from which what is between them is held
 FREE = 0.008  # m, that a finger is away from the object's side when the hand leaves
 PLACED = (0.012, 0.022)  # m from the goal at which it is let go, and at which it may stay
 LOW = 0.008  # m above it, or below
+LOWEST = 0.013  # m, of the tool: what has slipped up between the fingers gets no lower
 
 
 class PickPlaceExpert:
@@ -55,12 +59,16 @@ class PickPlaceExpert:
         turn = self._turn()
         opening = sim.data.qpos[:, task.finger].float()
         half = 0.5 * task.widths[task.memory["variant"]]
-        is_there = ((tool - grasp).norm(dim=1) < AT_OBJECT) & (turn.norm(dim=1) < 0.2)
-        presses = task.memory["fingers"].mean(dim=1) < PRESSES
+        fingers = task.memory["fingers"].mean(dim=1)
+        closed = (half - SQUEEZE).clamp(min=0.0)
+        presses = fingers < closed + PRESSES
+        off, lost = (tool - grasp).norm(dim=1), presses & (opening < half - EMPTY)
+        is_there = (off < torch.where(presses, *HELD)) & (turn.norm(dim=1) < 0.2) & ~lost
         holds = is_there & presses
         away = goal - thing
         level = away[:, :2].norm(dim=1)
-        placed = (level < torch.where(presses, *PLACED)) & (away[:, 2].abs() < LOW)
+        is_low = (away[:, 2].abs() < LOW) | (tool[:, 2] < LOWEST)
+        placed = (level < torch.where(presses, *PLACED)) & is_low
         let_go = placed & self._lets_go
         target = torch.where(holds[:, None], tool + self._carry(away, level), self._come(grasp))
         leave = tool.clone()
@@ -68,10 +76,12 @@ class PickPlaceExpert:
         target = torch.where(let_go[:, None], leave, target)
         turn = torch.where(let_go[:, None], 0.0, turn)
         change = GAIN * (target - tool)
+        change[:, 2].clamp_(-SLOW, SLOW)
         change = change * (STEP / change.norm(dim=1, keepdim=True).clamp(min=STEP))
         turn = turn * (TURN / turn.norm(dim=1, keepdim=True).clamp(min=TURN))
         arm = self.arm.goal(tool + change, turn) - sim.data.qpos[:, :7].float()
-        grip = 1.0 - 2.0 * (is_there & ~let_go).float()
+        wanted = torch.where(is_there & ~let_go, closed, FINGER_OPEN)
+        grip = (wanted - fingers) / task.cfg.grip_scale
         action = torch.cat((arm / task.cfg.action_scale, grip[:, None].expand(-1, 2)), dim=1)
         return action.clamp(-1.0, 1.0)
 

@@ -52,9 +52,9 @@ class Visual:
     colour: list[float] = field(default_factory=lambda: [0.4, 1.0])
     """Of table and floor, each channel its own."""
     camera_pos: float = 0.02
-    """m, half width of the camera's place."""
+    """m, half width of the front camera's place; a quarter of it is the wrist camera's."""
     camera_angle: float = 0.05
-    """rad, the most by which it is turned."""
+    """rad, the most by which each is turned."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -143,7 +143,8 @@ class Randomization:
                 _row("light_diffuse", ".*", visual.light, shared=True),
                 _row("light_dir", ".*", [0.0, visual.light_angle], **turned),
                 _row("cam_pos", "front", place, operation="add"),
-                _row("cam_quat", "front", [0.0, visual.camera_angle], **turned),
+                _row("cam_pos", "wrist", [0.25 * x for x in place], operation="add"),
+                _row("cam_quat", "front|wrist", [0.0, visual.camera_angle], **turned),
             ]
         return rows
 

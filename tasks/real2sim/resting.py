@@ -5,6 +5,7 @@ Both are found once for each object, from the vertices of its convex parts: no s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -14,11 +15,15 @@ from penspin_style.meshes.mesh import Mesh
 FINGER = 0.0085  # m, half the width of a finger's pad, and half its height
 PAD_BELOW = 0.004  # m, of the pads' middle below the tool centre point
 LOWEST = 0.014  # m, of the tool centre point above the table
-PALM = 0.032  # m, that the tool centre point may be below the object's top
+PALM = 0.024  # m, that the tool centre point may be below the object's top; the palm is at 0.03
 _OFFSETS = (-0.01, -0.005, 0.0, 0.005, 0.01)  # m along the fingers' width
 _ANGLES = np.deg2rad(np.arange(-90, 90, 5))
 _SLIP = 6e-3  # m, by which the hand may miss along the fingers' width
 _NEAR = 1e-3  # m, from where a pad touches
+_SAME = 2e-4  # m, from where it touches first
+_EDGE = 5e-3  # m, of a pad's lower edge, which squeezes what widens below it downwards
+_MISS = 3e-3  # m, by which the hand may miss in height
+_SLOPE = 0.05  # sine of an angle, that is as good as upright
 _GRID = 6  # points along an edge
 _LIKELY = 0.2  # of the largest share with which a side comes to lie below
 
@@ -39,6 +44,19 @@ class Rest:
     """m, between the pads."""
 
 
+class _Grasp(NamedTuple):
+    """A way to close on an object at rest."""
+
+    angle: float
+    """rad about z by which the object is to be turned back, so that y is narrow."""
+    point: tuple[float, float, float]
+    """m, from its origin."""
+    width: float
+    """m."""
+    slope: float
+    """Of what a pad's lower edge touches, the sine of how much it looks up: it slips out below."""
+
+
 def rest(hulls: Sequence[Mesh], scale: float = 1.0) -> Rest:
     """Return how the union of convex parts rests when its origin is its centre of mass.
 
@@ -53,13 +71,15 @@ def rest(hulls: Sequence[Mesh], scale: float = 1.0) -> Rest:
     turn = _to_down(down)
     spots, normals = (np.concatenate(parts) for parts in zip(*map(_spots, hulls), strict=True))
     top = float((vertices @ turn.T)[:, 2].max()) + height
-    tool = max(LOWEST, height, top - PALM)
-    angle, grasp, width = _grasp(scale * spots @ turn.T, normals @ turn.T, tool - height)
-    matrix = _about_z(-angle) @ turn
+    spots, normals = scale * spots @ turn.T, normals @ turn.T
+    lowest = max(LOWEST, height, top - PALM)
+    tools = np.arange(lowest - _MISS, max(top, lowest) + 2 * _MISS, _MISS / 2) - height
+    grasp = _surest([_grasp(spots, normals, tool) for tool in tools.tolist()])
+    matrix = _about_z(-grasp.angle) @ turn
     quat = np.empty(4)
     mujoco.mju_mat2Quat(quat, matrix.ravel())
     w, x, y, z = quat.tolist()
-    return Rest((w, x, y, z), height, top, (grasp[0], grasp[1], tool - height), width)
+    return Rest((w, x, y, z), height, top, grasp.point, grasp.width)
 
 
 def _side(vertices: np.ndarray) -> tuple[np.ndarray, float]:
@@ -147,30 +167,50 @@ def _spots(hull: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return spots, normals.repeat(len(weights), axis=0)
 
 
-def _grasp(
-    spots: np.ndarray, normals: np.ndarray, tool: float
-) -> tuple[float, tuple[float, float], float]:
-    """Return how far to turn about z so that y is narrow, where to close there, and how wide.
+def _surest(grasps: Sequence[_Grasp | None]) -> _Grasp:
+    """Return the lowest grasp that nothing slips out of, even where the hand misses in height.
+
+    grasps: at heights `_MISS` / 2 apart; the first two and the last two are neighbours alone.
+
+    Raises:
+        ValueError: there is nothing to close on.
+    """
+    slopes = [1.0 if found is None else found.slope for found in grasps]
+    kept = [
+        (max(_SLOPE, *slopes[i : i + 5]), i, found)
+        for i, found in enumerate(grasps[2:-2])
+        if found is not None
+    ]
+    if not kept:
+        raise ValueError("there is nothing between the pads where the gripper would close")
+    return min(kept)[2]
+
+
+def _grasp(spots: np.ndarray, normals: np.ndarray, tool: float) -> _Grasp | None:
+    """Return how to close on an object where it is narrow; None where there is nothing.
 
     spots, normals: (n, 3), m and 1, of the object at rest, from its origin; tool: m, height of the
     tool there.
     """
-    level = np.abs(spots[:, 2] - tool + PAD_BELOW) < FINGER
-    best: tuple[float, float, tuple[float, float], float] | None = None
-    for angle in _ANGLES:
+    above = spots[:, 2] - tool + PAD_BELOW
+    level = np.abs(above) < FINGER
+    at_edge = above[level] < _EDGE - FINGER
+    best: tuple[float, _Grasp] | None = None
+    for angle in _ANGLES.tolist():
         turn = _about_z(-angle).T
-        turned, along = spots[level] @ turn, np.abs((normals[level] @ turn)[:, 1])
+        turned, normal = spots[level] @ turn, normals[level] @ turn
         for x in _OFFSETS:
-            between = np.abs(turned[:, 0] - x) < FINGER + _SLIP
-            if not between.any():
+            between = np.flatnonzero(np.abs(turned[:, 0] - x) < FINGER + _SLIP)
+            if not len(between):
                 continue
-            y, flat = turned[between, 1], along[between]
+            y, flat = turned[between, 1], np.abs(normal[between, 1])
             low, high = float(y.min()), float(y.max())
             oblique = sum(1.0 - flat[np.abs(y - end) < _NEAR].max() for end in (low, high))
             # narrow, between flat sides, near the centre of mass, as the object's own axes lie
             cost = high - low + 0.05 * oblique + 0.5 * abs(x) + 1e-3 * abs(angle)
             if best is None or cost < best[0] - 1e-9:
-                best = (cost, float(angle), (x, 0.5 * (low + high)), high - low)
-    if best is None:
-        raise ValueError("there is nothing between the pads where the gripper would close")
-    return best[1:]
+                ends = [between[np.abs(y - end) < _SAME] for end in (low, high)]
+                slope = max(normal[end, 2].min() * at_edge[end].all() for end in ends)
+                middle = (x, 0.5 * (low + high), tool)
+                best = cost, _Grasp(angle, middle, high - low, float(slope))
+    return best and best[1]

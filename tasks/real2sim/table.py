@@ -23,7 +23,7 @@ _METAL = (0.45, 0.47, 0.50, 1.0)
 
 
 def world(variants: Sequence[Variant], *, tolerance: float, skin: bool = False) -> mujoco.MjSpec:
-    """Return the world with the cameras `view` and `front`.
+    """Return the world with the cameras `view`, `front` and `wrist`.
 
     tolerance: m, radius of the mark.
     """
@@ -51,6 +51,9 @@ def world(variants: Sequence[Variant], *, tolerance: float, skin: bool = False) 
     eye, focus = np.array([1.15, 0.0, 0.65]), np.array([0.48, 0.0, 0.03])
     axes = look_at(eye, focus)
     spec.worldbody.add_camera(name="front", pos=eye, xyaxes=axes, fovy=38.0)
+    # beside the hand, fingers in view
+    wrist = {"pos": [0.075, 0.0, 0.03], "xyaxes": [0, 1, 0, 0.94, 0, 0.34], "fovy": 62.0}
+    spec.body("hand").add_camera(name="wrist", **wrist)
     view, focus = np.array([1.35, -0.85, 0.75]), np.array([0.38, 0.0, 0.16])
     camera = spec.camera("view")
     camera.pos = view

@@ -96,7 +96,7 @@ def test_a_curve_is_read_off_where_all_runs_have_been(tmp_path):
     a = read_run(make(tmp_path / "a", values=(0.0, 1.0, 1.0)))  # at 0, 100, 200
     b = read_run(make(tmp_path / "b", 1, values=(0.0, 0.6), step=150))  # at 0, 150
     curve = mean_curve([a, b], "eval/success_at_end")
-    assert curve.samples.tolist() == [0.0, 100.0, 150.0]
+    assert curve.x.tolist() == [0.0, 100.0, 150.0]
     assert curve.mean.tolist() == pytest.approx([0.0, 0.7, 0.8])  # 0.4 of b at 100
     assert curve.low.tolist() == pytest.approx([0.0, 0.4, 0.6])
     assert curve.high.tolist() == pytest.approx([0.0, 1.0, 1.0])
@@ -131,6 +131,25 @@ def test_a_comparison_is_one_page_with_curves_aggregate_and_differences(tmp_path
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert main(["compare", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert "IQM" in capsys.readouterr().out
+
+
+def test_runs_are_compared_at_the_time_that_the_shortest_of_a_task_has_had(tmp_path, capsys):
+    # a row of a run takes a minute
+    make(tmp_path / "runs" / "a", 1, values=(0.1, 0.2, 0.3, 0.4), step=100)
+    make(tmp_path / "runs" / "b", 2, values=(0.3, 0.4, 0.5), step=100)
+    make(tmp_path / "runs" / "c", 1, gamma=0.99, values=(0.0, 0.1, 0.7, 0.9, 1.0), step=300)
+    run = read_run(tmp_path / "runs" / "a")
+    assert run.curve("eval/success_at_end", "minutes") == ([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4])
+    argv = ["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--x", "minutes"]
+    assert main([*argv, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["at_equal_time"]
+    assert (first["label"], first["minutes"], first["samples"]) == ("ppo algo.gamma=0.9", 3, 200)
+    assert first["reached"]["value"] == pytest.approx(0.4)  # of 0.3 and 0.5
+    assert first["reached"]["interval"] == pytest.approx([0.3, 0.5])
+    assert (second["minutes"], second["samples"]) == (3, 600)
+    assert second["reached"] == {"value": 0.7, "interval": None}
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "At equal time" in page and "minutes, evaluations included" in page
 
 
 @pytest.mark.parametrize(

@@ -372,6 +372,11 @@ def test_an_image_shows_the_object_that_the_environment_has():
     rows = [pixels.any(dim=1).sum().item() for pixels in red]
     columns = [pixels.any(dim=0).sum().item() for pixels in red]
     assert rows[1] > rows[0] and columns[1] < columns[0]  # a bottle stands, a box lies
+    cameras = {name: (c.height, c.width) for name, c in env.cfg.cameras.items()}
+    assert cameras == {"front": (48, 64)}
+    both = configured(vision_enabled=True, camera_images=["wrist_depth", "front_rgb"])
+    assert list(both.cameras) == ["wrist", "front"]
+    assert list(both.observation["student"])[-2:] == ["wrist_depth", "front_rgb"]
     twin = TASK.Config(vision_enabled=True, **config)
     assert list(twin.observation) == ["teacher", "student"] and twin.sees
     assert TASK.Config(observation=twin.observation).cameras == {}
@@ -383,6 +388,8 @@ def test_an_image_shows_the_object_that_the_environment_has():
         ({"reward_type": "spares"}, "reward_type must be one of dense, sparse, got 'spares'"),
         ({"hand_at_end": "shut"}, "hand_at_end must be one of open, closed, any"),
         ({"observation_type": "rgb"}, "observation_type must be one of state, rgb_and_state"),
+        ({"camera_images": ["rear_rgb"]}, r"camera_images must be one or more of front_rgb"),
+        ({"camera_images": []}, r"camera_images must be one or more of front_rgb"),
         ({"camera_resolution": [64]}, r"camera_resolution must be \[height, width\]"),
         ({"goal_height": [0.0, 0.1]}, r"goal_height must be \[0, 0\] with task\.hand_at_end=open"),
         ({"goal_height": [0.3, 0.1]}, r"goal_height must be \[lowest, highest\]"),
@@ -413,6 +420,16 @@ def test_the_script_places_what_it_picks_and_lets_go():
         lifted |= env.sim.data.xpos[:, env.task.body, 2] > 0.05
     assert once.sum() >= 23
     assert (lifted | ~once).all()  # carried, not pushed
+
+
+def test_the_script_keeps_hold_of_what_widens_upwards():
+    # squeezed with all its force, a bowl wedges itself out of the fingers: 1 in 3 came later
+    env = make(24, objects=["bowl"], seed=5)
+    expert, once = env.task.expert(env.sim), torch.zeros(24, dtype=torch.bool)
+    for _ in range(85):
+        td = env.step(env.current().set("action", expert.act()))["next"]
+        once |= td["success"][:, 0]
+    assert once.sum() >= 23
 
 
 def test_the_script_brings_an_object_to_a_goal_in_the_air_and_holds_it():

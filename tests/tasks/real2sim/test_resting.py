@@ -68,11 +68,23 @@ def test_of_likely_sides_it_is_the_lowest_as_the_object_was_modelled():
 
 
 def test_sizes_scale_and_the_hand_stays_what_it_is():
-    small, large = (rest([box((0.02, 0.02, 0.03))], scale) for scale in (1.0, 1.5))
-    assert (large.height, large.top, large.width) == pytest.approx((0.045, 0.09, 0.06))
-    assert (small.height, small.top, small.width) == pytest.approx((0.03, 0.06, 0.04))
+    small, large = (rest([box((0.02, 0.02, 0.024))], scale) for scale in (1.0, 1.5))
+    assert (large.height, large.top, large.width) == pytest.approx((0.036, 0.072, 0.06))
+    assert (small.height, small.top, small.width) == pytest.approx((0.024, 0.048, 0.04))
     assert small.grasp[2] == pytest.approx(0.0)  # at its middle
-    assert large.grasp[2] == pytest.approx(0.09 - PALM - 0.045)  # the palm above its top
+    assert large.grasp[2] == pytest.approx(0.072 - PALM - 0.036)  # the palm above its top
+
+
+def test_what_narrows_upwards_is_taken_above_its_slope():
+    """A bottle: between pads on its shoulder it would slip out below."""
+    body, cap = box((0.02, 0.02, 0.02), (0, 0, -0.01)), box((0.009, 0.009, 0.01), (0, 0, 0.04))
+    shoulder = box((0.02, 0.02, 0.01), (0, 0, 0.02))
+    top = shoulder.vertices[:, 2] > 0.02
+    shoulder.vertices[top, :2] *= 0.45
+    found = rest([body, shoulder, cap])
+    assert found.width == pytest.approx(0.018)
+    # the pads' middle is 4 mm lower: all of the pad that must hold is on the cap
+    assert 0.03 < found.grasp[2] < 0.055
 
 
 def test_the_fingers_close_where_nothing_else_is_in_their_way():
