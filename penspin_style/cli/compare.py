@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(aligned(runs, left=TEXT)))
     lines = [(label, f"{e.value:.3f}", said(e.interval)) for label, e in aggregates.items()]
     print("\n".join(aligned([("configuration", "IQM", "95% interval"), *lines], left=(0, 1, 2))))
-    print("\n".join(aligned(rows)))
+    print("\n".join(aligned(rows, left=(0, 1, 4, 6))))
     print(f"page in {files[0]}, curves in {files[1]}")
     return 0
 
@@ -102,7 +102,7 @@ def _aggregates(groups: list[Group]) -> dict[str, Estimate]:
 def _timed(timed: list[AtTime], metrics: dict[str, str]) -> list[tuple[str, ...]]:
     """Return what was reached at equal time as a table, its head first."""
     head = ("task", "configuration", "minutes", "samples", "metric", "mean", "95% interval")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for each in timed:
         when = (f"{each.minutes:.1f}", f"{each.samples:.0f}")
         reached = (f"{each.reached.value:.3f}", said(each.reached.interval))
