@@ -350,11 +350,16 @@ def _taking(task: str, choice: str, changes: set[str]) -> str:
 
     Taken is one whose keys, `changes`, are there and whose values are legal.
     """
-    own = {key.split(".")[1] for key in changes if key.startswith("task.")}
+    keys = [key.split(".") for key in changes if key.startswith("task.")]
+    own = {key[1] for key in keys}
+    rewarded = {key[2] for key in keys if key[1] == "reward"}
     try:
         found = find_task(task)
+        # known without composing anything
         if not own <= {field.name for field in dataclasses.fields(found.Config)}:
-            return ""  # known without composing anything
+            return ""
+        if rewarded and not rewarded <= found.Config().reward.keys():
+            return ""
         _register(task, found)
     except UsageError:  # another package's, which cannot be imported
         return ""

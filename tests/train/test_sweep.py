@@ -96,19 +96,16 @@ def test_more_trials_go_on_and_another_space_is_refused(tmp_path, whole, capsys)
     )
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"no database" * 99, lambda data: data[:9000]])
-def test_a_damaged_study_is_said_in_one_line_and_nothing_is_lost(tmp_path, capsys, damage):
+def test_a_damaged_study_is_said_in_one_line_and_nothing_is_lost(tmp_path, capsys):
     path, out = written(tmp_path, trials=1), tmp_path / "out"
     out.mkdir()
-    optuna.storages.RDBStorage(f"sqlite:///{out / 'study.db'}").engine.dispose()
-    damaged = damage((out / "study.db").read_bytes())
-    (out / "study.db").write_bytes(damaged)
+    (out / "study.db").write_bytes(b"no database" * 99)
     for _ in range(2):  # the folder is not left locked
         assert main(["sweep", str(path), "--out", str(out)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"penspin: {out / 'study.db'} is damaged, or no study of Optuna: ")
         assert line.endswith("move it away to begin a new study: the runs beside it stay")
-    assert (out / "study.db").read_bytes() == damaged
+    assert (out / "study.db").read_bytes() == b"no database" * 99
 
 
 def test_a_trial_that_is_not_among_the_best_is_ended(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_what_it_does_follows_from_the_state_alone():
     env, expert = made(8)
     go(env, expert, 75)
     fresh = env.task.expert(env.sim)
-    assert expert.memory == {} and expert.picking.grasp()[0].any()
+    assert expert.memory == {} and expert.picking[0].grasp()[0].any()
     assert torch.equal(fresh.act(), expert.act()) and torch.equal(fresh.act(), fresh.act())
     mask, rng = torch.ones(8, dtype=torch.bool), torch.Generator()
     before = expert.act()
@@ -54,13 +54,13 @@ def test_what_it_does_follows_from_the_state_alone():
 def test_a_bar_that_is_lost_is_picked_again_with_open_fingers():
     env, expert = made(8, 300)
     go(env, expert, 120)
-    held, _ = expert.picking.grasp()
+    held, _ = expert.picking[0].grasp()
     assert held.sum() >= 7
     qpos = env.sim.data.qpos
     qpos[:, 8:15] = torch.tensor([-0.12, 0.0, 0.02, 1.0, 0.0, 0.0, 0.0])
     env.sim.data.qvel.zero_()
     env.sim.forward()
-    assert not expert.picking.grasp()[0].any() and (expert.act()[:, 6] == OPEN).all()
+    assert not expert.picking[0].grasp()[0].any() and (expert.act()[:, 6] == OPEN).all()
     go(env, expert, 160)
     assert env.task.success(env.sim).sum() >= 6
 
@@ -88,7 +88,7 @@ def test_a_hand_at_the_bar_goes_on_as_its_command_says(fingers, command, gripper
     places.fill_(fingers)
     commands.fill_(command)
     env.sim.forward()
-    held, _ = expert.picking.grasp()
+    held, _ = expert.picking[0].grasp()
     assert not held.any() and (expert.act()[:, 6] == gripper).all()
     at = env.task.one.qpos
     env.sim.data.qpos[:, at] += 2.0 * GO_ON  # away from the bar every hand opens
@@ -107,13 +107,13 @@ def test_beside_the_bar_the_hand_keeps_above_it():
         data.qpos[:, at + 2] -= 0.02  # it is still 2 cm to go down
         env.sim.forward()
         settle(expert)
-        lifts.append(expert.picking._approach()[0][:, 2].clone())
+        lifts.append(expert.picking[0]._approach()[0][:, 2].clone())
         assert task.arm.position(env.sim).shape == (2, 3)
     assert (lifts[0] < 0.0).all() and (lifts[1] > 0.02).all()
 
 
 def settle(expert):
-    expert.picking.settle()
+    expert.picking[0].settle()
     expert.ghost.forward()
 
 
@@ -121,21 +121,21 @@ def swing(env, expert, shift, turn, **limits):
     wide = {"low": torch.full((2, 6), -9.0), "high": torch.full((2, 6), 9.0)}
     settle(expert)
     rows = [torch.tensor(x).expand(2, 3) for x in (shift, turn)]
-    return expert.picking.reach.swing(*rows, speed=0.02, **{**wide, **limits})
+    return expert.picking[0].reach.swing(*rows, speed=0.02, **{**wide, **limits})
 
 
 def test_the_hand_moves_on_while_the_wrist_turns_as_fast_as_it_can():
     env, expert = made(2)
     up, pitch = (0.0, 0.0, 0.01), (0.0, 0.6, 0.0)
     change = swing(env, expert, up, pitch)
-    slowly = expert.picking.reach.move(*(torch.tensor([x, x]) for x in (up, pitch)), speed=0.02)
+    slowly = expert.picking[0].reach.move(*(torch.tensor([x, x]) for x in (up, pitch)), speed=0.02)
     torch.testing.assert_close(change[:, 4], torch.full((2,), 0.02))
     assert (slowly.abs().amax(dim=1) == slowly[:, 4].abs()).all()  # it holds the others back
     env.sim.data.ctrl[:, :6] += change
-    before = expert.picking.arm.position(expert.ghost)[:, 2].clone()
+    before = expert.picking[0].arm.position(expert.ghost)[:, 2].clone()
     settle(expert)
     assert (
-        expert.picking.arm.position(expert.ghost)[:, 2] - before > 0.0015
+        expert.picking[0].arm.position(expert.ghost)[:, 2] - before > 0.0015
     ).all()  # 30 times as far as slowly
 
 
@@ -150,13 +150,13 @@ def test_a_joint_at_its_limit_rests_and_the_others_make_up_for_it():
     assert (change[:, 1] == 0.0).all()
     without = free.clone()
     without[:, 1] = 0.0
-    before, left = expert.picking.arm.position(expert.ghost).clone(), []
+    before, left = expert.picking[0].arm.position(expert.ghost).clone(), []
     home = env.sim.data.ctrl.clone()
     for step in (change, without):
         env.sim.data.ctrl.copy_(home)
         env.sim.data.ctrl[:, :6] += step
         settle(expert)
-        moved = expert.picking.arm.position(expert.ghost) - before
+        moved = expert.picking[0].arm.position(expert.ghost) - before
         left.append((moved - torch.tensor(down)).norm(dim=1))
     assert (left[0] < 0.95 * left[1]).all()
 
