@@ -62,6 +62,10 @@ _WRITTEN = {
 }
 
 
+_CONTACTS = 16
+"""Of a world, whose constraints have room where nothing is said."""
+
+
 @wp.kernel(enable_backward=False)
 def _collect_faults(
     qpos: Floats,
@@ -126,6 +130,8 @@ class WarpSim:
         with wp.ScopedDevice(self._wp_device):  # m and d are public for renderers
             self.m = self._put_model(per_env)
             self.d = mjw.make_data(model, num_envs, nconmax=nconmax, njmax=njmax)
+            if njmax is None and self.d.njmax < (rows := constraint_rows(model)):
+                self.d = mjw.make_data(model, num_envs, nconmax=nconmax, njmax=rows)
             wp.synchronize_device()
         self._graphs: dict[Hashable, Any] = {}  # None: has run once
         self._inputs: dict[tuple[str, int], Tensor] = {}
@@ -355,6 +361,20 @@ class WarpSim:
             body_quat, pos
         )
         self.data.geom_xmat[:, geoms] = rotation.to_matrix(rotation.multiply(body_quat, quat))
+
+
+def constraint_rows(model: mujoco.MjModel) -> int:
+    """Return how many rows equality constraints, friction of joints and 16 contacts take.
+
+    Warp's own guess is 64 for most models: it looks at none of these, and two hands that hold
+    something which touches something else need more.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    dim = int(model.geom_condim.max(initial=1))
+    is_pyramid = model.opt.cone == int(mujoco.mjtCone.mjCONE_PYRAMIDAL)
+    contact = 2 * (dim - 1) if is_pyramid and dim > 1 else dim
+    return int(data.ne + data.nf) + _CONTACTS * contact
 
 
 def _batched(owner: type) -> list[str]:

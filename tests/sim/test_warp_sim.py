@@ -14,7 +14,7 @@ from penspin_style.sim.sim import (
     Fault,
     make_sim,
 )
-from penspin_style.sim.warp_sim import WarpSim
+from penspin_style.sim.warp_sim import WarpSim, constraint_rows
 from tests.support import scenes
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -255,6 +255,27 @@ def test_a_nan_is_reported_for_its_environment_within_the_step(crowd, field, ind
     crowd.faults.zero_()
     crowd.step()
     assert not crowd.faults.any() and torch.isfinite(crowd.get_state()).all()
+
+
+def test_sixteen_contacts_have_room_where_nothing_is_said():
+    """By hand: three equality rows of a connect, and of a contact six edges of a pyramid."""
+    spec = mujoco.MjSpec.from_string("""
+        <mujoco><worldbody>
+          <geom name="floor" type="plane" size="2 2 .1" condim="4"/>
+          <body name="swing" pos="0 0 1"><freejoint/><geom size=".05"/></body>
+        </worldbody><equality><connect body1="swing" anchor="0 0 .3"/></equality></mujoco>""")
+    for i in range(4):
+        body = spec.worldbody.add_body(pos=[0.3 * i, 0.5, 0.1])
+        body.add_freejoint()
+        body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.1, 0.1, 0.1])
+    model = spec.compile()
+    assert constraint_rows(model) == 3 + 16 * 6
+    sim = WarpSim(model, 2, "cpu")
+    sim.step(200)
+    assert not sim.faults.any() and int(sim.d.nefc.numpy().max()) == 3 + 16 * 6
+    assert WarpSim(model, 2, "cpu", njmax=80).d.njmax == 80
+    model.opt.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    assert constraint_rows(model) == 3 + 16 * 4
 
 
 def settle(**buffers):
