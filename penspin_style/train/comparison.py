@@ -50,7 +50,7 @@ class Group:
 
     task: str
     label: str
-    """The algorithm, and the keys in which the groups of a task differ."""
+    """The algorithm, and the keys in which the task's groups of this algorithm differ."""
     runs: tuple[RunRecord, ...]
 
     @property
@@ -64,9 +64,9 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     told = {id(r): _told(r) for r in records}
     found: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
-        others = [told[id(r)] for r in records if r.task == record.task]
-        keys = changed_keys(others)
+        kin = [r for r in records if (r.task, r.algo) == (record.task, record.algo)]
         own = told[id(record)]
+        keys = changed_keys([told[id(r)] for r in kin])
         label = " ".join([record.algo, *(f"{k}={own[k]}" for k in keys if k in own)])
         found.setdefault((record.task, label), []).append(record)
     return [Group(task, label, tuple(runs)) for (task, label), runs in found.items()]

@@ -116,6 +116,14 @@ def test_runs_are_grouped_by_what_they_were_told_but_for_their_seeds(tmp_path):
     ]
 
 
+def test_another_algorithm_is_told_by_its_name_not_by_all_its_settings(tmp_path):
+    runs = [make(tmp_path / "a", 0), make(tmp_path / "b", 0, gamma=0.99), make(tmp_path / "c")]
+    config = tmp_path / "c" / "config.yaml"
+    config.write_text(config.read_text().replace("name: ppo", "name: sac\n  tau: 0.005"))
+    groups = grouped([read_run(run) for run in runs])
+    assert [g.label for g in groups] == ["ppo algo.gamma=0.9", "ppo algo.gamma=0.99", "sac"]
+
+
 def test_a_comparison_is_one_page_with_curves_aggregate_and_differences(tmp_path, capsys):
     for name, gamma, score in (("a", 0.9, 0.2), ("b", 0.9, 0.4), ("c", 0.99, 1.0)):
         make(tmp_path / "runs" / name, ord(name), gamma=gamma, score=score)
