@@ -41,7 +41,7 @@ class Replay:
         rows = batch[-self.capacity :]
         if self.ring is None:
             # contiguous, as what is read from files: convolutions round by their input's strides
-            self.ring = rows[:1].clone().expand(self.capacity).contiguous()  # type: ignore
+            self.ring = rows.new_empty(self.capacity)  # type: ignore[assignment]
         first = self.count + len(batch) - len(rows)
         ids = (first + torch.arange(len(rows), device=rows.device)) % self.capacity
         self.ring[ids] = rows  # type: ignore[index]
