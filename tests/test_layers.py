@@ -78,10 +78,11 @@ LAYERS: dict[str, set[str]] = {
     "deploy.bundle": {"features", "storage", "deploy.actions"}
     | {"deploy.onnx_scan", "deploy.session"},
     "deploy": NETS | RUN_TIME | {"deploy.session"},
+    "hub": LEARN | RUN_TIME | {"storage", "features"},
     "train": TRAIN,
     "viewer": ENV | {"meshes", "train", "data", "data.episodes", "data.formats"},
     "bench": TRAIN,
-    "cli": TRAIN | {"bench", "meshes", "pretrain", "viewer"},
+    "cli": TRAIN | {"bench", "hub", "meshes", "pretrain", "viewer"},
     "__main__": FLOOR | {"cli"},
     "tasks": FLOOR
     | {"meshes", "sim", "env", "env.frozen_policy"}

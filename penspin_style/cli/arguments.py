@@ -77,6 +77,7 @@ def parser() -> Parser:
     doctor = _add(verbs, "doctor", "Check what this machine can do.", overrides="")
     doctor.add_argument("--fit", action="store_true", help="measure how many environments fit")
     doctor.add_argument("--warm", action="store_true", help="compile Warp's kernels ahead of time")
+    _add_hub(verbs)
     _add_completion(verbs)
     data.add_verbs(verbs)
     real2sim.add_verbs(verbs)
@@ -271,6 +272,24 @@ def _add_bench(verbs: Any) -> None:
         sub.add_argument("--steps", type=positive, default=72, help="control steps of each")
     onnx = _add(kinds, "onnx", "Milliseconds that one action takes.", policy="an .onnx file")
     onnx.add_argument("--calls", type=positive, default=5000, help="actions to time")
+
+
+def _add_hub(verbs: Any) -> None:
+    summary = "Send policies and episodes to the Hugging Face Hub, and fetch them."
+    hub = verbs.add_parser("hub", help=summary, description=summary)
+    kinds = hub.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    repo = "ORG/NAME, or a local folder as ./FOLDER"
+    push = _add(kinds, "push", "Check a policy or episodes and send them, with a README.")
+    push.add_argument("what", help="a run folder, a policy folder, an .onnx file, or episodes")
+    push.add_argument("repo", help=f"{repo}; made if it is not there")
+    push.add_argument("--private", action="store_true", help="if the repository is made")
+    push.add_argument("--message", default="", metavar="TEXT", help="of the commit")
+    push.add_argument("--licence", default="", metavar="NAME", help="as apache-2.0; default none")
+    pull = _add(kinds, "pull", "Fetch a policy or episodes and check them.")
+    pull.add_argument("repo", help=repo)
+    pull.add_argument("--out", metavar="DIR", help="default: outputs/hub/NAME; must not exist")
+    pull.add_argument("--dataset", action="store_true", help="episodes, not a policy")
+    pull.add_argument("--revision", default="", metavar="REV", help="branch, tag or commit")
 
 
 def _add_completion(verbs: Any) -> None:

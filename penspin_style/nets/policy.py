@@ -51,7 +51,7 @@ class Policy(nn.Module, abc.ABC):
         """
 
 
-_WEIGHTS, _CARD = "policy.safetensors", "card.json"
+WEIGHTS, _CARD = "policy.safetensors", "card.json"
 CONFIG = "config.yaml"
 """The configuration that a policy was trained with, in its folder."""
 
@@ -69,7 +69,7 @@ def save_policy(
     """
     weights = save_tensors({k: v.cpu().contiguous() for k, v in policy.state_dict().items()})
     with storage.publish(folder, {}) as stage:
-        (stage / _WEIGHTS).write_bytes(weights)
+        (stage / WEIGHTS).write_bytes(weights)
         (stage / _CARD).write_text(card.to_json())
         if config:
             (stage / CONFIG).write_text(config)
@@ -83,7 +83,7 @@ def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], st
         ValueError: the card is none.
     """
     _, files = storage.read_verified(folder, limit=storage.MAX_WEIGHTS)
-    if missing := {_WEIGHTS, _CARD} - {*files}:
+    if missing := {WEIGHTS, _CARD} - {*files}:
         raise storage.DamagedError(f"{folder / min(missing)} is missing")
     try:
         card = PolicyCard.from_json(files[_CARD].decode())
@@ -93,8 +93,8 @@ def read_policy(folder: pathlib.Path) -> tuple[PolicyCard, dict[str, Tensor], st
     # a registered name or a module's; before a colon, what finds it, as playground:NAME
     if not all(part.isidentifier() for part in re.split("[.:]", str(card.task))):
         raise ValueError(f"{folder}: the card's task {card.task!r} is not the name of a task")
-    weights = read_tensors(files[_WEIGHTS], folder / _WEIGHTS)
-    check_finite(weights, folder / _WEIGHTS)
+    weights = read_tensors(files[WEIGHTS], folder / WEIGHTS)
+    check_finite(weights, folder / WEIGHTS)
     return card, weights, config
 
 
@@ -166,6 +166,6 @@ def policy_content(folder: pathlib.Path) -> str:
         storage.DamagedError: the folder has no manifest that names both.
     """
     sums = storage.read_manifest(folder)["sha256"]
-    if missing := {_WEIGHTS, _CARD} - {*sums}:
+    if missing := {WEIGHTS, _CARD} - {*sums}:
         raise storage.DamagedError(f"{folder / min(missing)} is missing")
-    return hashlib.sha256(f"{sums[_WEIGHTS]}{sums[_CARD]}".encode()).hexdigest()
+    return hashlib.sha256(f"{sums[WEIGHTS]}{sums[_CARD]}".encode()).hexdigest()
