@@ -14,6 +14,7 @@ is below the floor; the time limit truncates it.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -70,7 +71,37 @@ class PickConfig(TaskConfig):
     """Draw the Menagerie's meshes instead of our primitives, where they are installed."""
 
 
+PICKUP = (
+    (
+        *(0.2897, 0.50732, -0.140016, -2.176, -0.0310497, 2.51592, -0.49251, 0.04, 0.0399982),
+        *(0.511684, 0.0645413, 0.0298665, 0.6657811, 0.0, 0.0, -0.7461471),
+    ),
+    (
+        *(0.2897, 0.496673, -0.142836, -2.14746, -0.0295746, 2.52378, -0.492496, 0.04, 0.0399988),
+        *(0.529553, 0.0731702, 0.0299388, 0.9420897, 8.846127e-06, -4.975239e-06, -0.3353609),
+    ),
+)
+PICKUP_CTRL = (
+    (0.2897, 0.423, -0.144392, -2.13105, -0.0291743, 2.52586, -0.492492, 0.04),
+    (0.2897, 0.458, -0.144392, -2.13105, -0.0291743, 2.52586, -0.492492, 0.04),
+)
+"""The published keyframes `pickup` and `pickup1`, open fingers around a box: qpos, and ctrl,"""
+PICKED = (
+    *(0.0481, 0.5604, -0.0417, -1.8459, 0.0342, 2.3654, 0.7852, 0.0198, 0.02),
+    *(0.6368, 0.0064, 0.1179, 0.9999797, 9.999797e-05, -0.0009999797, -0.006299872),
+)
+PICKED_CTRL = (*PICKED[:7], 0.0)
+"""and `picked`, a box in the hand."""
 P = TypeVar("P", bound=PickConfig)
+
+
+def start_rows(
+    qpos: Sequence[Sequence[float]], ctrl: Sequence[Sequence[float]], device: torch.device
+) -> Tensor:
+    """Return states at rest as `Task.start_bank` does."""
+    still = [0.0] * (len(qpos[0]) - 1)  # a quaternion has three velocities
+    rows = [(*q, *still, *u) for q, u in zip(qpos, ctrl, strict=True)]
+    return torch.tensor(rows, device=device)
 
 
 class PickCube(Task[P]):
@@ -176,6 +207,14 @@ class PickCube(Task[P]):
         write(sim.data.mocap_pos[:, self.mocap], target, mask)
         write(sim.data.mocap_quat[:, self.mocap], turned, mask)
         self.memory["reached"].masked_fill_(mask, False)
+
+    def progress(self, sim: Sim) -> Tensor:
+        """Return how far the box is above the floor, m."""
+        return (sim.data.xpos[:, self.box, 2] - HALF[2]).clamp(min=0.0)
+
+    def start_bank(self, device: torch.device) -> Tensor | None:
+        """Return the published keyframes, from which a training may begin."""
+        return start_rows((*PICKUP, PICKED), (*PICKUP_CTRL, PICKED_CTRL), device)
 
     def apply_action(self, sim: Sim, action: Tensor) -> None:
         """Add to the last targets, not to the measured joints."""

@@ -27,14 +27,20 @@ from penspin_style.env.rewards import RunningMax
 from penspin_style.env.task import Expert, ObsTerm
 from penspin_style.features import ActionChannel
 from penspin_style.sim.sim import Sim
-from tasks.panda.pick_cube import HALF, PickConfig, PickCube, add_contact_sensor
+from tasks.panda.pick_cube import (
+    HALF,
+    PICKED,
+    PICKED_CTRL,
+    PickConfig,
+    PickCube,
+    add_contact_sensor,
+    start_rows,
+)
 from tasks.robots.panda import kinematics
 from tasks.robots.panda.description import FINGER_OPEN
 
 LOW_HOME = (-2e-05, 0.47804, -0.00055, -1.81309, -0.00161, 2.34597, 0.78501, FINGER_OPEN)
-PICKED = (0.0481, 0.5604, -0.0417, -1.8459, 0.0342, 2.3654, 0.7852, 0.0198, 0.02)
-PICKED_BOX = (0.6368, 0.0064, 0.1179, 0.9999797, 9.999797e-05, -0.0009999797, -0.006299872)
-"""The published keyframes `low_home` and `picked`, a box in the hand."""
+"""The published keyframe `low_home`."""
 SAG = 0.03  # m that the arm's weight brings the tool nearer than its target
 HEIGHT = 0.20  # m, of the box's target
 REACH = ((-0.32, 0.32), (0.02, 0.5))  # m, of the tool's target: y, z
@@ -154,8 +160,7 @@ class PickCubeCartesian(PickCube[C]):
 
     def start_bank(self, device: torch.device) -> Tensor:
         """Return the published keyframe `picked`, from which a training may begin."""
-        row = (*PICKED, *PICKED_BOX, *(0.0 for _ in range(15)), *PICKED[:7], 0.0)
-        return torch.tensor([row], device=device)
+        return start_rows((PICKED,), (PICKED_CTRL,), device)
 
     def set_start_state(self, sim: Sim, mask: Tensor, rows: Tensor, rng: torch.Generator) -> None:
         """Start from such rows; the tool's target is where their commands bring it."""

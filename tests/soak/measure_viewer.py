@@ -5,7 +5,7 @@
 
 The page of `penspin play` is opened in the browser, which draws in software. `sent_per_s` are the
 scenes that the viewer has sent, at most 30 a second; `page_per_s` the frames that the browser has
-drawn (`requestAnimationFrame`), on a core that it may share; `ours_mb` is the memory of the simulating process, `page_mb` that
+drawn (`requestAnimationFrame`); `ours_mb` is the memory of the simulating process, `page_mb` that
 of the page's JavaScript; `steps_per_s` the control steps, in real time 1 / control_dt. Exit code 1
 if fewer are sent than `--least`, 2 where there is no browser or no viser.
 """

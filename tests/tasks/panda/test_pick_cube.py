@@ -371,3 +371,28 @@ def test_dynamics_are_the_published_ones_unless_noise_is_asked_for():
     assert 0.17 < mass.max() <= 0.192
     damping = env.sim.params.dof_damping[:, :7] / 40.0
     assert (damping[:, :4] - 1).abs().max() <= 0.1 + 1e-6
+
+
+def test_a_training_may_begin_at_the_published_keyframes():
+    """Closed and raised, the hand has the box in all three; home's box stays where it is."""
+    env = make(4)
+    bank = env.task.start_bank(torch.device("cpu"))
+    scenes = TABLE["scenes"]
+    keys = {k["name"]: k for name in scenes for k in scenes[name].get("keyframes", ())}
+    for row, name in zip(bank, ("pickup", "pickup1", "picked"), strict=True):
+        np.testing.assert_allclose(row[:16], keys[name]["qpos"], atol=1e-7)
+        assert not row[16:31].any()
+        np.testing.assert_allclose(row[31:], keys[name]["ctrl"], atol=1e-7)
+    mask = torch.tensor([True, True, True, False])
+    env.task.set_start_state(env.sim, mask, bank[[0, 1, 2, 0]], env.rng)
+    env.sim.forward()
+    assert env.task.progress(env.sim)[[0, 1, 3]].abs().max() < 1e-3
+    close, rise = torch.zeros(4, 8), torch.zeros(4, 8)
+    close[:3, 7] = -1.0
+    rise[:3, 1] = -0.25  # the shoulder, by 0.01 rad a step
+    rise[:3, 7] = -1.0
+    for action in (*[close] * 10, *[rise] * 20):
+        env.world.begin(action)
+        env.world.advance()
+    height = env.task.progress(env.sim)
+    assert height[:3].min() > 0.03 and height[3] < 1e-3
