@@ -216,6 +216,14 @@ class TrainConfig:
     """Among tensorboard, csv, wandb, swanlab, trackio, mlflow."""
     video: bool = True
     """Write a video of one evaluation episode at the end."""
+    video_every: int = 0
+    """Evaluations between two videos while it trains, videos/<samples>.mp4; 0 for none."""
+    video_tiles: int = 4
+    """Environments of such a video, side by side,"""
+    video_info: bool = True
+    """with reward, success and end written into each."""
+    video_fps: int | None = None
+    """Images per second of such a video; null for as fast as the robot."""
     resume: bool = False
     """Continue the run of this name from its newest good checkpoint, with its configuration."""
     resume_changes: Any = field(default_factory=list)
@@ -232,8 +240,14 @@ class TrainConfig:
             "checkpoint_every",
             "keep_last",
             "learn_threads",
+            "video_tiles",
         ):
             require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        require(self.video_every >= 0, "video_every", self.video_every, ">= 0")
+        videos = not self.video_every or self.eval_every >= 1
+        require(videos, "video_every", self.video_every, "0 where eval_every=0")
+        fps = self.video_fps
+        require(fps is None or fps >= 1, "video_fps", fps, ">= 1, or null")
         require(self.eval_every >= 0, "eval_every", self.eval_every, ">= 0")
         for key in ("seed", "eval_seed"):
             require(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from penspin_style.cli.evaluation_videos import EvaluationVideos
 from penspin_style.env.task import task_name
 from penspin_style.system import ranks
 from penspin_style.system.plain_yaml import parse_mapping
@@ -38,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
             print(resolved, end="")
         return EXIT_OK
     trained = Run(cfg, task, resolved)
+    videos = EvaluationVideos(trained)
+    if cfg.video_every:
+        trained.watch = videos
     code = trained.fit(quiet=args.json)
+    videos.finish()
+    if videos.failed:
+        print(f"penspin: a video of an evaluation is missing: {videos.failed}", file=sys.stderr)
     if args.json and ranks.is_first():
         print_json(result(trained, code))
     if trained.final is not None and cfg.video and not trained.interrupted:

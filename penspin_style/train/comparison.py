@@ -21,6 +21,7 @@ _NOT_COMPARED = frozenset(
         *("seed", "name", "out", "resume", "resume_changes", "loggers", "video", "device"),
         *("learn_threads", "sim.nthread", "keep_last", "checkpoint_every", "task_name"),
         *("eval_every", "eval_episodes", "final_episodes", "eval_seed"),
+        *("video_every", "video_tiles", "video_info", "video_fps"),
     )
 )
 """Keys in which runs of one group may differ: they are no matter of what is learned."""

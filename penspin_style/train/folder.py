@@ -27,6 +27,7 @@ FREE = frozenset(
         *("resume", "resume_changes", "name", "out", "video", "loggers", "keep_last"),
         *("total_samples", "stop_at_success", "checkpoint_every"),
         *("eval_every", "eval_episodes", "final_episodes"),
+        *("video_every", "video_tiles", "video_info", "video_fps"),
         *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax", "sim.renderer"),
     )
 )
