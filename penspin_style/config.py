@@ -197,6 +197,9 @@ class TrainConfig:
     """Environment steps, summed over environments."""
     learn_threads: int = 2
     """Torch's threads while it learns; the weights' last bits depend on it. Roll-outs use one."""
+    overlap: bool = False
+    """Collect the next batch while the last one is learned from, with weights one update old; see
+    `train/collection.py`."""
     stagger: bool = True
     """Begin with random episode ages, so that restarts spread evenly."""
     eval_every: int = 20

@@ -100,6 +100,10 @@ class Algorithm(Protocol):
 
     One that learns in several processes (`system/ranks.py`) binds `many_ranks = True`, and in
     `rank_state` the keys of `state_dict` that are each process's own, its generator `rng` first.
+
+    One whose batches may be collected by a copy of itself that is one update old, while it learns
+    (`train/collection.py`), binds `acts_by`, the keys of `state_dict` that `act` reads besides
+    those of `rank_state`, and has a property `can_lag`: false while `act` changes any of them.
     """
 
     Config: ClassVar[Any]
@@ -225,6 +229,7 @@ class Reinforcement:
         """Return the algorithm of a run."""
         build: Any = cls
         made = build(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
+        made.overlap = cfg.overlap
         if cfg.algo.init_from and not cfg.resume:
             begin_from(made.policy, cfg.algo.init_from, env)
         return made

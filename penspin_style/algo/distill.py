@@ -51,6 +51,8 @@ class Distill:
     """
 
     Config: ClassVar[Any] = DistillConfig
+    rank_state = ("rng",)
+    acts_by = ("policy", "iteration")
 
     def __init__(
         self,
@@ -143,6 +145,11 @@ class Distill:
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The student's."""
         return (self.optimizer,)
+
+    @property
+    def can_lag(self) -> bool:
+        """Whether the normaliser has begun: `act` has no part in it from then on."""
+        return self.policy.normalizer is None or self._has_statistics
 
     # The four verbs.
 

@@ -160,6 +160,7 @@ class GRPO(OnPolicy):
                 )
         own = dataclasses.replace(cfg.algo, horizon=steps)
         made = cls(own, env.inputs, len(env.actions), device=device, seed=seed)
+        made.overlap = cfg.overlap
         if cfg.algo.init_from and not cfg.resume:
             begin_from(made.policy, cfg.algo.init_from, env)
             made._keep_reference()
@@ -189,7 +190,8 @@ class GRPO(OnPolicy):
             "rollout/spread": spread.item(),
             "rollout/groups_share": counts.float().mean().item(),
         }
-        rows = self._rows(batch, advantage[None, :, None].expand(alive.shape), keep)
+        likelier = self._renew(batch) if self.overlap else 1.0
+        rows = self._rows(batch, likelier * advantage[None, :, None].expand(alive.shape), keep)
         # most of a round may be over: minibatches are of what is learned from alone
         self._batch = self._kept(rows, keep)
 

@@ -2,6 +2,11 @@
 
 A subclass turns a batch into rows with `action`, `log_prob`, `loc`, `scale` and `weight` in
 `process`, and says what is descended in `_losses`. Faulty transitions carry no weight anywhere.
+
+With `overlap` batches are of the policy as it was one update before. Then the loss is the decoupled
+one (Hilton et al. 2021, arXiv 2110.00641): steps are bounded, and measured, by how far they lead
+from the policy that the update begins with, as ever, and each row counts by how much likelier that
+policy does what the older one did.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +26,9 @@ from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.teacher import TeacherPolicy
 from penspin_style.system import ranks
 
+LIKELIEST = 2.0
+"""Bound of a row's weight where the policy that collected was an older one."""
+
 
 class OnPolicy(Reinforcement):
     """A policy of its own samples, which are learned from once.
@@ -35,6 +43,9 @@ class OnPolicy(Reinforcement):
     collects = True
     many_ranks = True
     rank_state = ("rng", "noise")
+    acts_by = ("policy", "critic", "value")
+    overlap = False
+    """Whether batches are of an older policy."""
     cfg: Any
     policy: GaussianPolicy | TeacherPolicy
     rng: torch.Generator
@@ -78,6 +89,11 @@ class OnPolicy(Reinforcement):
         """The one of all networks that learn."""
         return (self.optimizer,)
 
+    @property
+    def can_lag(self) -> bool:
+        """Whether the normalisers have begun: `act` has no part in them from then on."""
+        return self._has_statistics
+
     # What it does.
 
     @torch.no_grad()
@@ -100,6 +116,18 @@ class OnPolicy(Reinforcement):
         td.set("loc", dist.loc)
         td.set("scale", dist.scale)
         return td
+
+    def _renew(self, batch: TensorDict) -> Tensor:
+        """Let `loc`, `scale` and `log_prob` of a batch be those of the policy as it is now.
+
+        Return how much likelier it is to act so, [horizon, num_envs, 1], up to `LIKELIEST` times.
+        """
+        dist = self._actor.get_dist(batch)
+        log_prob: Any = dist.log_prob(batch["action"])
+        fault: Any = batch["next", "fault"].squeeze(-1)
+        ratio = torch.where(fault, 1.0, (log_prob - batch["log_prob"]).exp())
+        batch["loc"], batch["scale"], batch["log_prob"] = dist.loc, dist.scale.clone(), log_prob
+        return ratio.clamp(max=LIKELIEST)[..., None]
 
     def _rows(self, batch: TensorDict, advantage: Tensor, keep: Tensor) -> TensorDict:
         """Return what a batch [horizon, num_envs] holds to learn from.

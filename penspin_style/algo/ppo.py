@@ -191,6 +191,7 @@ class PPO(OnPolicy):
     def process(self, batch: TensorDict | None) -> None:
         """Add `state_value`, `advantage` and `value_target` to a batch [horizon, num_envs]."""
         assert batch is not None
+        likelier = self._renew(batch) if self.overlap else 1.0
         nxt: Any = batch["next"]
         value, next_value = self._values(batch)
         advantage, keep = advantages(self.cfg, batch, value, next_value)
@@ -205,11 +206,17 @@ class PPO(OnPolicy):
         if self.value_normalizer is not None:
             self.value_normalizer.update(target.reshape(-1, 1), keep.reshape(-1))
             value, target = self.value_normalizer(value), self.value_normalizer(target)
-        self._batch = self._rows(batch, (advantage - mean) / (std + 1e-8), keep)
+        self._batch = self._rows(batch, likelier * ((advantage - mean) / (std + 1e-8)), keep)
         self._batch["state_value"] = value
         self._batch["value_target"] = target
         if own is not None:  # minibatches are of what is learned from alone
             self._batch = self._kept(self._batch, keep)
+
+    def _renew(self, batch: TensorDict) -> Tensor:
+        likelier = super()._renew(batch)
+        if self.critic is None:
+            batch["state_value"] = self._returns(self._actor.value)
+        return likelier
 
     @property
     def _policy_learns(self) -> bool:

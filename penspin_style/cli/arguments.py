@@ -265,6 +265,7 @@ def _add_bench(verbs: Any) -> None:
         ("sim", "Env steps per second of the full environment over the bare engine.", 7),
         ("train", "PPO samples per second, end to end, over the bare engine.", 7),
         ("render", "Images per second through our renderer over the bare ray tracer.", 7),
+        ("overlap", "Samples per second with overlap=true over those without.", 7),
         ("scale", "Samples per second by the number of workers: 1 and 2 run, 64 predicted.", 3),
     ):
         sub = _add(kinds, name, summary, overrides="")

@@ -41,6 +41,8 @@ def _ratios(args: argparse.Namespace) -> dict[str, Any]:
         return scale(cfg, task, args.overrides, rounds=args.rounds, steps=args.steps)
     if args.kind == "render":
         from penspin_style.bench.render import render as measure
+    elif args.kind == "overlap":
+        from penspin_style.bench.overlap import overlap as measure
     elif args.kind == "train":
         from penspin_style.bench.sim_train import train as measure
     else:

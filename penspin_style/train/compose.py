@@ -26,6 +26,7 @@ from penspin_style.env.frozen_policy import pinned
 from penspin_style.env.task import Task, task_name
 from penspin_style.env.user_function import load_function
 from penspin_style.system.plain_yaml import parse_mapping, read_mapping
+from penspin_style.train.collection import check as check_collection
 from penspin_style.train.find_task import (
     UsageError,
     current_folder_searched,
@@ -102,6 +103,7 @@ def compose_train(
             _check_numbers(cfg)
             _pin_policies(cfg, task)
             checked: Any = OmegaConf.to_object(cfg)
+            check_collection(checked)
             changed_task(checked.task, checked.eval.task, "eval")
             # what ${...} stands for here is kept, not the question: it is read elsewhere
             text = OmegaConf.to_yaml(cfg, resolve=True)

@@ -17,10 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from tensordict import TensorDict
-
 from penspin_style import storage
-from penspin_style.algo.algorithm import Algorithm, DivergedError, rollout, torch_threads
+from penspin_style.algo.algorithm import Algorithm, DivergedError, torch_threads
 from penspin_style.algo.recorded import Recorded
 from penspin_style.algo.registry import make_algorithm
 from penspin_style.config import TrainConfig
@@ -31,6 +29,7 @@ from penspin_style.system import interrupt, ranks
 from penspin_style.train import folder as run_folder
 from penspin_style.train import parallel
 from penspin_style.train.checkpoint import Checkpoints
+from penspin_style.train.collection import Collection
 from penspin_style.train.curriculum import Curriculum, check_evaluated, evaluated_task
 from penspin_style.train.environment import env_settings, interface, make_env, resolve_device
 from penspin_style.train.evaluate import Evaluation, acting, evaluate
@@ -75,6 +74,7 @@ class Run:
             raise ValueError(
                 f"algo.init_from={cfg.algo.init_from} is of the task {of}: say task={of}"
             )
+        self.collection = Collection.make(cfg, self.algo, self.env)
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._claim()
         self._former = ranks.size()  # processes before a resume
@@ -167,37 +167,36 @@ class Run:
         run_folder.describe(self.folder, self.resolved, self.task.score)
 
     def _train(self, trackers: Trackers, progress: Progress) -> None:
-        buffer = root = None
         while not self._is_trained() and not parallel.is_asked_to_end(self._stop):
             began = time.perf_counter()
             try:
-                buffer, root = self._collect(buffer, root)
-                collected = time.perf_counter()
-                with torch_threads(self.cfg.learn_threads):
-                    self.algo.process(buffer)
-                    row = self.algo.update()
+                batch = self.collection.next(self._collecting)
+                seen = self._seen(progress)
+                with self.collection.ahead(self._collecting):
+                    learning = time.perf_counter()
+                    with torch_threads(self.cfg.learn_threads):
+                        self.algo.process(batch)
+                        row = self.algo.update()
+                    learned = time.perf_counter() - learning
             except DivergedError as error:
                 self._roll_back(str(error), progress)
-                root = None
                 continue
-            fresh = self._per_iteration
+            fresh, took = self._per_iteration, time.perf_counter() - began
             self.iteration, self.samples = self.iteration + 1, self.samples + fresh
-            updated = time.perf_counter()
-            row |= {"time/rollout": collected - began, "time/update": updated - collected}
-            row["time/samples_per_s"] = fresh / (updated - began)
-            if self._close_iteration(row, trackers, progress):
-                root = None
+            row |= {"time/rollout": took - learned, "time/update": learned}
+            if self.collection.is_ahead:
+                row["time/overlap"] = self.collection.overlap
+            row["time/samples_per_s"] = fresh / took
+            self._close_iteration(row | seen, trackers, progress)
         if not self.interrupted and self._has_succeeded():
             progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
 
-    def _collect(
-        self, buffer: TensorDict | None, root: TensorDict | None
-    ) -> tuple[TensorDict | None, TensorDict | None]:
-        """Return transitions, over an earlier buffer's, and the root after them; None for none."""
-        env = self._collecting
-        if env is None:
-            return None, None
-        return rollout(env, self.algo, env.current() if root is None else root, buffer)
+    def _seen(self, progress: Progress) -> dict[str, float]:
+        """Return what the environments tell of the batch that is to be learned from."""
+        if self.env is None:
+            return {}
+        found = parallel.env_metrics(self.env)
+        return found | self.faults.check(self.env, self.iteration + 1, progress.say)
 
     @property
     def _collecting(self) -> Env | None:
@@ -209,36 +208,32 @@ class Run:
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
-    ) -> bool:
-        """Evaluate, log and save what an iteration led to; return whether a new stage begins."""
-        if self.env is not None:
-            row |= parallel.env_metrics(self.env)
-            row |= self.faults.check(self.env, self.iteration, progress.say)
+    ) -> None:
+        """Evaluate, log and save what an iteration led to."""
         began = time.perf_counter()
         row |= self._maybe_evaluate()
         row["time/eval"] = time.perf_counter() - began
         row = {"iteration": self.iteration, "samples": self.samples, **parallel.shared_row(row)}
         self._log(row, progress)
-        advanced = self._maybe_advance(progress)
+        self._maybe_advance(progress)
         # what was evaluated is kept too, or the best would be lost between two checkpoints
         if self.iteration % self.cfg.checkpoint_every == 0 or self.iteration == self.scored:
             self._save(progress)
         trackers.log(row, self.samples)  # late: they may take long, and break
         self.watch()
-        return advanced
 
-    def _maybe_advance(self, progress: Progress) -> bool:
-        """Go to the curriculum's next stage if it is time; return whether it was."""
+    def _maybe_advance(self, progress: Progress) -> None:
+        """Go to the curriculum's next stage if it is time."""
         score = self.score if self.scored == self.iteration else None
         if not self.curriculum.advance(self.samples, score):
-            return False
+            return
         stages = len(self.curriculum.stages)
         progress.say(f"stage {self.curriculum.index + 1} of {stages} of the curriculum")
         self._enter_stage()
-        return True
 
     def _enter_stage(self) -> None:
         """Build the environments of the curriculum's stage; what was reached before goes along."""
+        self.collection.drop(self.env)
         before = self.env
         seed = ranks.own_seed(self.cfg.seed)
         self.env = self._make_env(self.cfg.num_envs, seed, training=True)
@@ -409,7 +404,8 @@ class Run:
         """
         state = {
             "algo": self.algo.state_dict(),
-            "env": {} if self._collecting is None else self._collecting.state_dict(),
+            "env": self.collection.env_state(self._collecting),
+            "collection": self.collection.state_dict(),
             "run": {
                 "iteration": self.iteration,
                 "samples": self.samples,
@@ -462,6 +458,7 @@ class Run:
                 # generators keep their state on the CPU whatever they draw on
                 {k: v if k == "rng" else v.to(self.device) for k, v in own["env"].items()}
             )
+        self.collection.load_state_dict(state.get("collection", {}), self._collecting)
         self.iteration = state["run"]["iteration"]
         # before runs counted them, all iterations had the same number
         self.samples = state["run"].get("samples", self.iteration * self._per_iteration)

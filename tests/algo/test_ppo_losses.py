@@ -11,7 +11,7 @@ from penspin_style.algo.algorithm import rollout
 from penspin_style.algo.ppo import PPO
 from penspin_style.env.env import Env
 from penspin_style.nets.gaussian import Gaussian
-from tests.support.ppo_batches import N, T, close, collected, crafted, make, randn
+from tests.support.ppo_batches import N, T, close, collected, crafted, make, randn, spoil
 from tests.support.toy import Cart, Config
 
 # Minibatches.
@@ -46,6 +46,33 @@ def test_the_first_minibatch_of_an_iteration_has_a_ratio_of_one():
         assert metrics["train/actor/ratio_abs"] == pytest.approx(0.0, abs=1e-6)
         assert metrics["train/actor/approx_kl"] == pytest.approx(0.0, abs=1e-6)
         assert metrics["train/actor/clip_fraction"] == 0.0
+
+
+def test_a_batch_of_an_older_policy_weighs_by_how_much_likelier_it_is_now():
+    """And what is learned from it is measured from the policy that learns."""
+    ppo, older = make(epochs=1, num_minibatches=1), make(seed=3)
+    for parameter in older.policy.parameters():
+        parameter.data.add_(0.3)
+    batch = spoil(collected(older), (2, 1))
+    batch["action"][2, 1] = float("nan")
+    ppo.act(batch.clone().view(-1))  # its own statistics
+    now = ppo.policy(batch["teacher"])
+    before = batch["log_prob"].clone()
+    ratio = (now.log_prob(batch["action"]) - before).exp()
+    expected = torch.where(batch["next", "fault"].squeeze(-1), 1.0, ratio.clamp(max=2.0))
+    assert (ratio > 2.0).any() and (ratio < 0.9).any()
+    same = batch.clone()
+    ppo.process(same)
+    in_turns = ppo._batch["advantage"].clone()
+    close(ppo._batch["log_prob"][0], before[0])  # what `act` wrote
+    ppo.overlap = True
+    ppo.process(batch)
+    close(ppo._batch["advantage"], in_turns * expected[..., None])
+    close(ppo._batch["loc"], now.loc.detach())
+    metrics = ppo.update()
+    assert metrics["train/actor/ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["train/actor/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["train/skipped_updates"] == 0.0
 
 
 def named(metrics):

@@ -218,6 +218,18 @@ def test_next_values_are_those_of_a_full_evaluation_where_they_count(value_norm)
         close(shortcut._batch[key], slow._batch[key], atol=1e-4)
 
 
+def test_the_values_of_an_older_policy_are_asked_anew():
+    env = make_env(32)
+    ppo, older = make(env, seed=1), make(env)
+    collect(env, ppo, 1)  # its own statistics
+    batch = collect(env, older)
+    full, _ = everything_evaluated(ppo, batch)
+    assert (batch["state_value"] - full).abs().max() > 0.01
+    ppo.overlap = True
+    ppo.process(batch)
+    close(ppo._batch["state_value"], full, atol=1e-5)
+
+
 def test_few_rows_are_evaluated():
     env = make_env(32, episode_length=100)
     ppo = make(env)

@@ -20,7 +20,7 @@ from tests.support.work import at_most, computed
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = "num_envs=2 algo.horizon=4 total_samples=8 eval_every=0 final_episodes=2 video=false"
 STUDENT = ROOT / "outputs" / "pretrained" / "panda_lift_cube_vision"
-BENCHES = tuple(f"bench {kind}" for kind in ("sim", "train", "render", "scale", "onnx"))
+BENCHES = tuple(f"bench {kind}" for kind in ("sim", "train", "render", "overlap", "scale", "onnx"))
 VERBS = [
     "tasks",
     "train",
@@ -282,6 +282,7 @@ REFUSED = {
     "bench render --steps 1.5": "--steps: '1.5'",
     "bench render task=panda_lift_cub": "did you mean panda_lift_cube?",
     "bench render task=panda_lift_cube": "draws nothing: list images in an observation group",
+    "bench overlap algo=sac": "algo=sac collects and learns in turns",
     "bench scale --rounds 0": "--rounds: '0'",
     "bench scale task=panda_lift_cube_vision": "algo=distill trains in one process",
     "bench onnx": "required: policy",
