@@ -35,6 +35,8 @@ class OnPolicy(Reinforcement):
     collects = True
     many_ranks = True
     rank_state = ("rng", "noise")
+    takes_first = True
+    """Whether `act` takes the first observations; not where another process learns."""
     cfg: Any
     policy: GaussianPolicy | TeacherPolicy
     rng: torch.Generator
@@ -83,11 +85,8 @@ class OnPolicy(Reinforcement):
     @torch.no_grad()
     def act(self, td: TensorDict) -> TensorDict:
         """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
-        if not self._has_statistics:
-            own = own_steps(td)
-            if own is None or ranks.any_of(bool(own.any())):
-                self._update_normalizers(td, own)
-                self._has_statistics = True
+        if self.takes_first and self.needs_first:
+            self.take_first(td)
         dist = self._actor.get_dist(td)
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
         if rho := self.cfg.noise_correlation:
@@ -100,6 +99,18 @@ class OnPolicy(Reinforcement):
         td.set("loc", dist.loc)
         td.set("scale", dist.scale)
         return td
+
+    @property
+    def needs_first(self) -> bool:
+        """Whether the statistics have seen nothing yet."""
+        return not self._has_statistics
+
+    def take_first(self, td: TensorDict) -> None:
+        """Take the first observations, of a root td [num_envs], into the statistics."""
+        own = own_steps(td)
+        if own is None or ranks.any_of(bool(own.any())):
+            self._update_normalizers(td, own)
+            self._has_statistics = True
 
     def _rows(self, batch: TensorDict, advantage: Tensor, keep: Tensor) -> TensorDict:
         """Return what a batch [horizon, num_envs] holds to learn from.

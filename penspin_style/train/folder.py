@@ -28,10 +28,15 @@ FREE = frozenset(
         *("total_samples", "stop_at_success", "checkpoint_every"),
         *("eval_every", "eval_episodes", "final_episodes"),
         *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax", "sim.renderer"),
+        *("launcher", "rollout.pipeline_stage_num"),
+        *(f"cluster.{key}" for key in ("env", "learner", "cpus", "num_nodes", "address")),
+        *("cluster.object_store", "cluster.component_placement.env"),
+        *("cluster.component_placement.rollout", "cluster.component_placement.actor"),
     )
 )
 """Keys that every resume may change: how long, where, how fast, how often something is kept; none
-of them changes what is learned from. (A distillation's learning rate ends with `total_samples`.)"""
+of them changes what is learned from, but for how many processes collect. (A distillation's learning
+rate ends with `total_samples`.)"""
 _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 """Of no meaning for what goes on: the weights come from the checkpoint."""
 
