@@ -248,10 +248,15 @@ class Workers:
     # Ray.
 
     def _done(self, refs: Any, *, wait: bool) -> list[Any]:
-        """Return which of these have come, after at most a second: signals are handled between."""
-        if not refs:
+        """Return which of these have come.
+
+        wait: for one, at most a second: signals are handled in between.
+        """
+        listed = list(refs)
+        if not listed:
             return []
-        return self.ray.wait(list(refs), num_returns=1, timeout=1.0 if wait else 0.0)[0]
+        count, seconds = (1, 1.0) if wait else (len(listed), 0.0)
+        return self.ray.wait(listed, num_returns=count, timeout=seconds)[0]
 
     def _get(self, ref: Any) -> Any:
         """Return what a worker sent; raise what it raised.
