@@ -161,7 +161,12 @@ class Workers:
             algo.take_first(merged(roots, dim=0, device=algo.rng.device))
 
     def _ready(self, stage: int) -> list[int]:
-        """Return the workers that are there: all at first, later at least one."""
+        """Return the workers that are there: all at first, later at least one.
+
+        Raises:
+            PeerLostError: they do not come.
+        """
+        began = time.monotonic()
         while True:
             for k, slot in enumerate(self.slots):
                 if slot.actor is None or slot.state is not None:
@@ -175,6 +180,10 @@ class Workers:
             if len(there) >= needed:
                 self._joined = True
                 return there
+            if time.monotonic() - began > SILENCE:
+                raise ranks.PeerLostError(
+                    f"after {SILENCE:.0f} s {len(there)} of {len(self.slots)} workers are there"
+                )
 
     def _begin(self, k: int, slot: _Slot, stage: int) -> None:
         number = k
@@ -204,7 +213,7 @@ class Workers:
         shape = (horizon, self.cfg.num_envs)
         each = horizon * self.cfg.num_envs
         found: dict[int, Batch] = {}
-        end = time.monotonic() + SILENCE
+        began = time.monotonic()
         while self._asked:
             for ref in self._done(self._asked, wait=True):
                 k, iteration = self._asked.pop(ref)
@@ -220,7 +229,7 @@ class Workers:
                     self.say(f"warning: a batch of worker {k} is dropped, {each} samples: {fault}")
                 else:
                     found[k] = batch
-            if time.monotonic() > end:
+            if time.monotonic() - began > SILENCE:
                 for k, _ in self._asked.values():
                     self._lose(k, f"has said nothing for {SILENCE:.0f} s", each)
                 self._asked.clear()
@@ -335,6 +344,7 @@ def _running(ray: Any, cluster: ClusterConfig) -> Iterator[None]:
             }
             # without a token of ours one would be written into the home folder
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            variables["RAY_worker_niceness"] = "0"  # or any other process goes before
             variables["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.getcwd()])
             constants = ray._private.ray_constants
             stack.enter_context(_replaced(vars(constants), {"ENABLE_RAY_CLUSTER": False}))

@@ -74,7 +74,7 @@ def pair():
     return roots, algo, batches
 
 
-def test_statistics_are_those_of_all_workers_rows(pair):
+def test_one_learns_from_what_all_saw_under_its_weights(pair):
     roots, algo, batches = pair
     first = np.concatenate([root["teacher"] for root in roots])
     normalizer = algo.policy.normalizer
@@ -82,6 +82,13 @@ def test_statistics_are_those_of_all_workers_rows(pair):
     assert normalizer.mean.numpy() == pytest.approx(first.mean(axis=0), rel=1e-5, abs=1e-6)
     batch = merged([b.arrays for b in batches], dim=1, device=CPU)
     assert batch.shape == (8, 8)
+    # they have acted with these very weights, each with draws and worlds of its own
+    with torch.no_grad():
+        found = algo._actor.get_dist(batch).log_prob(batch["action"])
+    assert found.numpy() == pytest.approx(batch["log_prob"].numpy(), rel=1e-5, abs=1e-5)
+    one, two = (b.arrays for b in batches)
+    assert not np.isclose(one["action"], two["action"]).any()
+    assert not (one["teacher"][0] == two["teacher"][0]).all()
     seen = np.concatenate(
         [first, *(b.arrays["teacher"].reshape(-1, first.shape[1]) for b in batches)]
     )
@@ -90,21 +97,6 @@ def test_statistics_are_those_of_all_workers_rows(pair):
     assert normalizer.count == len(seen) == 8 + 8 * 8
     assert normalizer.mean.numpy() == pytest.approx(seen.mean(axis=0), rel=1e-4, abs=1e-5)
     assert normalizer.var.numpy() == pytest.approx(seen.var(axis=0), rel=1e-3, abs=1e-5)
-
-
-def test_workers_act_with_the_very_weights_that_are_sent_and_draw_apart(pair):
-    _, _, batches = pair
-    workers = begun()
-    algo = learner(workers[0].env)
-    algo.take_first(merged([w.root() for w in workers], dim=0, device=CPU))
-    one, two = (batch.arrays for batch in batches)
-    for arrays in (one, two):
-        with torch.no_grad():
-            dist = algo._actor.get_dist({"teacher": torch.from_numpy(arrays["teacher"])})
-        found = dist.log_prob(torch.from_numpy(arrays["action"])).numpy()
-        assert found == pytest.approx(arrays["log_prob"], rel=1e-5, abs=1e-5)
-    assert not np.isclose(one["action"], two["action"]).any()
-    assert not (one["teacher"][0] == two["teacher"][0]).all()
 
 
 @pytest.mark.parametrize("key", ["teacher", ("next", "reward"), ("next", "done")])
@@ -251,6 +243,26 @@ def test_a_worker_that_dies_again_and_again_ends_the_run(tmp_path, ray):
     with pytest.raises(PeerLostError, match=r"worker 1 has died as it began, 6 times in a row"):
         run.fit(quiet=True)
     assert run.checkpoints.newest()[1]["run"]["iteration"] == 0
+
+
+def test_a_worker_that_says_nothing_is_given_up(tmp_path, ray, monkeypatch, capfd):
+    silent = []
+
+    def is_late(ref):
+        k, iteration = run.workers._asked.get(ref, (0, 0))
+        if (k, iteration) == (1, 2):
+            monkeypatch.setattr(ray_workers, "SILENCE", 0.0)
+            silent.append(ref)
+            return True
+        monkeypatch.setattr(ray_workers, "SILENCE", 600.0)
+        return False
+
+    ray.late = is_late
+    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={5 * EACH}")
+    assert run.fit() == 0
+    assert silent and [row["ray/lost"] for row in rows(run)] == ["0.0", "1.0", "1.0"]
+    assert "has said nothing for 0 s: 32 samples are dropped" in capfd.readouterr().err
+    assert not ray.actors[1].alive
 
 
 def test_what_a_worker_raises_is_raised_here(tmp_path, ray, monkeypatch):

@@ -138,12 +138,12 @@ def _listening(pids):
 
 @pytest.mark.slow
 def test_five_workers_are_killed_and_the_training_finishes(tmp_path):
-    with Training(tmp_path, *LIFT, "total_samples=800000") as run:
+    with Training(tmp_path, *LIFT, "total_samples=400000") as run:
         for k in range(5):
             run.until(lambda rows, k=k: last(rows, "lost") == k and last(rows, "workers") == 2)
             run.kill_worker(k)
             run.until(lambda rows, k=k: last(rows, "lost") == k + 1)
-        assert run.child.wait(timeout=900) == 0
+        assert run.child.wait(timeout=1800) == 0
         rows = run.rows()
     each = 32 * 64
     counts = {key: last(rows, key) for key in ("lost", "dropped_samples", "corrupt_batches")}
