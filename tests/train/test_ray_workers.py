@@ -5,6 +5,7 @@ Ray itself is played in this process, but for `test_run_ray.py`.
 
 import contextlib
 import dataclasses
+import functools
 import re
 import sys
 import types
@@ -27,6 +28,7 @@ from penspin_style.train.rollout_worker import (
     merged,
     packed_weights,
 )
+from penspin_style.train.run import Run
 from tests.support import training
 from tests.support.ray_double import RayDouble
 from tests.support.training import manifest, rows, untimed
@@ -35,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = (
     *("task=tests.support.toy", "num_envs=4", "algo.horizon=8", "algo.hidden=[16]"),
-    *("algo.critic_hidden=[16]", "eval_every=0", "final_episodes=2", "checkpoint_every=1"),
+    *("algo.critic_hidden=[16]", "algo.epochs=1", "algo.num_minibatches=2"),
+    *("eval_every=0", "final_episodes=2", "checkpoint_every=1"),
     *("loggers=[csv]", "video=false", "keep_last=9", "sim.nthread=1", "learn_threads=1"),
 )
 EACH = 4 * 8
@@ -43,9 +46,18 @@ TWO = ("launcher=ray", "cluster.env=2")
 CPU = torch.device("cpu")
 
 
+composed = functools.cache(lambda *overrides: compose_train(overrides))
+
+
 def configured(*overrides):
-    cfg, task, _ = compose_train([*SMALL, *TWO, *overrides])
-    return cfg, task
+    return composed(*SMALL, *TWO, *overrides)[:2]
+
+
+def make(out, each, *overrides, **changes):
+    """A run of so many times what a worker collects in an iteration."""
+    cfg, task, resolved = composed(*SMALL, *(overrides or TWO))
+    cfg = dataclasses.replace(cfg, out=str(out), total_samples=each * EACH, **changes)
+    return Run(cfg, task, resolved)
 
 
 def begun(count=2, *overrides):
@@ -146,8 +158,8 @@ def ray(monkeypatch):
     return double
 
 
-def fit(out, *overrides):
-    run = training.make(out, *SMALL, *TWO, *overrides)
+def fit(out, each, *overrides, **changes):
+    run = make(out, each, *overrides, **changes)
     assert run.fit() == 0
     return run
 
@@ -165,7 +177,7 @@ def once(worker_number, method, nth=1):
 
 def test_a_worker_that_dies_is_replaced_and_its_samples_are_dropped(tmp_path, ray, capfd):
     ray.dies = once(1, "collect", nth=2)
-    run = fit(tmp_path, f"total_samples={5 * EACH}")
+    run = fit(tmp_path, 5)
     table = rows(run)
     assert [row["samples"] for row in table] == ["64", "96", "160"]
     assert [row["ray/workers"] for row in table] == ["2.0", "1.0", "2.0"]
@@ -190,7 +202,7 @@ def test_a_corrupt_batch_is_dropped_and_its_worker_goes_on(tmp_path, ray, capfd)
         return value
 
     ray.sent = sent
-    run = fit(tmp_path, f"total_samples={5 * EACH}")
+    run = fit(tmp_path, 5)
     table = rows(run)
     assert [row["samples"] for row in table] == ["64", "96", "160"]
     last = table[-1]
@@ -212,7 +224,7 @@ def test_where_all_die_the_iteration_is_collected_anew(tmp_path, ray):
         return True
 
     ray.dies = dies
-    run = fit(tmp_path, f"total_samples={2 * EACH}")
+    run = fit(tmp_path, 2)
     first = rows(run)[0]
     assert int(first["samples"]) == EACH * float(first["ray/workers"]) > 0
     assert (first["ray/lost"], first["ray/dropped_samples"]) == ("2.0", "64.0")
@@ -230,7 +242,7 @@ def test_one_that_comes_late_is_not_waited_for(tmp_path, ray):
         return False
 
     ray.late = is_late
-    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={8 * EACH}")
+    run = make(tmp_path, 8)
     assert run.fit(quiet=True) == 0
     found = [row["ray/workers"] for row in rows(run)]
     assert found == ["2.0", "1.0", "1.0", "1.0", "2.0", "2.0"][: len(found)]
@@ -239,7 +251,7 @@ def test_one_that_comes_late_is_not_waited_for(tmp_path, ray):
 
 def test_a_worker_that_dies_again_and_again_ends_the_run(tmp_path, ray):
     ray.dies = lambda worker, method: worker.worker == 1 and method == "begin"
-    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={2 * EACH}")
+    run = make(tmp_path, 2)
     with pytest.raises(PeerLostError, match=r"worker 1 has died as it began, 6 times in a row"):
         run.fit(quiet=True)
     assert run.checkpoints.newest()[1]["run"]["iteration"] == 0
@@ -258,7 +270,7 @@ def test_a_worker_that_says_nothing_is_given_up(tmp_path, ray, monkeypatch, capf
         return False
 
     ray.late = is_late
-    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={5 * EACH}")
+    run = make(tmp_path, 5)
     assert run.fit() == 0
     assert silent and [row["ray/lost"] for row in rows(run)] == ["0.0", "1.0", "1.0"]
     assert "has said nothing for 0 s: 32 samples are dropped" in capfd.readouterr().err
@@ -270,7 +282,7 @@ def test_what_a_worker_raises_is_raised_here(tmp_path, ray, monkeypatch):
         raise ValueError("task.size must be > 0")
 
     monkeypatch.setattr(RolloutWorker, "begin", broken)
-    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={2 * EACH}")
+    run = make(tmp_path, 2)
     with pytest.raises(ValueError, match=r"task\.size must be > 0"):
         run.fit(quiet=True)
 
@@ -284,7 +296,7 @@ def test_faults_of_workers_are_counted_and_dumped(tmp_path, ray):
         return value
 
     ray.sent = sent
-    run = training.make(tmp_path, *SMALL, *TWO, f"total_samples={4 * EACH}")
+    run = make(tmp_path, 4)
     # 1 of 2 x 4 environments, over ten iterations
     with pytest.raises(FaultyRunError, match=r"1\.2% of the environments were .* now NONFINITE"):
         run.fit(quiet=True)
@@ -296,37 +308,27 @@ def test_faults_of_workers_are_counted_and_dumped(tmp_path, ray):
 
 
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, ray):
-    total = f"total_samples={3 * 2 * EACH}"
-    whole = fit(tmp_path / "whole", total)
+    whole = fit(tmp_path / "whole", 6)
     for cut in (0, 2):
         out = tmp_path / str(cut)
-        run = training.make(out, *SMALL, *TWO, total)
+        run = make(out, 6)
         run._is_trained = lambda run=run, cut=cut: run.iteration >= cut
         run._finish = lambda *_, **__: 4  # as if it had been interrupted
         assert run.fit(quiet=True) == 4
-        resumed = fit(out, total, "resume=true")
+        resumed = fit(out, 6, resume=True)
         for i in range(cut + 1, 4):
             assert manifest(resumed, i) == manifest(whole, i)
         assert untimed(resumed) == untimed(whole)
 
 
 def test_another_number_of_workers_or_none_goes_on_and_says_so(tmp_path, ray, capfd):
-    fit(tmp_path, f"total_samples={2 * EACH}")
-    three = training.make(
-        tmp_path,
-        *SMALL,
-        "launcher=ray",
-        "cluster.env=3",
-        f"total_samples={5 * EACH}",
-        "resume=true",
-    )
-    assert three.fit() == 0
+    fit(tmp_path, 2)
+    fit(tmp_path, 5, "launcher=ray", "cluster.env=3", resume=True)
     assert (
         "3 processes go on, there were 2: an iteration has 96 samples instead of 64; 1 of them "
         "begin new episodes"
     ) in capfd.readouterr().err
-    alone = training.make(tmp_path, *SMALL, f"total_samples={6 * EACH}", "resume=true")
-    assert alone.fit() == 0
+    alone = fit(tmp_path, 6, "launcher=local", resume=True)
     err = capfd.readouterr().err
     assert (
         "1 processes go on, there were 3: an iteration has 32 samples instead of 96; all begin new "
@@ -334,7 +336,7 @@ def test_another_number_of_workers_or_none_goes_on_and_says_so(tmp_path, ray, ca
     ) in err
     assert "changed from here on: launcher=local, was ray" in err
     assert [row["samples"] for row in rows(alone)] == ["64", "160", "192"]
-    again = fit(tmp_path, f"total_samples={8 * EACH}", "resume=true")
+    again = fit(tmp_path, 8, resume=True)
     assert rows(again)[-1]["samples"] == "256"
 
 
@@ -342,8 +344,7 @@ def test_with_two_stages_the_policy_that_collects_is_one_update_old(tmp_path, ra
     updates = []
     put = ray.put
     ray.put = lambda weights: (updates.append(run.algo.iteration), put(weights))[1]
-    total = f"total_samples={6 * EACH}"
-    run = training.make(tmp_path, *SMALL, *TWO, "rollout.pipeline_stage_num=2", total)
+    run = make(tmp_path, 6, *TWO, "rollout.pipeline_stage_num=2")
     assert run.fit(quiet=True) == 0
     assert [row["samples"] for row in rows(run)] == ["64", "128", "192"]
     # the first batch is waited for; from then on one is under way while another is learned from
@@ -365,7 +366,7 @@ def test_grpo_learns_from_workers(tmp_path, ray):
 
 def test_workers_follow_the_curriculum(tmp_path, ray):
     stages = "curriculum=[{task: {start: 0.2}, samples: 64}, {}]"
-    run = fit(tmp_path, stages, f"total_samples={6 * EACH}")
+    run = fit(tmp_path, 6, *TWO, stages)
     assert run.curriculum.index == 1
     starts = {worker.env.cfg.start for worker in begun_in(ray)}
     assert starts == {1.0}
