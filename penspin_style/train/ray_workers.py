@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -42,6 +43,8 @@ from penspin_style.train.rollout_worker import (
 
 SILENCE = 600.0
 """Seconds after which a worker that says nothing is given up."""
+ATTEMPTS = 3
+"""How often Ray is started, of which each waits 30 s."""
 MAX_LOST = 5
 """How often in a row a worker may be lost before the run ends."""
 
@@ -349,20 +352,47 @@ def _running(ray: Any, cluster: ClusterConfig) -> Iterator[None]:
             constants = ray._private.ray_constants
             stack.enter_context(_replaced(vars(constants), {"ENABLE_RAY_CLUSTER": False}))
         else:
+            _check_reachable(cluster.address)
             settings["address"] = cluster.address
         stack.enter_context(_replaced(os.environ, variables))
         # it prints about each worker that dies, on standard output
         quiet = {"print_to_stdstream": lambda *_, **__: None}
         stack.enter_context(_replaced(vars(ray._private.worker), quiet))
         stack.callback(ray.shutdown)
-        try:
-            with _handlers_kept():
-                ray.init(**settings)
-        except (OSError, RuntimeError, ValueError) as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            what = "Ray does not start here" if here else f"cluster.address={cluster.address}"
-            raise ValueError(f"{what}: {line}") from error
+        with _handlers_kept():
+            _init(ray, settings, "Ray does not start here" if here else f"{cluster.address=!s}")
         yield
+
+
+def _init(ray: Any, settings: dict[str, Any], what: str) -> None:
+    """Call `ray.init`; again where a busy machine took longer than Ray waits.
+
+    Raises:
+        ValueError: it failed; begins with `what`.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(**settings)
+        except Exception as error:  # it raises that very class
+            if left and "timed out during startup" in str(error):
+                continue
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ValueError(f"{what}: {line}") from error
+        return
+
+
+def _check_reachable(address: str) -> None:
+    """Check that something listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"cluster.address={address}: nothing answers there ({error}); `ray start --head` there "
+            "begins a cluster"
+        ) from error
 
 
 def _check_size(ray: Any, cluster: ClusterConfig) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import re
+import socket
 import sys
 import types
 
@@ -434,6 +435,30 @@ def test_without_ray_the_remedy_is_said(tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "launcher=ray needs Ray (" in err and "pip install 'penspin_style[ray]'" in err
     assert err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_ray_is_started_again_where_a_busy_machine_was_too_slow():
+    calls = []
+
+    def init(**given):
+        calls.append(given)
+        if len(calls) < 3:
+            raise Exception("The current node timed out during startup. This could")
+
+    ray = types.SimpleNamespace(init=init)
+    ray_workers._init(ray, {"address": "local"}, "Ray does not start here")
+    assert calls == [{"address": "local"}] * 3
+    ray.init = lambda **_: (_ for _ in ()).throw(OSError("AF_UNIX path length\nmore"))
+    with pytest.raises(ValueError, match="^Ray does not start here: AF_UNIX path length$"):
+        ray_workers._init(ray, {}, "Ray does not start here")
+
+
+def test_an_address_at_which_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        ray_workers._check_reachable(address)
+    with pytest.raises(ValueError, match=rf"cluster\.address={address}: nothing answers there"):
+        ray_workers._check_reachable(address)
 
 
 def test_a_cluster_that_is_too_small_is_refused():
