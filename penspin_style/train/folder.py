@@ -39,6 +39,7 @@ of them changes what is learned from, but for how many processes collect. (A dis
 rate ends with `total_samples`.)"""
 _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 """Of no meaning for what goes on: the weights come from the checkpoint."""
+_LAUNCHED = ("launcher", "cluster.", "rollout.")
 
 
 class BusyError(ValueError):
@@ -115,6 +116,8 @@ def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
             f"{path} is missing or unreadable, so nobody can tell whether this is how the run was "
             f"trained ({error}); put it back, or write it with penspin train --print-config"
         ) from error
+    if found.get("launcher") == ("absent", "local"):  # as always, before there was another
+        found = {key: value for key, value in found.items() if not key.startswith(_LAUNCHED)}
     return {key: value for key, value in found.items() if key not in _UNSAID}
 
 

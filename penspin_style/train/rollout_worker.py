@@ -5,7 +5,6 @@ says what is wrong with one. Nothing here knows how batches and weights travel.
 """
 
 import dataclasses
-import io
 import os
 import socket
 import zlib
@@ -14,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from tensordict import TensorDict
+from torch import Tensor
 
 from penspin_style.algo.algorithm import Algorithm, rollout
 from penspin_style.algo.registry import make_algorithm
@@ -26,8 +27,6 @@ from penspin_style.sim.sim import Fault
 from penspin_style.system import ranks
 from penspin_style.train.curriculum import Curriculum
 from penspin_style.train.environment import env_settings, interface, make_env
-
-_LEARNERS_OWN = ("optimizer",)  # of an algorithm's state, what acting does not need
 
 Arrays = dict[Any, np.ndarray]
 """By key, of nested ones by the tuple."""
@@ -96,11 +95,23 @@ def merged(parts: Sequence[Arrays], *, dim: int, device: torch.device) -> Tensor
 
 
 def packed_weights(algo: Algorithm) -> bytes:
-    """Return what acting needs of an algorithm: all but what each process has alone."""
-    alone = (*getattr(algo, "rank_state", ()), *_LEARNERS_OWN)
-    content = io.BytesIO()
-    torch.save({k: v for k, v in algo.state_dict().items() if k not in alone}, content)
-    return content.getvalue()
+    """Return the tensors of an algorithm's networks, statistics among them, as safetensors."""
+    parts = {key: value for key, value in algo.state_dict().items() if _is_network(value)}
+    tensors = {f"{key}/{name}": v for key, part in parts.items() for name, v in part.items()}
+    return save({key: v.detach().cpu().contiguous().clone() for key, v in tensors.items()})
+
+
+def unpacked_weights(weights: bytes) -> dict[str, dict[str, Tensor]]:
+    """Return what `packed_weights` took of an algorithm's state."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in load(weights).items():
+        part, name = key.split("/", 1)
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
 
 
 class RolloutWorker:
@@ -142,8 +153,7 @@ class RolloutWorker:
             self._enter(stage)
         env, algo = self.env, self.algo
         assert env is not None
-        sent = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
-        algo.load_state_dict({**algo.state_dict(), **sent})
+        algo.load_state_dict({**algo.state_dict(), **unpacked_weights(weights)})
         root = env.current() if self._root is None else self._root
         self._buffer, self._root = rollout(env, algo, root, self._buffer)
         batch = Batch(
@@ -191,7 +201,7 @@ class RolloutWorker:
         task = self.task(self.curriculum.task)
         return make_env(sim, task, torch.device("cpu"), seed=seed, **settings)
 
-    def _load(self, state: dict[str, torch.Tensor]) -> None:
+    def _load(self, state: dict[str, Tensor]) -> None:
         assert self.env is not None
         parts: dict[str, dict[str, Any]] = {"algo": {}, "env": {}}
         for key, value in state.items():

@@ -19,6 +19,7 @@ from penspin_style.__main__ import main
 from penspin_style.algo.registry import make_algorithm
 from penspin_style.config import ClusterConfig, PlacementConfig, RolloutConfig, TrainConfig
 from penspin_style.system.ranks import PeerLostError
+from penspin_style.train import folder as run_folder
 from penspin_style.train import ray_workers
 from penspin_style.train.compose import compose_train
 from penspin_style.train.environment import interface
@@ -341,6 +342,17 @@ def test_another_number_of_workers_or_none_goes_on_and_says_so(tmp_path, ray, ca
     assert rows(again)[-1]["samples"] == "256"
 
 
+def test_a_run_from_before_there_were_launchers_goes_on_without_a_word_of_them(tmp_path):
+    resolved = composed(*SMALL, "launcher=local")[2]
+    for key in ("launcher", "cluster", "rollout"):
+        resolved, count = re.subn(rf"(?m)^{key}:.*\n(^ .*\n)*", "", resolved)
+        assert count == 1
+    (tmp_path / "config.yaml").write_text(resolved)
+    assert run_folder.changes(tmp_path, composed(*SMALL, "launcher=local")[2]) == {}
+    found = run_folder.changes(tmp_path, composed(*SMALL, *TWO)[2])
+    assert found["launcher"] == ("absent", "ray") and found["cluster.env"] == ("absent", "2")
+
+
 def test_with_two_stages_the_policy_that_collects_is_one_update_old(tmp_path, ray):
     updates = []
     put = ray.put
@@ -449,7 +461,7 @@ def test_ray_is_started_again_where_a_busy_machine_was_too_slow():
     ray_workers._init(ray, {"address": "local"}, "Ray does not start here")
     assert calls == [{"address": "local"}] * 3
     ray.init = lambda **_: (_ for _ in ()).throw(OSError("AF_UNIX path length\nmore"))
-    with pytest.raises(ValueError, match="^Ray does not start here: AF_UNIX path length$"):
+    with pytest.raises(ValueError, match=r"^Ray does not start here: AF_UNIX path length$"):
         ray_workers._init(ray, {}, "Ray does not start here")
 
 
