@@ -100,6 +100,8 @@ class Algorithm(Protocol):
 
     One that learns in several processes (`system/ranks.py`) binds `many_ranks = True`, and in
     `rank_state` the keys of `state_dict` that are each process's own, its generator `rng` first.
+    Where others collect for it (`launcher=ray`), `takes_first` is set to False on those, and
+    `needs_first` and `take_first` give it the first observations of all: see `OnPolicy`.
     """
 
     Config: ClassVar[Any]

@@ -294,10 +294,8 @@ class Workers:
         for k, slot in enumerate(self.slots):
             state = slot.state
             if state is None and slot.actor is not None and slot.begun is None:
-                try:
+                with contextlib.suppress(_LostError):  # the next iteration will count it
                     state = self._get(slot.actor.state.remote())
-                except _LostError as error:
-                    self._lose(k, str(error))
             for key, value in (state or {}).items():
                 out[f"{parallel.WORKERS}{k}/{key}"] = torch.from_numpy(value.copy())
         return out
@@ -349,6 +347,7 @@ def _running(ray: Any, cluster: ClusterConfig) -> Iterator[None]:
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             variables["RAY_worker_niceness"] = "0"  # or any other process goes before
             variables["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.getcwd()])
+            # or it listens on all interfaces
             constants = ray._private.ray_constants
             stack.enter_context(_replaced(vars(constants), {"ENABLE_RAY_CLUSTER": False}))
         else:

@@ -279,6 +279,13 @@ def test_a_worker_that_says_nothing_is_given_up(tmp_path, ray, monkeypatch, capf
     assert not ray.actors[1].alive
 
 
+def test_one_that_dies_while_it_is_saved_is_lost_once(tmp_path, ray):
+    ray.dies = once(1, "state")
+    run = make(tmp_path, 8, *TWO, "rollout.pipeline_stage_num=2")
+    assert run.fit(quiet=True) == 0
+    assert float(rows(run)[-1]["ray/lost"]) <= 1.0 and run.workers.counts["lost"] == 1
+
+
 def test_what_a_worker_raises_is_raised_here(tmp_path, ray, monkeypatch):
     def broken(*_):
         raise ValueError("task.size must be > 0")
