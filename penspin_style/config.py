@@ -7,6 +7,7 @@ value and what is legal.
 """
 
 import pathlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ PRETRAINED = pathlib.Path(__file__).resolve().parent / "pretrained"
 """Weights that come with the package, `pretrained:NAME`: `outputs/pretrained/NAME` of the
 repository, of which a wheel holds those that defaults name."""
 _SCHEME = "pretrained:"
+_RANGES = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
 
 def weights_folder(path: str) -> pathlib.Path:
@@ -172,6 +174,95 @@ class EvalConfig:
 
 
 @dataclass
+class PlacementConfig:
+    """Which processes do what, in RLinf's words: ranges as `0-7`, of which only the number counts.
+
+    An environment's process runs the policy too, so `env` and `rollout` are the same ones; `actor`
+    is the learner. Which machines they are on is Ray's business.
+    """
+
+    env: str = ""
+    rollout: str = ""
+    actor: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        key = "cluster.component_placement"
+        for name in ("env", "rollout", "actor"):
+            text = getattr(self, name)
+            legal = not text or (_RANGES.fullmatch(text) is not None and bool(_places(text)))
+            require(legal, f"{key}.{name}", text, "processes as 0-7, or empty")
+        env, rollout = _places(self.env), _places(self.rollout)
+        legal = f"{self.env}, as env: the process of an environment runs the policy"
+        require(not (env and rollout) or env == rollout, f"{key}.rollout", self.rollout, legal)
+        legal = "one process: torchrun divides the learning, see docs/howto/scaling.md"
+        require(len(_places(self.actor)) <= 1, f"{key}.actor", self.actor, legal)
+
+    @property
+    def workers(self) -> int:
+        """How many collect, 0 if nothing says so."""
+        return len(_places(self.env or self.rollout))
+
+
+def _places(text: str) -> set[int]:
+    parts = [part.partition("-") for part in text.split(",") if part]
+    return {k for low, _, high in parts for k in range(int(low), int(high or low) + 1)}
+
+
+@dataclass
+class ClusterConfig:
+    """The processes of `launcher=ray`, and where Ray is."""
+
+    env: int = 1
+    """Workers that collect, each with `num_envs` environments."""
+    learner: int = 1
+    """Processes that learn: this one."""
+    cpus: int = 1
+    """CPUs that Ray reserves for a worker; threads of its physics where `sim.nthread=0`."""
+    num_nodes: int = 1
+    """Machines that must have joined Ray; over several, workers are spread."""
+    component_placement: PlacementConfig = field(default_factory=PlacementConfig)
+    address: str = ""
+    """Of a Ray cluster, as HOST:6379 or `auto`; empty to start one on this machine alone."""
+    object_store: int = 256
+    """MiB of shared memory in which batches travel, where Ray is started here."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for key in ("env", "cpus", "num_nodes"):
+            require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), ">= 1")
+        legal = "1: torchrun divides the learning, see docs/howto/scaling.md"
+        require(self.learner == 1, "cluster.learner", self.learner, legal)
+        placed = self.component_placement.workers
+        legal = f"{placed}, as cluster.component_placement says, or left out"
+        require(not placed or self.env in (1, placed), "cluster.env", self.env, legal)
+        legal = "1 without cluster.address: a Ray that is started here has this machine alone"
+        require(
+            self.num_nodes == 1 or bool(self.address), "cluster.num_nodes", self.num_nodes, legal
+        )
+        require(self.object_store >= 80, "cluster.object_store", self.object_store, ">= 80 (MiB)")
+
+    @property
+    def workers(self) -> int:
+        """How many collect."""
+        return self.component_placement.workers or self.env
+
+
+@dataclass
+class RolloutConfig:
+    """How workers collect."""
+
+    pipeline_stage_num: int = 1
+    """1: in turns with learning. 2: the next batch is collected while one is learned from, by the
+    policy from before that."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        stages = self.pipeline_stage_num
+        require(stages in (1, 2), "rollout.pipeline_stage_num", stages, "1 or 2")
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -227,6 +318,10 @@ class TrainConfig:
     """with reward, success and end written into each."""
     video_fps: int | None = None
     """Images per second of such a video; null for as fast as the robot."""
+    launcher: str = "local"
+    """Who collects: `local`, this process (or torchrun's, each); `ray`, workers of `cluster`."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     resume: bool = False
     """Continue the run of this name from its newest good checkpoint, with its configuration."""
     resume_changes: Any = field(default_factory=list)
@@ -264,6 +359,13 @@ class TrainConfig:
         require(legal, "device", self.device, "auto, cpu, cuda or cuda:N")
         stop = self.stop_at_success
         require(stop is None or 0 < stop <= 1, "stop_at_success", stop, "in (0, 1] or null")
+        require(self.launcher in ("local", "ray"), "launcher", self.launcher, "local or ray")
+        for key, default in (("cluster", ClusterConfig()), ("rollout", RolloutConfig())):
+            given = {k: v for k, v in vars(getattr(self, key)).items() if v != vars(default)[k]}
+            said = ", ".join(f"{key}.{name}" for name in given)
+            require(
+                self.launcher == "ray" or not given, "launcher", self.launcher, f"ray for {said}"
+            )
         allowed = self.resume_changes
         is_list = isinstance(allowed, list) and all(isinstance(key, str) for key in allowed)
         legal = "[KEY,...] or allow"

@@ -104,6 +104,9 @@ class Algorithm(Protocol):
     One whose batches may be collected by a copy of itself that is one update old, while it learns
     (`train/collection.py`), binds `acts_by`, the keys of `state_dict` that `act` reads besides
     those of `rank_state`, and has a property `can_lag`: false while `act` changes any of them.
+
+    Where others collect for it (`launcher=ray`), `takes_first` is set to False on those, and
+    `needs_first` and `take_first` give it the first observations of all: see `OnPolicy`.
     """
 
     Config: ClassVar[Any]

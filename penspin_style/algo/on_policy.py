@@ -46,6 +46,8 @@ class OnPolicy(Reinforcement):
     acts_by = ("policy", "critic", "value")
     overlap = False
     """Whether batches are of an older policy."""
+    takes_first = True
+    """Whether `act` takes the first observations; not where another process learns."""
     cfg: Any
     policy: GaussianPolicy | TeacherPolicy
     rng: torch.Generator
@@ -99,11 +101,8 @@ class OnPolicy(Reinforcement):
     @torch.no_grad()
     def act(self, td: TensorDict) -> TensorDict:
         """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
-        if not self._has_statistics:
-            own = own_steps(td)
-            if own is None or ranks.any_of(bool(own.any())):
-                self._update_normalizers(td, own)
-                self._has_statistics = True
+        if self.takes_first and self.needs_first:
+            self.take_first(td)
         dist = self._actor.get_dist(td)
         noise = torch.randn(dist.loc.shape, generator=self.rng, device=dist.loc.device)
         if rho := self.cfg.noise_correlation:
@@ -128,6 +127,18 @@ class OnPolicy(Reinforcement):
         ratio = torch.where(fault, 1.0, (log_prob - batch["log_prob"]).exp())
         batch["loc"], batch["scale"], batch["log_prob"] = dist.loc, dist.scale.clone(), log_prob
         return ratio.clamp(max=LIKELIEST)[..., None]
+
+    @property
+    def needs_first(self) -> bool:
+        """Whether the statistics have seen nothing yet."""
+        return not self._has_statistics
+
+    def take_first(self, td: TensorDict) -> None:
+        """Take the first observations, of a root td [num_envs], into the statistics."""
+        own = own_steps(td)
+        if own is None or ranks.any_of(bool(own.any())):
+            self._update_normalizers(td, own)
+            self._has_statistics = True
 
     def _rows(self, batch: TensorDict, advantage: Tensor, keep: Tensor) -> TensorDict:
         """Return what a batch [horizon, num_envs] holds to learn from.

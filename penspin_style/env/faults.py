@@ -28,6 +28,8 @@ class FaultLog:
         self.counts = torch.zeros(len(Fault), dtype=torch.long, device=device)
         self.code = torch.zeros(sim.num_envs, dtype=torch.int32, device=device)
         self.row = torch.zeros_like(sim.get_state())
+        self.others: list[FaultRecord] = []
+        """Of environments that other processes have."""
         self._bits = torch.tensor([int(f) for f in Fault], dtype=torch.int32, device=device)
 
     def add(
@@ -52,10 +54,11 @@ class FaultLog:
 
     def take(self) -> list[FaultRecord]:
         """Return a record per environment that was faulty since the last call; clear them."""
+        others, self.others = self.others, []
         ids = self.code.nonzero().flatten().tolist()
         records = [FaultRecord(i, Fault(int(self.code[i])), self.row[i].clone()) for i in ids]
         self.code.zero_()
-        return records
+        return records + others
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return every tensor, flat."""

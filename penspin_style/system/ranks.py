@@ -49,11 +49,16 @@ def is_first() -> bool:
 
 
 def own_seed(seed: int) -> int:
-    """Return this rank's seed: the run's own on rank 0, elsewhere one far from it.
+    """Return this rank's seed."""
+    return seed_of(seed, rank())
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of one of several processes: the run's own for 0, else one far from it.
 
     A generator on the CPU takes 32 bits of it.
     """
-    return (seed + rank() * _GOLDEN) % 2**32 if rank() else seed
+    return (seed + number * _GOLDEN) % 2**32 if number else seed
 
 
 @contextlib.contextmanager

@@ -210,6 +210,11 @@ def check(cfg: TrainConfig) -> None:
             f"overlap=true: algo={cfg.algo.name} collects and learns in turns; leave it out, or "
             f"choose among {able}"
         )
+    if cfg.launcher != "local":
+        raise ValueError(
+            f"overlap=true is for one process; with launcher={cfg.launcher} say "
+            "rollout.pipeline_stage_num=2 instead"
+        )
     if ranks.size() > 1:
         raise ValueError(
             f"overlap=true is for one process, and torchrun has started {ranks.size()}; leave one "

@@ -28,12 +28,12 @@ class FaultyRunError(RuntimeError):
 class FaultWatch:
     """Looks at an environment's faults after every iteration."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, num_envs: int) -> None:
         """Prepare.
 
-        folder: where faulty states are dumped.
+        folder: where faulty states are dumped. num_envs: of all processes.
         """
-        self.folder = folder
+        self.folder, self.num_envs = folder, num_envs
         self.recent: collections.deque[float] = collections.deque(maxlen=WINDOW)
         """Shares of faulty environments, of the last iterations."""
         self._dumps = len(list(folder.glob("*.npz")))
@@ -56,7 +56,7 @@ class FaultWatch:
             if f.name
         }
         out["env/fault"] = float(faulty)
-        self.recent.append(faulty / (env.num_envs * ranks.size()))
+        self.recent.append(faulty / self.num_envs)
         try:
             for record in records[: max(0, MAX_DUMPS - self._dumps)]:
                 self._dump(env, record, iteration)

@@ -29,12 +29,18 @@ FREE = frozenset(
         *("eval_every", "eval_episodes", "final_episodes"),
         *("video_every", "video_tiles", "video_info", "video_fps"),
         *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax", "sim.renderer"),
+        *("launcher", "rollout.pipeline_stage_num"),
+        *(f"cluster.{key}" for key in ("env", "learner", "cpus", "num_nodes", "address")),
+        *("cluster.object_store", "cluster.component_placement.env"),
+        *("cluster.component_placement.rollout", "cluster.component_placement.actor"),
     )
 )
 """Keys that every resume may change: how long, where, how fast, how often something is kept; none
-of them changes what is learned from. (A distillation's learning rate ends with `total_samples`.)"""
+of them changes what is learned from, but for how many processes collect. (A distillation's learning
+rate ends with `total_samples`.)"""
 _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 """Of no meaning for what goes on: the weights come from the checkpoint."""
+_LAUNCHED = ("launcher", "cluster.", "rollout.")
 
 
 class BusyError(ValueError):
@@ -111,6 +117,10 @@ def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
             f"{path} is missing or unreadable, so nobody can tell whether this is how the run was "
             f"trained ({error}); put it back, or write it with penspin train --print-config"
         ) from error
+    if found.get("launcher") == ("absent", "local"):  # as always, before there was another
+        found = {key: value for key, value in found.items() if not key.startswith(_LAUNCHED)}
+    if found.get("overlap") == ("absent", "false"):  # likewise
+        del found["overlap"]
     return {key: value for key, value in found.items() if key not in _UNSAID}
 
 

@@ -42,6 +42,21 @@ class CSVLog:
             os.truncate(self.path, size)  # the next row must not continue half a row
             raise
 
+    def log(self, row: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Append a row, or say why it is not there."""
+        try:
+            self.write(row)
+        except OSError as error:
+            say(f"warning: no row in {self.path} ({error})")
+
+    def drop_after(self, iteration: float, say: Callable[[str], None]) -> None:
+        """Do what `truncate` does, or say why later rows remain."""
+        try:
+            if message := self.truncate(iteration):
+                say(message)
+        except OSError as error:
+            say(f"warning: later rows remain in {self.path} ({error})")
+
     def truncate(self, iteration: float) -> str:
         """Drop the rows after an iteration: a resumed run writes them anew.
 

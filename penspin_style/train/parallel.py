@@ -9,6 +9,7 @@ common. Evaluations are the same on every rank, which is as fast as waiting for 
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from safetensors.torch import load, save
@@ -21,6 +22,8 @@ from penspin_style.env.env import Env
 from penspin_style.system import ranks
 from penspin_style.system.interrupt import Stop
 
+WORKERS = "workers/"
+"""Begins the keys of a checkpoint's `env` where workers collected; see `ray_workers.py`."""
 GRACE = 5.0
 """Seconds in which a second signal does not end a rank: a terminal's Ctrl-C comes twice, by itself
 and from `torchrun`."""
@@ -73,13 +76,16 @@ def rank_states(algo: Algorithm, env: Env | None) -> dict[str, Any]:
     return {"ranks": found}
 
 
-def own_state(algo: Algorithm, state: dict[str, Any]) -> dict[str, Any]:
+def own_state(algo: Algorithm, state: dict[str, Any], *, by_workers: bool) -> dict[str, Any]:
     """Return a checkpoint's `algo` and `env` as this rank continues them.
 
-    `env` is None where the checkpoint is of fewer ranks: this one begins anew.
+    `env` is None where the checkpoint is of fewer ranks: this one begins anew. So it does where
+    workers collected before and do not now.
+
+    by_workers: whether they do now.
     """
     if ranks.is_first():
-        return state
+        return state if by_workers or not _of_workers(state) else {**state, "env": None}
     found = state.get("ranks", {}).get(str(ranks.rank()))
     common = {k: v for k, v in state["algo"].items() if k not in _own_keys(algo)}
     if found is None:
@@ -87,20 +93,31 @@ def own_state(algo: Algorithm, state: dict[str, Any]) -> dict[str, Any]:
     return {"algo": {**common, **found["algo"]}, "env": found["env"]}
 
 
-def change_of_size(state: dict[str, Any], per_rank: int) -> tuple[int, str]:
+def change_of_size(
+    state: dict[str, Any], samples: int, now: int, *, by_workers: bool
+) -> tuple[int, str]:
     """Return how many processes a checkpoint is of, and what is different now, if anything.
 
-    per_rank: samples of an iteration.
+    samples: of an iteration now. now: processes that collect. by_workers: see `own_state`.
     """
-    before, now = 1 + len(state.get("ranks", {})), ranks.size()
-    if before == now:
-        return before, ""
-    more = f"{now - before} of them begin new episodes"
-    fewer = f"the episodes of the {before - now} others are dropped"
-    return before, (
-        f"{now} processes go on, there were {before}: an iteration has {now * per_rank} samples "
-        f"instead of {before * per_rank}; {more if now > before else fewer}"
-    )
+    before = 1 + len(state.get("ranks", {}))
+    if of_workers := _of_workers(state):
+        # before the first iteration there are none yet
+        before = len({n for key in state["env"] if (n := key.split("/")[1]).isdigit()}) or now
+    others = bool(of_workers) != by_workers
+    text = "" if not others else "all begin new episodes"
+    if before != now:
+        more = f"{now - before} of them begin new episodes"
+        fewer = f"the episodes of the {before - now} others are dropped"
+        text = (
+            f"{now} processes go on, there were {before}: an iteration has {samples} "
+            f"samples instead of {before * samples // now}; "
+        ) + (text or (more if now > before else fewer))
+    return before, text
+
+
+def _of_workers(state: dict[str, Any]) -> bool:
+    return any(key.startswith(WORKERS) for key in state["env"])
 
 
 def _own_keys(algo: Algorithm) -> tuple[str, ...]:
@@ -132,14 +149,19 @@ def shared_row(row: dict[str, float]) -> dict[str, float]:
     """
     if ranks.size() == 1:
         return row
-    rows = [json.loads(part) for part in ranks.gather(json.dumps(row).encode())]
+    return row | joined_rows([json.loads(p) for p in ranks.gather(json.dumps(row).encode())])
+
+
+def joined_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return figures over the processes that have them: means, of extremes the extreme."""
+    joined: dict[str, float] = {}
     for key in dict.fromkeys(key for each in rows for key in each):
         values = [each[key] for each in rows if key in each]
         if key.endswith(("_max", "_min")):
-            row[key] = max(values) if key.endswith("_max") else min(values)
+            joined[key] = max(values) if key.endswith("_max") else min(values)
         else:
-            row[key] = math.fsum(values) / len(values)
-    return row
+            joined[key] = math.fsum(values) / len(values)
+    return joined
 
 
 def of_first(*numbers: float | None) -> list[float | None]:

@@ -4,9 +4,11 @@ import pathlib
 from typing import Any
 
 from penspin_style import storage
+from penspin_style.env.env import Env
 from penspin_style.features import PolicyCard
 from penspin_style.nets.policy import save_policy
 from penspin_style.train.faults import FaultyRunError
+from penspin_style.train.folder import versions
 
 
 def publish(folder: pathlib.Path, policy: Any, card: PolicyCard, resolved: str) -> pathlib.Path:
@@ -28,6 +30,20 @@ def publish(folder: pathlib.Path, policy: Any, card: PolicyCard, resolved: str) 
             "evaluates and writes it again"
         ) from error
     return target
+
+
+def describe_policy(
+    env: Env, policy: Any, task: str, run: str, score: dict[str, Any]
+) -> PolicyCard:
+    """Return the card of a policy that has this score in an environment."""
+    return env.card(
+        task=task,
+        run=run,
+        network=policy.describe(),
+        score=score,
+        versions=versions(),
+        in_keys=policy.in_keys,
+    )
 
 
 def is_published(folder: pathlib.Path, samples: int) -> bool:

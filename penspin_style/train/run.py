@@ -36,7 +36,8 @@ from penspin_style.train.evaluate import Evaluation, acting, evaluate
 from penspin_style.train.faults import FaultWatch, FaultyRunError
 from penspin_style.train.folder import versions
 from penspin_style.train.logging import CSVLog, Progress, Trackers
-from penspin_style.train.publish import is_published, publish
+from penspin_style.train.publish import describe_policy, is_published, publish
+from penspin_style.train.ray_workers import Workers
 
 EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4
 _SAVING = "saving after this iteration; a second signal ends at once"
@@ -60,6 +61,7 @@ class Run:
         self._check_use()
         self.device = resolve_device(cfg.device)
         self.curriculum = Curriculum(cfg.curriculum, cfg.task)
+        self.workers = Workers(cfg, task) if cfg.launcher == "ray" else None
         self.env: Env | None = None  # for an algorithm that learns from recorded episodes alone
         if env_settings(cfg, training=True) is not None:
             self.env = self._make_env(cfg.num_envs, ranks.own_seed(cfg.seed), training=True)
@@ -77,7 +79,7 @@ class Run:
         self.collection = Collection.make(cfg, self.algo, self.env)
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._claim()
-        self._former = ranks.size()  # processes before a resume
+        self._former = self._processes  # before a resume
         self.iteration = 0
         self.samples = 0  # environment steps so far, summed over environments
         self.score: float | None = None  # of the last evaluation, what task.score names
@@ -87,7 +89,7 @@ class Run:
         self.rate_halved = False
         self.loggers = cfg.loggers if ranks.is_first() else []
         self.csv = CSVLog(self.folder / "metrics.csv") if "csv" in self.loggers else None
-        self.faults = FaultWatch(self.folder / "faults")
+        self.faults = FaultWatch(self.folder / "faults", cfg.num_envs * self._processes)
         self.watch: Callable[[], None] = lambda: None  # after each iteration
         self._stop = interrupt.Stop()
 
@@ -107,7 +109,8 @@ class Run:
         total = self._recorded.total_samples if self.env is None else self.cfg.total_samples
         shown = Progress(title, total, score=score, quiet=quiet or not ranks.is_first())
         asking = interrupt.asking(_SAVING, parallel.GRACE if ranks.size() > 1 else 0.0)
-        with self._lock, ranks.joined(self.device), shown as progress, asking as self._stop:
+        there = self.workers or ranks.joined(self.device)
+        with self._lock, there, shown as progress, asking as self._stop:
             if self.cfg.resume and not self._restore(progress):
                 return EXIT_OK
             with Trackers(self.loggers, self.folder, self.cfg.name, progress.say) as trackers:
@@ -126,7 +129,9 @@ class Run:
         """
         folder, state = self._newest(progress)
         self._load_own(folder, state)
-        self._former, text = parallel.change_of_size(state, self._per_iteration // ranks.size())
+        self._former, text = parallel.change_of_size(
+            state, self._per_iteration, self._processes, by_workers=self.workers is not None
+        )
         if not ranks.of_first(self._is_finished):
             progress.say(f"resuming from iteration {self.iteration} ({folder})")
             if text:
@@ -159,7 +164,7 @@ class Run:
     def _describe(self, progress: Progress) -> None:
         """Write what the run depends on, and what a resume changes."""
         if self.cfg.resume:
-            was, now = str(self._former), str(ranks.size())
+            was, now = str(self._former), str(self._processes)
             more = {} if was == now else {"processes": (was, now)}
             changed = run_folder.note_changes(self.folder, self.resolved, self.iteration, more)
             for key, (before, then) in changed.items():
@@ -170,7 +175,7 @@ class Run:
         while not self._is_trained() and not parallel.is_asked_to_end(self._stop):
             began = time.perf_counter()
             try:
-                batch = self.collection.next(self._collecting)
+                batch = self._next(progress)
                 seen = self._seen(progress)
                 with self.collection.ahead(self._collecting):
                     learning = time.perf_counter()
@@ -181,7 +186,8 @@ class Run:
             except DivergedError as error:
                 self._roll_back(str(error), progress)
                 continue
-            fresh, took = self._per_iteration, time.perf_counter() - began
+            took = time.perf_counter() - began
+            fresh = batch.numel() if self.workers else self._per_iteration
             self.iteration, self.samples = self.iteration + 1, self.samples + fresh
             row |= {"time/rollout": took - learned, "time/update": learned}
             if self.collection.is_ahead:
@@ -191,20 +197,30 @@ class Run:
         if not self.interrupted and self._has_succeeded():
             progress.say(f"stop_at_success={self.cfg.stop_at_success} is reached: done")
 
+    def _next(self, progress: Progress) -> Any:
+        """Return transitions [horizon, num_envs], of all workers' environments; None for none."""
+        if self.workers:
+            return self.workers.collect(self.algo, self.env, self.curriculum.index, progress.say)
+        return self.collection.next(self._collecting)
+
     def _seen(self, progress: Progress) -> dict[str, float]:
         """Return what the environments tell of the batch that is to be learned from."""
         if self.env is None:
             return {}
-        found = parallel.env_metrics(self.env)
-        return found | self.faults.check(self.env, self.iteration + 1, progress.say)
+        row = parallel.env_metrics(self.env) | (self.workers.metrics() if self.workers else {})
+        return row | self.faults.check(self.env, self.iteration + 1, progress.say)
 
     @property
-    def _collecting(self) -> Env | None:
-        return self.env if self.algo.collects else None
+    def _collecting(self) -> Any:  # the environment, or the workers: what is saved
+        return (self.workers or self.env) if self.algo.collects else None
+
+    @property
+    def _processes(self) -> int:
+        return ranks.size() if self.workers is None else len(self.workers.slots)
 
     @property
     def _per_iteration(self) -> int:
-        return self.algo.horizon * (1 if self.env is None else self.cfg.num_envs * ranks.size())
+        return self.algo.horizon * (1 if self.env is None else self.cfg.num_envs * self._processes)
 
     def _close_iteration(
         self, row: dict[str, float], trackers: Trackers, progress: Progress
@@ -249,21 +265,13 @@ class Run:
 
     def _log(self, row: dict[str, float], progress: Progress) -> None:
         if self.csv:
-            try:
-                self.csv.write(row)
-            except OSError as error:
-                progress.say(f"warning: no row in {self.csv.path} ({error})")
+            self.csv.log(row, progress.say)
         progress.show(row)
 
     def _truncate_log(self, progress: Progress) -> None:
         """Drop the rows of iterations that are to come, again."""
-        if self.csv is None:
-            return
-        try:
-            if message := self.csv.truncate(self.iteration):
-                progress.say(message)
-        except OSError as error:
-            progress.say(f"warning: later rows remain in {self.csv.path} ({error})")
+        if self.csv:
+            self.csv.drop_after(self.iteration, progress.say)
 
     # Evaluation.
 
@@ -352,16 +360,9 @@ class Run:
         result = self.evaluate(self.cfg.final_episodes, self.cfg.eval_seed)
         self.final = result
         own = "".join(f", {k} {m.text}" for k, m in result.measures.items())
-        policy: Any = self.algo.policy
         assert self.env is not None
-        card = self.env.card(
-            task=self.task_name,
-            run=self._title,
-            network=policy.describe(),
-            score={**result.as_dict(), "scored_by": self.task.score},
-            versions=versions(),
-            in_keys=policy.in_keys,
-        )
+        score = {**result.as_dict(), "scored_by": self.task.score}
+        card = describe_policy(self.env, self.algo.policy, self.task_name, self._title, score)
         return card, f"{result.success_text(self.task.score)}{own}"
 
     def _validated(self) -> tuple[PolicyCard, str]:
@@ -451,7 +452,7 @@ class Run:
         self.curriculum.load_state_dict(state["run"].get("curriculum", {"index": 0, "since": 0}))
         if self.curriculum.index != stage:
             self._enter_stage()
-        own = parallel.own_state(self.algo, state)
+        own = parallel.own_state(self.algo, state, by_workers=self.workers is not None)
         self.algo.load_state_dict(own["algo"])
         if self._collecting is not None and own["env"] is not None:
             self._collecting.load_state_dict(
@@ -473,6 +474,8 @@ class Run:
     def _make_env(self, num_envs: int, seed: int, *, training: bool = False) -> Env:
         settings = {"num_envs": num_envs, "stagger": training and self.cfg.stagger}
         settings |= env_settings(self.cfg, training=training) or {}
+        if training and self.workers is not None:  # it only says what the workers' are like
+            settings = {"num_envs": 1}
         task = self.task(self.curriculum.task if training else evaluated_task(self.cfg))
         return make_env(self.cfg.sim, task, self.device, seed=seed, **settings)
 

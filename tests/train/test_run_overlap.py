@@ -11,8 +11,10 @@ import torch
 from penspin_style.__main__ import main
 from penspin_style.algo.ppo import PPO
 from penspin_style.env.env import Env
+from penspin_style.train import folder as run_folder
 from penspin_style.train.checkpoint import Checkpoints
 from penspin_style.train.collection import Collection
+from penspin_style.train.compose import compose_train
 from tests.support import training
 from tests.support.small_run import (
     ITERATION,
@@ -228,6 +230,7 @@ REFUSED = {
     "algo=sac": "algo=sac collects and learns in turns; leave it out, or choose among distill, "
     "grpo, ppo",
     "task=panda_lift_cube_vision algo=clone": "algo=clone collects and learns in turns",
+    "launcher=ray": "with launcher=ray say rollout.pipeline_stage_num=2 instead",
 }
 
 
@@ -236,6 +239,15 @@ def test_what_cannot_be_collected_ahead_is_refused_in_one_line(tmp_path, line, c
     assert main(["train", *line.split(), "overlap=true", f"out={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert REFUSED[line] in err and err.count("\n") == 1
+
+
+def test_a_run_from_before_there_was_overlap_goes_on_in_turns_without_a_word(tmp_path):
+    resolved = compose_train(["task=panda_lift_cube"])[2]
+    assert resolved.count("overlap: false\n") == 1
+    (tmp_path / "config.yaml").write_text(resolved.replace("overlap: false\n", ""))
+    assert run_folder.changes(tmp_path, resolved) == {}
+    ahead = compose_train(["task=panda_lift_cube", "overlap=true"])[2]
+    assert run_folder.changes(tmp_path, ahead) == {"overlap": ("absent", "true")}
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
