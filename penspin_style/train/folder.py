@@ -119,7 +119,7 @@ def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
         ) from error
     if found.get("launcher") == ("absent", "local"):  # as always, before there was another
         found = {key: value for key, value in found.items() if not key.startswith(_LAUNCHED)}
-    if found.get("overlap") == ("absent", "false"):  # likewise
+    if found.get("overlap") == ("absent", "False"):  # likewise
         del found["overlap"]
     return {key: value for key, value in found.items() if key not in _UNSAID}
 

@@ -247,7 +247,7 @@ def test_a_run_from_before_there_was_overlap_goes_on_in_turns_without_a_word(tmp
     (tmp_path / "config.yaml").write_text(resolved.replace("overlap: false\n", ""))
     assert run_folder.changes(tmp_path, resolved) == {}
     ahead = compose_train(["task=panda_lift_cube", "overlap=true"])[2]
-    assert run_folder.changes(tmp_path, ahead) == {"overlap": ("absent", "true")}
+    assert run_folder.changes(tmp_path, ahead) == {"overlap": ("absent", "True")}
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
