@@ -369,6 +369,7 @@ def test_with_two_stages_the_policy_that_collects_is_one_update_old(tmp_path, ra
     assert [row["samples"] for row in rows(run)] == ["64", "128", "192"]
     # the first batch is waited for; from then on one is under way while another is learned from
     assert updates == [0, 0, 1, 2]
+    assert run.algo.overlap and not fit(tmp_path / "in_turns", 2).algo.overlap
 
 
 def begun_in(ray):
