@@ -199,7 +199,7 @@ class Run:
 
     def _next(self, progress: Progress) -> Any:
         """Return transitions [horizon, num_envs], of all workers' environments; None for none."""
-        if self.workers:
+        if self.workers is not None and self.env is not None:
             return self.workers.collect(self.algo, self.env, self.curriculum.index, progress.say)
         return self.collection.next(self._collecting)
 
