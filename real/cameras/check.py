@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from penspin_style.deploy.bundle import Bundle
 from real.cameras import latency
 from real.cameras.camera import CameraError, Frame, Newest
-from real.cameras.config import make_camera, nearest, read_cameras
+from real.cameras.config import DEEP, make_camera, nearest, read_cameras
 from real.cameras.fit import Crop
 from real.cameras.sensors import Cameras, Seen
 
@@ -42,7 +42,9 @@ def check(args: argparse.Namespace) -> int:
         notes = cameras.notes
     if args.out is not None:
         image.save(args.out)
-    for note in notes + [f"{name}: no camera of {args.file} gives it" for name in cameras.missing]:
+    for note in notes + [
+        f"{name}: {args.file} gives none{_hint(name)}" for name in cameras.missing
+    ]:
         print(note, file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps({"cameras": found, "missing": list(cameras.missing)}))
@@ -159,6 +161,10 @@ def _function(name: str) -> Callable[[bool], object]:
     if not callable(found):
         raise ValueError(f"--light {name} is not a function")
     return found
+
+
+def _hint(name: str) -> str:
+    return f"; depth needs kind {' or '.join(DEEP)}" if name.endswith("_depth") else ""
 
 
 def _box(crop: Crop) -> tuple[int, int, int, int]:

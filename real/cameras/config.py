@@ -20,6 +20,8 @@ from real.cameras.realsense import RealSense
 from real.cameras.video_file import VideoFile
 
 KINDS = ("opencv", "realsense", "file")
+DEEP = ("realsense",)
+"""Kinds that give depth."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from penspin_style.features import Feature, PolicyCard
 from real.cameras.camera import Camera, CameraError, Frame, Newest
-from real.cameras.config import CameraConfig, make_camera, nearest
+from real.cameras.config import DEEP, CameraConfig, make_camera, nearest
 from real.cameras.fit import Crop, crop_around, fit
 from real.drivers.external import External
 
@@ -57,6 +57,11 @@ def images_of(card: PolicyCard) -> list[Seen]:
     return found
 
 
+def _is_given(image: Seen, configs: Mapping[str, CameraConfig]) -> bool:
+    config = configs.get(image.camera)
+    return config is not None and (config.kind in DEEP or not image.is_depth)
+
+
 class Cameras:
     """The cameras of a file, for a policy; opened and closed as a context.
 
@@ -73,12 +78,12 @@ class Cameras:
         """Match cameras and images.
 
         Raises:
-            ValueError: the policy sees none of a camera, or depth of one that has none.
+            ValueError: the policy sees nothing of a camera.
         """
         every = images_of(card)
         self.configs = configs
-        self.seen = tuple(image for image in every if image.camera in configs)
-        self.missing = tuple(i.feature.name for i in every if i.camera not in configs)
+        self.seen = tuple(image for image in every if _is_given(image, configs))
+        self.missing = tuple(i.feature.name for i in every if i not in self.seen)
         """Images that the policy reads and no camera of the file gives."""
         cameras = sorted({image.camera for image in every})
         for name in configs:
@@ -87,13 +92,6 @@ class Cameras:
                     nearest(name, cameras) or f"; its cameras are {', '.join(cameras) or 'none'}"
                 )
                 raise ValueError(f"the policy of {card.task} sees no camera {name!r}{there}")
-        for image in self.seen:
-            kind = configs[image.camera].kind
-            if image.is_depth and kind != "realsense":
-                raise ValueError(
-                    f"the policy reads {image.feature.name}, a camera of kind {kind} has no depth: "
-                    "use kind realsense"
-                )
         deep = {image.camera for image in self.seen if image.is_depth}
         self.cameras = {
             name: Newest(make(config, depth=name in deep), name, max_age=config.max_age)

@@ -1,7 +1,9 @@
 """The delay of a camera, measured by a lamp; `penspin camera` and `rollout --cameras`."""
 
+import dataclasses
 import json
 import sys
+import threading
 import types
 from fractions import Fraction
 
@@ -14,7 +16,11 @@ from penspin_style.data.formats.video import VideoWriter
 from penspin_style.deploy.bundle import Bundle
 from real.cameras.camera import CameraError
 from real.cameras.latency import measure_latency, screen
+from real.drivers import open_driver
+from tests.support import franky_fake
 from tests.support.cameras import RGB, Late, card
+
+pytestmark = pytest.mark.clock
 
 # The delay.
 
@@ -133,3 +139,38 @@ def test_a_light_that_the_frames_do_not_show_ends_the_measurement(file, capsys, 
     monkeypatch.setitem(sys.modules, "lamp", lamp)
     code, _, err = call(capsys, "camera", "latency", file, "front", "--light", "lamp:switch")
     assert code == 3 and "camera 'front': the light changes no pixel" in err
+
+
+class Looking:
+    """A policy of the arm that does nothing, and notes what it sees."""
+
+    sha256 = "of a double"
+
+    def __init__(self, channels, control_dt):
+        plain = card(RGB)
+        self.card = dataclasses.replace(plain, actions=channels, control_dt=control_dt)
+        self.seen = []
+
+    def reset(self):
+        self.seen.append(None)
+
+    def act(self, observation):
+        self.seen.append(observation["front_rgb"])
+        return np.zeros(len(self.card.actions), np.float32)
+
+
+def test_a_rollout_on_a_robot_sees_through_its_cameras(file, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "franky", franky_fake)
+    arm = open_driver("franka", "arm")
+    policy = Looking(arm.channels, arm.control_dt)
+    monkeypatch.setattr(Bundle, "load", lambda path: policy)
+    argv = ("rollout", "--robot", "franka:arm", "--policy", "p.onnx", "--seconds", "0.3")
+    code, _, err = call(capsys, *argv)
+    assert code == 2 and "front_rgb: not offered" in err
+    code, out, err = call(capsys, *argv, "--cameras", file, "--json")
+    assert code == 0, err
+    assert json.loads(out)["episodes"] == 1 and "trained with 40 degrees" in err
+    images = [image for image in policy.seen if image is not None]
+    assert len(images) >= 3 and images[-1].shape == (2, 8, 8, 3)  # with its history
+    assert abs(images[-1][-1, 4, 4].astype(int) - [200, 0, 0]).max() < 25
+    assert not [t for t in threading.enumerate() if t.name.startswith("camera-")]
