@@ -33,7 +33,7 @@ ROBOT = {"penspin_style", "features", "rotation", "data.episodes", "real"}
 ROBOT |= {"tasks.robots.description"} | LIGHT | RUN_TIME
 # what simulates, or learns, beside it
 WORLD = TRAIN | ROBOT | {"viewer", "tasks", "tasks.robots"}
-REAL = {f"real.{name}" for name in ("drivers", "control", "serving")}
+REAL = {f"real.{name}" for name in ("drivers", "cameras", "control", "serving")}
 
 # room -> rooms that it may import, itself aside; every one is below those that import it
 LAYERS: dict[str, set[str]] = {
@@ -93,7 +93,8 @@ LAYERS: dict[str, set[str]] = {
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},
     "real.drivers": ROBOT,
-    "real.serving": ROBOT,
+    "real.cameras": ROBOT | {"real.drivers", "system.plain_yaml"},
+    "real.serving": ROBOT | {"real.cameras"},
     "real.control": ROBOT | {"real.serving"},
     "real.twin": WORLD | {"real.serving", "real.control"},
     "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},

@@ -27,7 +27,38 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
         "--patience", type=_SECONDS, default=10.0, help="seconds to wait for a server; default 10"
     )
     sub.add_argument("--episodes", type=positive, default=1, help="how many")
+    sub.add_argument(
+        "--cameras", metavar="FILE", help="YAML of the cameras beside a real robot, by name"
+    )
     return sub
+
+
+def add_camera(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Add the verb `camera`; return the parsers of `check` and `latency`."""
+    summary = "Look at the cameras beside a robot: what a policy sees, and how late."
+    kinds = verbs.add_parser("camera", help=summary, description=summary).add_subparsers(
+        dest="kind", required=True, metavar="check|latency"
+    )
+    file = "YAML of cameras by name"
+    summary = "Show what a policy would see beside the whole frame; measure rate and age of frames."
+    check = kinds.add_parser("check", help=summary, description=summary)
+    check.add_argument("file", metavar="FILE", help=file)
+    check.add_argument("--policy", metavar="POLICY.onnx", required=True, help="who would see it")
+    check.add_argument("--out", metavar="PNG", type=_png, help="image to write")
+    check.add_argument("--seconds", type=_SECONDS, default=2.0, help="to measure for")
+    add_json(check)
+    summary = "Switch a light, and measure how long it takes until a frame shows that."
+    late = kinds.add_parser("latency", help=summary, description=summary)
+    late.add_argument("file", metavar="FILE", help=file)
+    late.add_argument("camera", metavar="CAMERA", help="its name in the file")
+    late.add_argument("--blinks", type=positive, default=10, help="how many")
+    late.add_argument(
+        "--light",
+        metavar="MODULE:FUNCTION",
+        help="function(on: bool) that switches a light; default: this terminal's window",
+    )
+    add_json(late)
+    return check, late
 
 
 def add_teleop(verbs: Any) -> argparse.ArgumentParser:
@@ -136,3 +167,9 @@ def rule(text: str) -> "SuccessRule":
         return SuccessRule.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _png(text: str) -> str:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    return text

@@ -23,8 +23,11 @@ from real.robot import Robot, RobotError
 
 if TYPE_CHECKING:
     from penspin_style.deploy.policy import Policy
+    from penspin_style.features import PolicyCard
+    from real.cameras.sensors import Cameras
     from real.control.loop import Outcome, TargetSource
     from real.control.safety import SafeRobot, Watchdog
+    from real.drivers.external import External
 
 STOPS = 5
 """Episodes in a row that the robot may be stopped in before we give up."""
@@ -59,11 +62,14 @@ class Opened:
         return hasattr(self.robot, "measures")
 
 
-def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
+def open_robot(
+    name: str, *, realtime: bool = False, task: str = "", also: "Sequence[External]" = ()
+) -> Opened:
     """Return a robot by its name.
 
     realtime: whether a twin's time passes by itself.
     task: what a real robot is used for, as its episodes say it.
+    also: values from beside a real robot.
 
     Raises:
         ValueError: there is none of that name, or a driver needs another address.
@@ -71,9 +77,11 @@ def open_robot(name: str, *, realtime: bool = False, task: str = "") -> Opened:
     """
     kind, _, where = name.partition(":")
     if kind in DRIVERS:
-        robot = open_driver(kind, where)
+        robot = open_driver(kind, where, also=also)
         steps = round(_SECONDS / robot.control_dt)
         return Opened(robot, kind, task, "real", True, steps, robot.joints)
+    if also:
+        raise ValueError(f"--cameras is for {', '.join(DRIVERS)}; a twin renders its own images")
     try:
         from real.twin.config import load_twin, twin_names
         from real.twin.robot import SimRobot
@@ -275,9 +283,19 @@ def rollout(args: argparse.Namespace) -> int:
     realtime = args.realtime or (args.server is not None and not args.fast)
     with contextlib.ExitStack() as stack:
         policy = _policy(args, stack)
-        opened = open_robot(args.robot, realtime=realtime, task=policy.card.task)
+        cameras = _cameras(args, policy.card)
+        opened = open_robot(
+            args.robot,
+            realtime=realtime,
+            task=policy.card.task,
+            also=cameras.sensors if cameras else (),
+        )
         success = success_check(args, opened)
         check_policy(policy.card, opened.robot)
+        if cameras:
+            stack.enter_context(cameras)
+            for note in cameras.notes:
+                print(note, file=sys.stderr, flush=True)
         safe, watchdog = stack.enter_context(connected(opened))
         head = header(
             safe,
@@ -304,6 +322,20 @@ def rollout(args: argparse.Namespace) -> int:
     else:
         show(found)
     return 0
+
+
+def _cameras(args: argparse.Namespace, card: "PolicyCard") -> "Cameras | None":
+    """Return the cameras that the command line names, not yet opened; None for none.
+
+    Raises:
+        ValueError: their file is not as it should be, or not for this policy.
+    """
+    if args.cameras is None:
+        return None
+    from real.cameras.config import read_cameras
+    from real.cameras.sensors import Cameras
+
+    return Cameras(read_cameras(pathlib.Path(args.cameras)), card)
 
 
 def _run(

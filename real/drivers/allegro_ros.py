@@ -101,11 +101,11 @@ class AllegroRos(RosRobot):
         return True
 
 
-def penspin_hand(namespace: str) -> AllegroRos:
+def penspin_hand(namespace: str, *, also: Sequence[external.External] = ()) -> AllegroRos:
     """Return the driver of a hand behind PenSpin's node, in a ROS namespace; empty for none."""
-    return AllegroRos(AllegroConfig(topics=TOPICS["penspin"].within(namespace)))
+    return AllegroRos(AllegroConfig(topics=TOPICS["penspin"].within(namespace)), also=also)
 
 
-def wonik_hand(namespace: str) -> AllegroRos:
+def wonik_hand(namespace: str, *, also: Sequence[external.External] = ()) -> AllegroRos:
     """Return the same behind allegro-hand-ros, the node of Wonik."""
-    return AllegroRos(AllegroConfig(topics=TOPICS["allegro_hand_ros"].within(namespace)))
+    return AllegroRos(AllegroConfig(topics=TOPICS["allegro_hand_ros"].within(namespace)), also=also)

@@ -122,6 +122,6 @@ def _each(joint: float, gripper: float) -> np.ndarray:
     return np.array([*(joint,) * len(ARM), gripper] * len(SIDES))
 
 
-def two_arms(namespace: str) -> AlohaRos:
+def two_arms(namespace: str, *, also: Sequence[external.External] = ()) -> AlohaRos:
     """Return the driver of ALOHA's followers, in a ROS namespace; empty for none."""
-    return AlohaRos(AlohaConfig(namespace=namespace))
+    return AlohaRos(AlohaConfig(namespace=namespace), also=also)

@@ -335,7 +335,7 @@ class FrankaRobot(Described):
             raise RobotError(f"the arm at {self.config.host} cannot {what}: {error}") from error
 
 
-def arm_at(address: str) -> FrankaRobot:
+def arm_at(address: str, *, also: Sequence[external.External] = ()) -> FrankaRobot:
     """Return the driver of the arm at an address.
 
     Raises:
@@ -343,7 +343,7 @@ def arm_at(address: str) -> FrankaRobot:
     """
     if not address:
         raise ValueError("the arm's address is missing: say franka:ADDRESS")
-    return FrankaRobot(FrankaConfig(address))
+    return FrankaRobot(FrankaConfig(address), also=also)
 
 
 def load_franky() -> Any:

@@ -21,13 +21,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from penspin_style.deploy.actions import Decoder
 from penspin_style.deploy.bundle import BundleError, ObservationError, check_features
 from penspin_style.deploy.history import Observer
 from penspin_style.deploy.policy import Policy, fork, horizon_of
 from penspin_style.features import Feature, PolicyCard
+from real.cameras.fit import Crop, fit, largest
 from real.serving.server import ServeError
 from tasks.robots.aloha.description import (
     ARM,
@@ -268,9 +268,7 @@ def _crop(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
     if (height, width) == (high, wide):
         return height, width
     columns = min(width, height * LARGEST[1] / LARGEST[0])
-    rows = columns * LARGEST[0] / LARGEST[1]
-    scale = min(rows / high, columns / wide)
-    return round(scale * high), round(scale * wide)
+    return largest(columns * LARGEST[0] / LARGEST[1], columns, (high, wide))
 
 
 def _fit(image: np.ndarray, feature: Feature) -> np.ndarray:
@@ -278,16 +276,8 @@ def _fit(image: np.ndarray, feature: Feature) -> np.ndarray:
 
     image: (3, height, width), for (high, wide, 3); or of depth (height, width), for (high, wide).
     """
-    high, wide = feature.shape[:2]
+    size = feature.shape[0], feature.shape[1]
     height, width = image.shape[-2:]
-    rows, columns = _crop(height, width, high, wide)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    seen = image[..., top : top + rows, left : left + columns]
-    if feature.dtype == "float32":
-        down = (2 * np.arange(high) + 1) * rows // (2 * high)
-        across = (2 * np.arange(wide) + 1) * columns // (2 * wide)
-        return seen[down[:, None], across]
-    seen = np.ascontiguousarray(np.moveaxis(seen, 0, -1))
-    if (rows, columns) == (high, wide):
-        return seen
-    return np.asarray(Image.fromarray(seen).resize((wide, high), Image.Resampling.BOX))
+    rows, columns = _crop(height, width, *size)
+    crop = Crop((height - rows) // 2, (width - columns) // 2, rows, columns)
+    return fit(image if feature.dtype == "float32" else np.moveaxis(image, 0, -1), size, crop)
