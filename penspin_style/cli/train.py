@@ -1,14 +1,11 @@
 """`penspin train`: train a policy, then write a video of it."""
 
 import argparse
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 from typing import Any
 
-from penspin_style.cli.evaluation_videos import EvaluationVideos
+from penspin_style.cli.run_videos import EvaluationVideos, draw, wait_for
 from penspin_style.env.task import task_name
 from penspin_style.system import ranks
 from penspin_style.system.plain_yaml import parse_mapping
@@ -17,9 +14,6 @@ from penspin_style.train.compose import assignment, typed
 from penspin_style.train.folder import new_name, newest_name
 from penspin_style.train.load_policy import compose_training
 from penspin_style.train.run import EXIT_OK, Run
-
-VIDEO_SECONDS = 900.0
-"""Longest that the video at the end of a training may take."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,37 +65,16 @@ def result(trained: Run, code: int) -> dict[str, Any]:
 
 
 def _write_video(trained: Run) -> None:
-    """Write an episode's video, in a process of its own: a renderer may crash or hang."""
+    """Write an episode's video and the images cut from it."""
     folder = trained.folder / "videos"
-    video = folder / "episode.mp4"
-    command = [sys.executable, "-m", "penspin_style", "play", str(trained.folder)]
-    command += [f"task={trained.task_name}", "--seed", "7", "--episodes", "1"]
-    command += ["--video", str(video), "--strip", str(folder / "episode.png")]
-    command += ["--views", str(folder / "views.png")] if trained.cfg.task.views() else []
+    more = ["--seed", "7", "--episodes", "1", "--video", str(folder / "episode.mp4")]
+    more += ["--strip", str(folder / "episode.png")]
+    more += ["--views", str(folder / "views.png")] if trained.cfg.task.views() else []
     try:
         folder.mkdir(exist_ok=True)
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            timeout=VIDEO_SECONDS,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = wait_for(draw(trained.folder, trained.task_name, *more))
+    except OSError as error:
         reason = str(error)
-    else:
-        if not done.returncode:
-            return
-        reason = f"exit code {done.returncode}"
-        if done.returncode < 0:
-            reason = f"the renderer ended with {signal.Signals(-done.returncode).name}"
-        lines = done.stderr.strip().splitlines()
-        reason = f"{reason}: {lines[-1].removeprefix('penspin: ')}" if lines else reason
-    print(
-        f"penspin: no video: {reason}; penspin play {trained.folder} --video OUT.mp4 tries again",
-        file=sys.stderr,
-    )
+    if reason:
+        again = f"penspin play {trained.folder} --video OUT.mp4 tries again"
+        print(f"penspin: no video: {reason}; {again}", file=sys.stderr)

@@ -7,7 +7,7 @@ import av
 import pytest
 
 from penspin_style.__main__ import main
-from penspin_style.cli.evaluation_videos import EvaluationVideos
+from penspin_style.cli.run_videos import EvaluationVideos
 from penspin_style.nets.policy import load_policy
 from tests.support.small_run import SMALL, make
 
@@ -89,7 +89,7 @@ def test_one_is_drawn_at_a_time_and_what_failed_is_told(begun, started):
     started[0].code, started[0].text = 2, "Traceback\npenspin: no video: no OpenGL\n"
     evaluated(run, 6)
     videos()
-    assert len(started) == 2 and videos.failed == "no video: no OpenGL"
+    assert len(started) == 2 and videos.failed == "exit code 2: no video: no OpenGL"
 
 
 def test_a_training_leaves_videos_of_its_evaluations(tmp_path, capsys):

@@ -1,12 +1,14 @@
-"""Videos of a training's evaluations: the policy of the moment, several environments as tiles.
+"""Videos of a training: of its policy at the end, and of its evaluations while it goes on.
 
-Each is drawn by `penspin play` in a process of its own, beside the training, one at a time: where
-the last one is not done yet, an evaluation goes without.
+Each is drawn by `penspin play` in a process of its own. Those of evaluations are tiles of several
+environments, drawn beside the training, one at a time: where the last one is not done yet, an
+evaluation goes without.
 """
 
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -18,7 +20,42 @@ from penspin_style.train.folder import versions
 from penspin_style.train.run import Run
 
 SECONDS = 900.0
-"""Longest that a video may take once the training has ended."""
+"""Longest that a training waits for a video at its end."""
+
+
+def draw(policy: pathlib.Path, task: str, *more: str) -> subprocess.Popen[str]:
+    """Start `penspin play` in a process of its own: a renderer may crash or hang.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    command = [sys.executable, "-m", "penspin_style", "play", str(policy), f"task={task}", *more]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def wait_for(drawing: subprocess.Popen[str]) -> str:
+    """Wait for what `draw` has started; return why there is no video, empty if there is one."""
+    try:
+        _, text = drawing.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        drawing.kill()
+        drawing.communicate()
+        return f"it took longer than {SECONDS:.0f} s"
+    code = drawing.returncode
+    if not code:
+        return ""
+    reason = f"the renderer ended with {signal.Signals(-code).name}" if code < 0 else ""
+    lines = text.strip().splitlines()
+    reason = reason or f"exit code {code}"
+    return f"{reason}: {lines[-1].removeprefix('penspin: ')}" if lines else reason
 
 
 class EvaluationVideos:
@@ -53,16 +90,9 @@ class EvaluationVideos:
         """Wait for the video that is being drawn, and remove what it was drawn from."""
         if self._drawing is None:
             return
-        (process, policy), self._drawing = self._drawing, None
-        try:
-            _, text = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, text = process.communicate()
-            text = f"it took longer than {SECONDS:.0f} s"
-        if process.returncode:
-            lines = text.strip().splitlines() or [f"exit code {process.returncode}"]
-            self.failed = self.failed or lines[-1].removeprefix("penspin: ")
+        (drawing, policy), self._drawing = self._drawing, None
+        if reason := wait_for(drawing):
+            self.failed = self.failed or reason
         shutil.rmtree(policy, ignore_errors=True)
 
     def _begin(self) -> None:
@@ -81,18 +111,8 @@ class EvaluationVideos:
         storage.remove_stages(self.folder)  # of a run that was killed
         stage = self.folder / f"{storage.STAGE}{run.samples}"
         save_policy(policy, card, stage, run.resolved)
-        command = [sys.executable, "-m", "penspin_style", "play", str(stage)]
-        command += [f"task={run.task_name}", "--seed", "7", "--tiles", str(cfg.video_tiles)]
-        command += ["--video", str(self.folder / f"{run.samples}.mp4")]
-        command += ["--info"] * cfg.video_info
-        command += ["--fps", str(cfg.video_fps)] if cfg.video_fps else []
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        self._drawing = process, stage
+        more = ["--seed", "7", "--tiles", str(cfg.video_tiles)]
+        more += ["--video", str(self.folder / f"{run.samples}.mp4")]
+        more += ["--info"] * cfg.video_info
+        more += ["--fps", str(cfg.video_fps)] if cfg.video_fps else []
+        self._drawing = draw(stage, run.task_name, *more), stage
