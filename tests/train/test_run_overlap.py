@@ -108,7 +108,9 @@ def test_a_finished_run_goes_on_as_if_it_had_not_ended_or_in_turns(whole, tmp_pa
     assert turns.checkpoints.newest()[1]["collection"] == {}
 
 
-@pytest.mark.parametrize("overrides", [GRPO, DISTILL], ids=["grpo", "distill"])
+@pytest.mark.parametrize(
+    "overrides", [GRPO, pytest.param(DISTILL, marks=pytest.mark.slow)], ids=["grpo", "distill"]
+)
 def test_others_that_collect_ahead_resume_exactly_too(tmp_path, overrides):
     whole = training.fit(tmp_path / "whole", *overrides, *COMMON)
     stopped = training.make(tmp_path / "other", *overrides, *COMMON)
@@ -138,7 +140,7 @@ def test_the_first_iteration_is_that_in_turns_and_later_ones_are_of_older_sample
 # What goes wrong.
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_error_in_a_batch_surfaces_where_it_would_have_been_learned_from(
     whole, tmp_path, monkeypatch, overlap
 ):

@@ -69,6 +69,7 @@ def test_a_sweep_leaves_one_table_a_plot_and_its_runs(whole, capsys):
     assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["trial", "score", "state"]
 
 
+@pytest.mark.slow
 def test_a_sweep_stopped_within_a_trial_goes_on_exactly_there(tmp_path, whole, monkeypatch):
     path = written(tmp_path, trials=3, pruner="none", sampler="random")
     argv = ["sweep", str(path), "--out", str(tmp_path / "out"), "--json"]
@@ -96,6 +97,7 @@ def test_more_trials_go_on_and_another_space_is_refused(tmp_path, whole, capsys)
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_study_is_said_in_one_line_and_nothing_is_lost(tmp_path, capsys):
     path, out = written(tmp_path, trials=1), tmp_path / "out"
     out.mkdir()
