@@ -1,7 +1,7 @@
 """Watch a task in a headless browser: frames per second that are sent and drawn, and memory.
 
     python tests/soak/measure_viewer.py [--task panda_lift_cube] [--num-envs 1 16] [--seconds 10]
-        [--browser chromium] [--picture FILE.png]
+        [--browser chromium] [--image FILE.png]
 
 The page of `penspin play` is opened in the browser, which draws in software. `sent_per_s` are the
 scenes that the viewer has sent, at most 30 a second; `page_per_s` the frames that the browser has
@@ -93,7 +93,7 @@ def resident() -> int:
 
 
 def measure(
-    task: str, num_envs: int, seconds: float, browser: str, picture: pathlib.Path | None
+    task: str, num_envs: int, seconds: float, browser: str, image: pathlib.Path | None
 ) -> dict[str, Any]:
     """Return the figures of one number of environments."""
     cfg, kind = compose_training([f"task={task}", f"num_envs={num_envs}", "sim.nthread=1"])[:2]
@@ -123,9 +123,9 @@ def measure(
             time.sleep(seconds)
             after = sent[0], viewer.steps, page.value("window.drawn"), time.monotonic()
             heap = page.value("performance.memory.usedJSHeapSize") or 0
-            if picture:
+            if image:
                 shot = page.call("Page.captureScreenshot", format="png")["data"]
-                picture.write_bytes(base64.b64decode(shot))
+                image.write_bytes(base64.b64decode(shot))
     finally:
         over.set()
         thread.join()
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--browser", default="chromium")
-    parser.add_argument("--picture", type=pathlib.Path, help="of the last page")
+    parser.add_argument("--image", type=pathlib.Path, help="of the last page")
     parser.add_argument("--least", type=float, default=20.0, help="scenes per second")
     args = parser.parse_args(argv)
     try:
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     slowest = args.least
     for count in args.num_envs:
-        found = measure(args.task, count, args.seconds, args.browser, args.picture)
+        found = measure(args.task, count, args.seconds, args.browser, args.image)
         print(json.dumps(found), flush=True)
         slowest = min(slowest, found["sent_per_s"])
     return int(slowest < args.least)
