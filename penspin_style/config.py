@@ -328,6 +328,11 @@ class TrainConfig:
     """Keys that a resume may change, as `[algo.gamma]`, or `allow` for any; the change is noted in
     `changes.jsonl`. How long, where and how fast to go on needs no leave: see `run_folder.FREE`."""
 
+    @property
+    def collects_ahead(self) -> bool:
+        """Whether batches are of the policy before the last update, collected during that."""
+        return self.overlap or self.rollout.pipeline_stage_num > 1
+
     def __post_init__(self) -> None:
         """Check the values."""
         for key in (

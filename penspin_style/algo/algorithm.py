@@ -232,7 +232,7 @@ class Reinforcement:
         """Return the algorithm of a run."""
         build: Any = cls
         made = build(cfg.algo, env.inputs, len(env.actions), device=device, seed=seed)
-        made.overlap = cfg.overlap or cfg.rollout.pipeline_stage_num > 1
+        made.overlap = cfg.collects_ahead
         if cfg.algo.init_from and not cfg.resume:
             begin_from(made.policy, cfg.algo.init_from, env)
         return made

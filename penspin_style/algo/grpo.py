@@ -160,7 +160,7 @@ class GRPO(OnPolicy):
                 )
         own = dataclasses.replace(cfg.algo, horizon=steps)
         made = cls(own, env.inputs, len(env.actions), device=device, seed=seed)
-        made.overlap = cfg.overlap or cfg.rollout.pipeline_stage_num > 1
+        made.overlap = cfg.collects_ahead
         if cfg.algo.init_from and not cfg.resume:
             begin_from(made.policy, cfg.algo.init_from, env)
             made._keep_reference()

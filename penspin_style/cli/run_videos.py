@@ -11,12 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any
 
 from penspin_style import storage
 from penspin_style.nets.policy import save_policy
 from penspin_style.system import ranks
-from penspin_style.train.folder import versions
+from penspin_style.train.publish import describe_policy
 from penspin_style.train.run import Run
 
 SECONDS = 900.0
@@ -97,20 +96,13 @@ class EvaluationVideos:
 
     def _begin(self) -> None:
         run, cfg = self.run, self.run.cfg
-        policy: Any = run.algo.policy
         assert run.env is not None
-        card = run.env.card(
-            task=run.task_name,
-            run=f"{run.task_name}/{cfg.name}/samples{run.samples}",
-            network=policy.describe(),
-            score={},
-            versions=versions(),
-            in_keys=policy.in_keys,
-        )
+        title = f"{run.task_name}/{cfg.name}/samples{run.samples}"
+        card = describe_policy(run.env, run.algo.policy, run.task_name, title, {})
         storage.make_folder(self.folder)
         storage.remove_stages(self.folder)  # of a run that was killed
         stage = self.folder / f"{storage.STAGE}{run.samples}"
-        save_policy(policy, card, stage, run.resolved)
+        save_policy(run.algo.policy, card, stage, run.resolved)
         more = ["--seed", "7", "--tiles", str(cfg.video_tiles)]
         more += ["--video", str(self.folder / f"{run.samples}.mp4")]
         more += ["--info"] * cfg.video_info

@@ -62,8 +62,10 @@ class Collection:
         self._root: TensorDict | None = None  # where the next one begins; None: where `env` is
         self._flight: _Flight | None = None
         self._ended = 0.0  # when the last one was there
+        self.learned = 0.0
+        """Seconds that the last block of `ahead` took,"""
         self.overlap = 0.0
-        """Seconds of the last `ahead` in which both were at work."""
+        """of them, those in which a batch was collected as well."""
         self._pool = ThreadPoolExecutor(
             1, "actor", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
@@ -121,26 +123,31 @@ class Collection:
 
         Whether an actor can act alone yet, the algorithm says: `can_lag`.
         """
-        self.overlap = 0.0
+        flight = self._launch(env)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            ended = time.perf_counter()
+            self.learned, self.overlap = ended - began, 0.0
+            if flight is not None:
+                wait([flight])
+                self.overlap = max(0.0, min(ended, self._ended) - began)
+
+    def _launch(self, env: Env | None) -> Future[_Collected] | None:
+        """Begin to collect the next batch; None where that cannot be done ahead."""
         actor: Any = self._actor
         learner: Any = self._algo
         if actor is None or env is None or not learner.can_lag:
-            yield
-            return
+            return None
         state = learner.state_dict()
         read = {key: state[key] for key in learner.acts_by if key in state}
         if "iteration" in read:  # what goes by it goes by that of the batch
             read["iteration"] += 1
         self._act_as({**self._acting(), **read})
         self._flight = flight = _Flight(env.state_dict(), self._acting())
-        began = time.perf_counter()
         flight.future = self._pool.submit(self._collect, env, actor)
-        try:
-            yield
-        finally:
-            learned = time.perf_counter()
-            wait([flight.future])
-            self.overlap = min(learned, self._ended) - began
+        return flight.future
 
     def _collect(self, env: Env, who: Algorithm) -> _Collected:
         root = env.current() if self._root is None else self._root

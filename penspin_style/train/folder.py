@@ -29,7 +29,7 @@ FREE = frozenset(
         *("eval_every", "eval_episodes", "final_episodes"),
         *("video_every", "video_tiles", "video_info", "video_fps"),
         *("device", "learn_threads", "sim.nthread", "sim.nconmax", "sim.njmax", "sim.renderer"),
-        *("launcher", "rollout.pipeline_stage_num"),
+        "launcher",
         *(f"cluster.{key}" for key in ("env", "learner", "cpus", "num_nodes", "address")),
         *("cluster.object_store", "cluster.component_placement.env"),
         *("cluster.component_placement.rollout", "cluster.component_placement.actor"),
@@ -40,7 +40,8 @@ of them changes what is learned from, but for how many processes collect. (A dis
 rate ends with `total_samples`.)"""
 _UNSAID = frozenset(("resume", "resume_changes", "algo.init_from"))
 """Of no meaning for what goes on: the weights come from the checkpoint."""
-_LAUNCHED = ("launcher", "cluster.", "rollout.")
+_SINCE = {"launcher": ("local", ("cluster.", "rollout.")), "overlap": ("False", ())}
+"""Key that older runs do not have -> what they did, and which keys mean nothing then."""
 
 
 class BusyError(ValueError):
@@ -117,10 +118,9 @@ def changes(folder: pathlib.Path, resolved: str) -> dict[str, tuple[str, str]]:
             f"{path} is missing or unreadable, so nobody can tell whether this is how the run was "
             f"trained ({error}); put it back, or write it with penspin train --print-config"
         ) from error
-    if found.get("launcher") == ("absent", "local"):  # as always, before there was another
-        found = {key: value for key, value in found.items() if not key.startswith(_LAUNCHED)}
-    if found.get("overlap") == ("absent", "False"):  # likewise
-        del found["overlap"]
+    for key, (done, theirs) in _SINCE.items():
+        if found.get(key) == ("absent", done):
+            found = {k: v for k, v in found.items() if not k.startswith((key, *theirs))}
     return {key: value for key, value in found.items() if key not in _UNSAID}
 
 

@@ -177,16 +177,16 @@ class Run:
             try:
                 batch = self._next(progress)
                 seen = self._seen(progress)
-                with self.collection.ahead(self._collecting):
-                    learning = time.perf_counter()
-                    with torch_threads(self.cfg.learn_threads):
-                        self.algo.process(batch)
-                        row = self.algo.update()
-                    learned = time.perf_counter() - learning
+                with (
+                    self.collection.ahead(self._collecting),
+                    torch_threads(self.cfg.learn_threads),
+                ):
+                    self.algo.process(batch)
+                    row = self.algo.update()
             except DivergedError as error:
                 self._roll_back(str(error), progress)
                 continue
-            took = time.perf_counter() - began
+            took, learned = time.perf_counter() - began, self.collection.learned
             fresh = batch.numel() if self.workers else self._per_iteration
             self.iteration, self.samples = self.iteration + 1, self.samples + fresh
             row |= {"time/rollout": took - learned, "time/update": learned}
