@@ -13,7 +13,10 @@ from penspin_style.features import Input
 from penspin_style.nets.critic import ValueFunction
 from penspin_style.nets.gaussian import Gaussian
 from penspin_style.nets.gaussian_policy import GaussianPolicy
+from penspin_style.nets.squashed import SquashedPolicy
 from penspin_style.nets.teacher import TeacherPolicy
+
+ExploringPolicy = GaussianPolicy | SquashedPolicy | TeacherPolicy
 
 
 class Actor(TensorDictModuleBase):
@@ -24,7 +27,7 @@ class Actor(TensorDictModuleBase):
 
     value: Any = None
 
-    def __init__(self, policy: GaussianPolicy | TeacherPolicy) -> None:
+    def __init__(self, policy: ExploringPolicy) -> None:
         super().__init__()
         self.policy = policy
         self.in_keys = list(policy.in_keys)
@@ -35,6 +38,8 @@ class Actor(TensorDictModuleBase):
         observations = (td[key] for key in self.in_keys)
         if isinstance(self.policy, TeacherPolicy):
             self.dist, self.value = self.policy.evaluate(*observations)
+        elif isinstance(self.policy, SquashedPolicy):
+            self.dist = self.policy.normal(*observations)
         else:
             self.dist = self.policy(*observations)
         return self.dist
@@ -93,11 +98,12 @@ def summary(reward: Tensor, advantage: Tensor, target: Tensor, keep: Tensor) -> 
 
 def make_policy(
     cfg: Any, observed: dict[str, Input], naction: int, rng: torch.Generator
-) -> GaussianPolicy | TeacherPolicy:
+) -> ExploringPolicy:
     """Return the policy that an algorithm's configuration asks for, of what is observed.
 
     Raises:
-        ValueError: an encoder is of a group whose name looks like a mistake.
+        ValueError: an encoder is of a group whose name looks like a mistake, or the action's
+            distribution is one that this network does not have.
     """
     encoders = {name: list(w) for name, w in sorted(cfg.encoders.items()) if w and name in observed}
     rest = set(observed) - set(cfg.encoders) - {"teacher", "critic"}
@@ -112,6 +118,16 @@ def make_policy(
         "init_std": cfg.init_std,
         "rng": rng,
     }
+    if cfg.distribution == "tanh_normal":
+        if encoders or cfg.shared_critic:
+            raise ValueError(
+                "algo.distribution=tanh_normal is of a network that reads the group 'teacher' "
+                "alone, without value head: set algo.shared_critic=false and algo.encoders."
+                f"{next(iter(encoders), 'GROUP')}=[], or leave the distribution normal"
+            )
+        return SquashedPolicy(
+            "teacher", observed["teacher"].size, naction, stochastic=True, **common
+        )
     if not encoders and not cfg.shared_critic:
         return GaussianPolicy("teacher", observed["teacher"].size, naction, **common)
     reads = [observed[name] for name in ("teacher", *encoders)]

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from penspin_style.algo.algorithm import own_steps
+from penspin_style.algo.algorithm import masked_mean, own_steps
 
 
 def advantages(
@@ -35,6 +35,13 @@ def advantages(
         return own_advantages(*terms, fault=fault, own=own[..., None], next_own=nxt["learner_acts"])
     # its decorator takes the time axis of positional arguments alone
     return generalized_advantage_estimate(*terms, time_dim=0)[0], ~fault
+
+
+def normalized(advantage: Tensor, weight: Tensor) -> Tensor:
+    """Return advantages with mean 0 and deviation 1 over the rows of weight, of all ranks."""
+    mean = masked_mean(advantage, weight, shared=True)
+    std = masked_mean((advantage - mean) ** 2, weight, shared=True).sqrt()
+    return (advantage - mean) / (std + 1e-8)
 
 
 def own_advantages(

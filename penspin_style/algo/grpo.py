@@ -75,6 +75,8 @@ class GRPOConfig:
     encoders: dict[str, list[int]] = field(default_factory=dict)
     """Observation group -> widths of its encoder; see `PPOConfig`."""
     activation: str = "elu"
+    distribution: str = "normal"
+    """What actions are drawn from, `normal` or `tanh_normal`; see `PPOConfig`."""
     init_std: float = 0.8
     noise_correlation: float = 0.0
     """How much of an action's noise is that of the step before."""

@@ -17,15 +17,15 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import KLAdaptiveLR
 
-from penspin_style.algo.actor_critic import Actor
+from penspin_style.algo.actor_critic import Actor, ExploringPolicy
 from penspin_style.algo.algorithm import GuardedOptimizer, Reinforcement, masked_mean, own_steps
 from penspin_style.config import ACTIVATIONS, require
 from penspin_style.nets.gaussian import Gaussian
-from penspin_style.nets.gaussian_policy import GaussianPolicy
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.teacher import TeacherPolicy
 from penspin_style.system import ranks
 
+DISTRIBUTIONS = ("normal", "tanh_normal")
 LIKELIEST = 2.0
 """Bound of a row's weight where the policy that collected was an older one."""
 
@@ -49,7 +49,7 @@ class OnPolicy(Reinforcement):
     takes_first = True
     """Whether `act` takes the first observations; not where another process learns."""
     cfg: Any
-    policy: GaussianPolicy | TeacherPolicy
+    policy: ExploringPolicy
     rng: torch.Generator
 
     def _start(self, nets: Sequence[nn.Module]) -> None:
@@ -100,7 +100,7 @@ class OnPolicy(Reinforcement):
 
     @torch.no_grad()
     def act(self, td: TensorDict) -> TensorDict:
-        """Draw an action; write `action`, `log_prob`, `loc` and `scale`."""
+        """Draw an action; write `action`, `drawn`, `log_prob`, `loc` and `scale`."""
         if self.takes_first and self.needs_first:
             self.take_first(td)
         dist = self._actor.get_dist(td)
@@ -109,9 +109,10 @@ class OnPolicy(Reinforcement):
             if self._noise is not None:
                 noise = rho * self._noise + (1.0 - rho**2) ** 0.5 * noise
             self._noise = noise
-        action = dist.loc + dist.scale * noise
-        td.set("action", action)
-        td.set("log_prob", dist.log_prob(action))
+        drawn = dist.loc + dist.scale * noise
+        td.set("action", dist.action(drawn))
+        td.set("drawn", drawn)
+        td.set("log_prob", dist.log_prob(drawn))
         td.set("loc", dist.loc)
         td.set("scale", dist.scale)
         return td
@@ -122,7 +123,7 @@ class OnPolicy(Reinforcement):
         Return how much likelier it is to act so, [horizon, num_envs, 1], up to `LIKELIEST` times.
         """
         dist = self._actor.get_dist(batch)
-        log_prob: Any = dist.log_prob(batch["action"])
+        log_prob: Any = dist.log_prob(batch["drawn"])
         fault: Any = batch["next", "fault"].squeeze(-1)
         ratio = torch.where(fault, 1.0, (log_prob - batch["log_prob"]).exp())
         batch["loc"], batch["scale"], batch["log_prob"] = dist.loc, dist.scale.clone(), log_prob
@@ -147,11 +148,11 @@ class OnPolicy(Reinforcement):
         """
         fault: Any = batch["next", "fault"]
         keys = {key for key, _ in self._normalizers()}
-        rows = batch.select(*keys, "action", "log_prob", "loc", "scale")
+        rows = batch.select(*keys, "log_prob", "loc", "scale")
         rows["advantage"] = advantage
         rows["weight"] = keep.float()
         # a weight of 0 does not undo infinity: whatever the action was, its row becomes harmless
-        rows["action"] = torch.where(fault, batch["loc"], batch["action"])
+        rows["action"] = torch.where(fault, batch["loc"], batch["drawn"])
         rows["log_prob"] = batch["log_prob"].masked_fill(fault.squeeze(-1), 0.0)
         return rows
 
@@ -317,5 +318,7 @@ def check_shared(cfg: Any) -> None:
     require(top >= cfg.min_learning_rate, "algo.max_learning_rate", top, legal)
     known = ("iteration", "epoch")
     require(cfg.kl_every in known, "algo.kl_every", cfg.kl_every, " or ".join(known))
+    kind = cfg.distribution
+    require(kind in DISTRIBUTIONS, "algo.distribution", kind, " or ".join(DISTRIBUTIONS))
     act = cfg.activation
     require(act in ACTIVATIONS, "algo.activation", act, ", ".join(ACTIVATIONS))

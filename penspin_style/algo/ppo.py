@@ -23,7 +23,7 @@ from penspin_style.algo.actor_critic import (
     make_policy,
     summary,
 )
-from penspin_style.algo.advantages import advantages
+from penspin_style.algo.advantages import advantages, normalized
 from penspin_style.algo.algorithm import masked_mean, observed_groups, own_steps
 from penspin_style.algo.on_policy import (
     OBJECTIVE_METRICS,
@@ -64,6 +64,8 @@ class PPOConfig:
     """Radius of the clipped value loss; null for none. In standard deviations with `value_norm`."""
     value_norm: bool = False
     """Learn returns as their running mean and deviation leave them, whatever their size."""
+    advantage_norm: str = "batch"
+    """Over what advantages have mean 0 and deviation 1: the `batch`, or each `minibatch`."""
     entropy_coef: float = 0.0
     learning_rate: float = 3e-4
     target_kl: float | None = 0.01
@@ -86,6 +88,10 @@ class PPOConfig:
     shared_critic: bool = False
     """A value head on the policy's last hidden layer instead of a network of its own."""
     activation: str = "elu"
+    distribution: str = "normal"
+    """What actions are drawn from: `normal`, around the squashed mean, with deviations that are
+    weights of their own; or `tanh_normal`, whose draws are squashed and whose deviations follow
+    from the observation too."""
     init_std: float = 0.8
     noise_correlation: float = 0.0
     """How much of an action's noise is that of the step before: exploration that lasts. The losses
@@ -112,6 +118,9 @@ class PPOConfig:
         for key in ("value_coef", "entropy_coef"):
             value = getattr(self, key)
             require(0 <= value < float("inf"), f"algo.{key}", value, "finite and >= 0")
+        over = self.advantage_norm
+        legal = over in ("batch", "minibatch")
+        require(legal, "algo.advantage_norm", over, "batch or minibatch")
         clip = self.value_clip
         require(clip is None or 0 < clip < float("inf"), "algo.value_clip", clip, "> 0 or null")
         sizes = self.critic_hidden
@@ -196,9 +205,6 @@ class PPO(OnPolicy):
         value, next_value = self._values(batch)
         advantage, keep = advantages(self.cfg, batch, value, next_value)
         target = advantage + value
-        weight = keep.float()
-        mean = masked_mean(advantage, weight, shared=True)
-        std = masked_mean((advantage - mean) ** 2, weight, shared=True).sqrt()
         self._rollout_metrics = summary(nxt["reward"], advantage, target, keep)
         if (own := own_steps(batch)) is not None:
             known = self._rollout_metrics if keep.any() else {}
@@ -206,7 +212,11 @@ class PPO(OnPolicy):
         if self.value_normalizer is not None:
             self.value_normalizer.update(target.reshape(-1, 1), keep.reshape(-1))
             value, target = self.value_normalizer(value), self.value_normalizer(target)
-        self._batch = self._rows(batch, likelier * ((advantage - mean) / (std + 1e-8)), keep)
+        if self.cfg.advantage_norm == "batch":
+            advantage = likelier * normalized(advantage, keep.float())
+        self._batch = self._rows(batch, advantage, keep)
+        if self.cfg.advantage_norm == "minibatch" and self.overlap:
+            self._batch["likelier"] = likelier
         self._batch["state_value"] = value
         self._batch["value_target"] = target
         if own is not None:  # minibatches are of what is learned from alone
@@ -259,8 +269,12 @@ class PPO(OnPolicy):
 
     def _losses(self, mb: TensorDict) -> tuple[Tensor, Tensor]:
         """Return (total loss, `METRICS` without the last) of a minibatch [n]."""
-        out = self.loss(mb)
         weight = mb["weight"].view(-1)
+        if self.cfg.advantage_norm == "minibatch":
+            mb["advantage"] = normalized(mb["advantage"], mb["weight"])
+            if self.overlap:
+                mb["advantage"] = mb["advantage"] * mb["likelier"]
+        out = self.loss(mb)
         objective = masked_mean(out["loss_objective"].view(-1), weight)
         critic = masked_mean(out["loss_critic"].view(-1), weight)
         entropy_loss = masked_mean(out["loss_entropy"].view(-1), weight)

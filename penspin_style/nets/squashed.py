@@ -1,7 +1,8 @@
-"""A perceptron whose action is squashed by tanh: of SAC, and of DDPG.
+"""A perceptron whose action is squashed by tanh: of SAC and DDPG, and of PPO and GRPO if asked.
 
 A stochastic one draws u from a normal distribution whose deviation follows from the observation
-too, and acts tanh(u). The density is that of u, which is kept: tanh(u) near 1 does not tell u.
+too, and acts tanh(u). Algorithms read its second head each in their own way: off policy as the
+logarithm of the deviation (`distribution`), on policy through a softplus (`SquashedPolicy.normal`).
 """
 
 import math
@@ -9,17 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from penspin_style.features import PolicyCard
+from penspin_style.nets.gaussian import TanhNormal, deviation, log_slope, raw_deviation
 from penspin_style.nets.mlp import mlp
 from penspin_style.nets.normalizer import Normalizer
 from penspin_style.nets.policy import Policy
 
 NAME = "squashed"
 LOG_STD = (-5.0, 1.0)
-"""Least and largest logarithm of the deviation of u."""
+"""Least and largest logarithm of the deviation of u, off policy."""
+MIN_STD = 1e-3
+"""Least deviation of u, on policy."""
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 Noise = Callable[[Tensor], Tensor]
@@ -39,10 +42,8 @@ class Squashed:
         """Return actions (..., naction) and their log density (...,), of the same draw."""
         noise = self._noise(self.loc.expand(*sample_shape, *self.loc.shape))
         u = self.loc + self.scale * noise
-        # log(1 - tanh(u)^2) without the cancellation
-        log_slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
         log_normal = -0.5 * noise**2 - torch.log(self.scale) - _LOG_SQRT_2PI
-        return torch.tanh(u), (log_normal - log_slope).sum(dim=-1)
+        return torch.tanh(u), (log_normal - log_slope(u)).sum(dim=-1)
 
 
 def distribution(head: Tensor, noise: Noise) -> Squashed:
@@ -59,6 +60,7 @@ class SquashedPolicy(Policy):
 
     in_key: the group. Its vector is normalised here, so callers pass it raw.
     stochastic: whether the network has a second head, for the deviation.
+    init_std: deviation of u that `normal` begins with; None for what the head's zero stands for.
     """
 
     def __init__(
@@ -71,12 +73,17 @@ class SquashedPolicy(Policy):
         activation: str,
         stochastic: bool,
         rng: torch.Generator,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         self.in_key, self.in_keys, self.naction = in_key, (in_key,), naction
         self.normalizer = Normalizer(size)
         outputs = 2 * naction if stochastic else naction
         self.net = mlp(size, hidden, outputs, activation=activation, out_gain=0.01, rng=rng)
+        if init_std is not None:
+            last = self.net[-1]
+            assert stochastic and isinstance(last, nn.Linear)
+            nn.init.constant_(last.bias[naction:], raw_deviation(init_std, MIN_STD))
         self._network = {
             "hidden": list(hidden),
             "activation": activation,
@@ -86,6 +93,11 @@ class SquashedPolicy(Policy):
     def act(self, observation: Tensor) -> Tensor:  # type: ignore[override]
         """Return the action (..., naction) in [-1, 1] of raw observations (..., size)."""
         return torch.tanh(self.net(self.normalizer(observation))[..., : self.naction])
+
+    def normal(self, observation: Tensor) -> TanhNormal:
+        """Return the distribution that a training on policy draws from, of raw observations."""
+        loc, raw = self.net(self.normalizer(observation)).chunk(2, dim=-1)
+        return TanhNormal(loc, deviation(raw, MIN_STD))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return what `act` does."""

@@ -22,7 +22,8 @@ import mujoco
 import torch
 from torch import Tensor
 
-from penspin_style.env.rewards import near
+from penspin_style.env.checks import check_reward_keys
+from penspin_style.env.rewards import RunningMax, near
 from penspin_style.env.task import Expert, ObsTerm, Task, TaskConfig
 from penspin_style.features import ActionChannel, Joint
 from penspin_style.sim.randomize import Randomize
@@ -239,7 +240,10 @@ class PickCube(Task[P]):
         }
 
     def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
-        """Return the four published terms; `box_target` pays once the box has been reached."""
+        """Return the four published terms; `box_target` pays once the box has been reached.
+
+        And `close`, if `task.reward` weighs it, which is not published: fingers shut at the box.
+        """
         gripper, box, target = self._positions(sim)
         to_box = (box - gripper).norm(dim=1)
         reached = self.memory["reached"]
@@ -250,12 +254,15 @@ class PickCube(Task[P]):
         arm = slice(0, len(ARM))
         from_home = (sim.data.qpos[:, arm] - self.home_ctrl[arm]).norm(dim=1)
         touches = (sim.data.sensordata[:, self.touch] > 0).any(dim=1)
-        return {
+        terms = {
             "gripper_box": near(to_box, 5.0),
             "box_target": near(to_target, 5.0) * reached,
             "no_floor_collision": 1.0 - touches.float(),
             "robot_target_qpos": near(from_home, 1.0),
         }
+        if "close" in self.cfg.reward:
+            terms["close"] = near(to_box, 1.0 / GRASP) * (1.0 - self._opening(sim)).clamp(min=0.0)
+        return terms
 
     def search_cost(self, sim: Sim, *, still: bool) -> dict[str, Tensor]:
         """Return what the reward leaves open: how the gripper comes to the box, and what then.
@@ -266,7 +273,7 @@ class PickCube(Task[P]):
         gripper, box, _ = self._positions(sim)
         to_box = (box - gripper).norm(dim=1)
         at_box = near(to_box, 1.0 / GRASP)
-        opening = sim.data.qpos[:, len(ARM)].float() / FINGER_OPEN
+        opening = self._opening(sim)
         return {
             "closed": (1.0 - at_box) * (1.0 - opening).clamp(min=0.0),
             "loose": at_box * (opening - HALF[1] / FINGER_OPEN).clamp(min=0.0),
@@ -287,6 +294,10 @@ class PickCube(Task[P]):
         """Return whether the box's centre is within `target_distance` of the target's."""
         _, box, target = self._positions(sim)
         return (target - box).norm(dim=1) < self.cfg.target_distance
+
+    def _opening(self, sim: Sim) -> Tensor:
+        """Return how far the gripper is open, (num_envs,): 0 shut, 1 wide."""
+        return sim.data.qpos[:, len(ARM)].float() / FINGER_OPEN
 
     def _positions(self, sim: Sim) -> tuple[Tensor, Tensor, Tensor]:
         """Return gripper, box and target in the world, (num_envs, 3) m each."""
@@ -314,11 +325,49 @@ def write(field: Tensor, value: Tensor, mask: Tensor) -> None:
 
 
 @dataclass
-class Config(PickConfig):
+class JointPickConfig(PickConfig):
+    """Numbers of the task, the target turned or not."""
+
+    running_max: bool = False
+    """Pay only what the weighted sum of the terms gains above its best of the episode."""
+
+
+J = TypeVar("J", bound=JointPickConfig)
+
+
+class JointPickCube(PickCube[J]):
+    """What acts on the joints and is paid as published, or for each record of that."""
+
+    def start(self, sim: Sim) -> None:
+        """Allocate also the record, if it is what pays."""
+        super().start(sim)
+        self.record = None
+        if self.cfg.running_max:
+            self.record = RunningMax(self.memory, "record", self.cfg.reward, sim)
+
+    def put(self, sim: Sim, mask: Tensor, box: Tensor, target: Tensor, turned: Tensor) -> None:
+        """Forget also the record."""
+        super().put(sim, mask, box, target, turned)
+        if self.record is not None:
+            self.record.clear(mask)
+
+    def reward(self, sim: Sim, action: Tensor) -> dict[str, Tensor]:
+        """Return the terms, or, with `running_max`, the share of each in what they gain."""
+        terms = super().reward(sim, action)
+        if self.record is None:
+            return terms
+        check_reward_keys(terms, self.cfg.reward)
+        total = self.record.weigh(terms)
+        share = self.record.gain_of(total) / total.clamp(min=1e-6)
+        return {name: value * share for name, value in terms.items()}
+
+
+@dataclass
+class Config(JointPickConfig):
     """Numbers of the task."""
 
 
-class PandaPickCube(PickCube[Config]):
+class PandaPickCube(JointPickCube[Config]):
     """See the module's docstring."""
 
     Config = Config

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from penspin_style.rotation import from_axis_angle
 from penspin_style.sim.sim import Sim
-from tasks.panda.pick_cube import PickConfig, PickCube
+from tasks.panda.pick_cube import JointPickConfig, JointPickCube
 
 
 @dataclass
-class Config(PickConfig):
+class Config(JointPickConfig):
     """Numbers of the task."""
 
     target_angle: float = math.pi / 4
@@ -30,7 +30,7 @@ class Config(PickConfig):
     """Angle between box and target, rad, that counts as success."""
 
 
-class PandaPickCubeOrientation(PickCube[Config]):
+class PandaPickCubeOrientation(JointPickCube[Config]):
     """See the module's docstring."""
 
     Config = Config

@@ -7,10 +7,12 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from penspin_style.env.env import Env
 from penspin_style.env.task import load_task
 from penspin_style.rotation import from_axis_angle, multiply
+from tasks.panda.pick_cube import PickConfig
 
 TASKS = ("panda_pick_cube", "panda_pick_cube_orientation")
 TABLE = json.loads(
@@ -224,6 +226,32 @@ def test_the_reward_is_the_sum_of_the_terms_with_the_published_weights():
     }
     assert terms.keys() == weights.keys()
     assert reward == pytest.approx(sum(weights[k] * terms[k].item() for k in weights), rel=1e-5)
+
+
+def test_close_is_paid_if_it_has_a_weight_for_fingers_shut_at_the_box_alone():
+    assert "close" not in rewards(make(1))
+    weights = {**PickConfig().reward, "close": 1.0}
+    env = make(3, reward=weights)
+    near = gripper(env) + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, 0.0, 0.0]])
+    env.sim.data.qpos[:, 7:9] = torch.tensor([[0.0, 0.0], [0.04, 0.04], [0.0, 0.0]])
+    move_box(env, near)
+    assert rewards(env)["close"].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_with_running_max_what_pays_is_what_the_published_sum_gains_above_its_best():
+    plain, record = make(4), make(4, running_max=True)
+    rng = torch.Generator().manual_seed(5)
+    best, paid = torch.full((4,), -torch.inf), torch.zeros(4)
+    for _ in range(12):
+        action = torch.rand(4, 8, generator=rng) * 2 - 1
+        total = plain.step(TensorDict({"action": action}, [4]))["next", "reward"][:, 0]
+        step = record.step(TensorDict({"action": action}, [4]))["next", "reward"][:, 0]
+        gain = torch.where(best.isinf(), torch.zeros(4), (total - best).clamp(min=0.0))
+        torch.testing.assert_close(step, gain, atol=1e-4, rtol=0.0)
+        best, paid = torch.maximum(best, total), paid + step
+    assert paid.max() > 0.0 and (best - total).max() > 0.0
+    record.reset()
+    assert record.task.memory["record"].isinf().all()  # a new episode
 
 
 @pytest.mark.parametrize(
