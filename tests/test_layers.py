@@ -92,7 +92,7 @@ LAYERS: dict[str, set[str]] = {
     "tasks.robots": FLOOR | {"sim", "env", "tasks.robots.description"},
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},
-    "real.drivers": ROBOT,
+    "real.drivers": ROBOT | {"system.plain_yaml"},
     "real.cameras": ROBOT | {"real.drivers", "system.plain_yaml"},
     "real.serving": ROBOT | {"real.cameras"},
     "real.control": ROBOT | {"real.serving"},

@@ -79,6 +79,7 @@ def open_robot(
     if kind in DRIVERS:
         robot = open_driver(kind, where, also=also)
         steps = round(_SECONDS / robot.control_dt)
+        kind = pathlib.Path(where).stem if where.endswith(".yaml") else kind  # of which it is
         return Opened(robot, kind, task, "real", True, steps, robot.joints)
     if also:
         raise ValueError(f"--cameras is for {', '.join(DRIVERS)}; a twin renders its own images")
