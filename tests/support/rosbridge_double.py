@@ -24,8 +24,7 @@ class Controller:
 
     def __init__(self, state, command, kind, names, home):
         self.state, self.command, self.kind, self.names = state, command, kind, list(names)
-        wide = np.full(len(names), 1e3)
-        self.joints = Followers(home, -wide, wide, time_constant=0.03)
+        self.joints = Followers(home, [-1e3] * len(names), [1e3] * len(names), time_constant=0.03)
 
     def take(self, message):
         """Follow a command as ros2_control's controllers read it."""
