@@ -101,7 +101,7 @@ def add_teleop(verbs: Any) -> argparse.ArgumentParser:
     _add_view(sub)
     sub.add_argument(
         "--device",
-        choices=("scripted", "keyboard", "gamepad"),
+        choices=("scripted", "keyboard", "gamepad", "spacemouse"),
         required=True,
         help="what moves it; scripted: the expert of a twin's task",
     )
