@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
+from real.control.wrapper import Wrapper
 from real.robot import Observation, Robot, RobotError, StoppedError, check_target
 
 
-class DryRobot:
+class DryRobot(Wrapper):
     """Any robot, for a rehearsal; itself a robot.
 
     It stands where it is: a reset begins at the measured channels, and moves nothing. What is
@@ -23,26 +23,12 @@ class DryRobot:
 
         realtime: whether its time passes by itself.
         """
-        self.robot, self.realtime = robot, realtime
+        super().__init__(robot)
+        self.realtime = realtime
         self.sent: list[np.ndarray] = []
         """What would have been sent, (naction,) each."""
         self._target: np.ndarray | None = None
         self._stopped = False
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """Those of the robot."""
-        return self.robot.features
-
-    @property
-    def channels(self) -> tuple[ActionChannel, ...]:
-        """Those of the robot."""
-        return self.robot.channels
-
-    @property
-    def control_dt(self) -> float:
-        """That of the robot."""
-        return self.robot.control_dt
 
     @property
     def target(self) -> np.ndarray:

@@ -24,11 +24,11 @@ stale: 0.4
 patience: 3
 groups:
   arm:
-    state: /joint_states
-    command: /arm/commands
     type: std_msgs/msg/Float64MultiArray
-    scale: 0.05
+    command: /arm/commands
+    state: /joint_states
     speed: 5.0
+    scale: 0.05
     joints:
       shoulder: {{ros: r_shoulder, low: -1.0, high: 1.5, start: 0.2, sign: -1, offset: 0.5}}
       elbow: {{ros: r_elbow, low: -2.0, high: 1.0, start: -0.3}}
