@@ -92,7 +92,7 @@ LAYERS: dict[str, set[str]] = {
     "tasks.robots": FLOOR | {"sim", "env", "tasks.robots.description"},
     "tasks.robots.description": {"features"},
     "real": ROBOT - {"real"},
-    "real.drivers": ROBOT,
+    "real.drivers": ROBOT | {"system.plain_yaml"},
     "real.cameras": ROBOT | {"real.drivers", "system.plain_yaml"},
     "real.serving": ROBOT | {"real.cameras"},
     "real.control": ROBOT | {"real.serving"},
@@ -100,6 +100,7 @@ LAYERS: dict[str, set[str]] = {
     "real.drivers.hand_node": WORLD | {"real.drivers", "real.twin"},
     "real.drivers.aloha_node": WORLD | {"real.drivers", "real.twin"},
     "real.control.session": ROBOT | REAL | {"real.twin"},
+    "real.control.check": ROBOT | REAL | {"real.control.session"},
     "real.teleop.device": ROBOT | REAL,
     # looks into a twin's world
     "real.teleop.scripted": WORLD | {"real.teleop.device"},
@@ -109,7 +110,8 @@ LAYERS: dict[str, set[str]] = {
     "real.replay": WORLD | REAL | {"real.control.session", "real.twin"},
     "real.cli": ROBOT
     | REAL
-    | {"storage", "real.control.session", "real.replay", "real.teleop", "real.twin"},
+    | {"storage", "real.control.check", "real.control.session"}
+    | {"real.replay", "real.teleop", "real.twin"},
     # trainings: PenSpin's options as overrides
     "real.cli.finetune": TRAIN | ROBOT,
     "real.cli.train_act": {"real.cli.finetune"},
@@ -143,7 +145,7 @@ WITHOUT = {
         name: {"torch", "tensordict", "torchrl", "mujoco", "mujoco_warp", "warp"}
         for name in (
             *("real", *REAL, "real.cli", "real.control.session", "real.robot_controller"),
-            *("real.teleop", "real.teleop.device"),
+            *("real.control.check", "real.teleop", "real.teleop.device"),
         )
     },
 }

@@ -2,12 +2,9 @@
 
 import argparse
 import json
-import os
 import pathlib
-import pkgutil
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from real.cameras.camera import CameraError, Frame, Newest
 from real.cameras.config import DEEP, make_camera, nearest, read_cameras
 from real.cameras.fit import Crop
 from real.cameras.sensors import Cameras, Seen
+from real.drivers.named_function import named_function
 
 _GAP = 8  # pixels between images
 _EDGE = (255, 0, 0)
@@ -111,7 +109,7 @@ def measure(args: argparse.Namespace) -> int:
         hint = nearest(args.camera, configs) or f"; there are {', '.join(configs)}"
         raise ValueError(f"{args.file} has no camera {args.camera!r}{hint}")
     config = configs[args.camera]
-    light = None if args.light is None else _function(args.light)
+    light = None if args.light is None else named_function(args.light, "--light")
     if light is None and not sys.stderr.isatty():
         raise ValueError("--light: say module:function; the terminal as a light needs a terminal")
     newest = Newest(make_camera(config, depth=False), args.camera, max_age=config.max_age)
@@ -141,26 +139,6 @@ def measure(args: argparse.Namespace) -> int:
             f"{1e3 * found.period:.0f} ms"
         )
     return 0
-
-
-def _function(name: str) -> Callable[[bool], object]:
-    """Return a function `module:function`, also of the current folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, _, function = name.partition(":")
-    if not (module and function.isidentifier()):
-        raise ValueError(f"--light must be module:function, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # of a stranger's module
-        raise ValueError(f"--light {name}: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ValueError(f"--light {name} is not a function")
-    return found
 
 
 def _hint(name: str) -> str:

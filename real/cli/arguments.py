@@ -30,7 +30,39 @@ def add_rollout(verbs: Any) -> argparse.ArgumentParser:
     sub.add_argument(
         "--cameras", metavar="FILE", help="YAML of the cameras beside a real robot, by name"
     )
+    _add_also(sub)
+    sub.add_argument(
+        "--dry-run", action="store_true", help="read a real robot, ask the policy, send nothing"
+    )
     return sub
+
+
+def add_robot(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb `robot`; return the parser of `check`."""
+    summary = "Look at a robot before a policy moves it."
+    kinds = verbs.add_parser("robot", help=summary, description=summary).add_subparsers(
+        dest="kind", required=True, metavar="check"
+    )
+    summary = (
+        "Show what a robot measures and allows; with --wiggle move one channel after the other."
+    )
+    check = kinds.add_parser("check", help=summary, description=summary)
+    check.add_argument("robot", metavar="ROBOT", help=_which())
+    check.add_argument(
+        "--wiggle",
+        metavar="RADIANS",
+        type=above_zero(0.3, "number of radians"),
+        help="move each channel so far and back, through the limits of a policy; what is no angle "
+        "goes 5 %% of its range",
+    )
+    check.add_argument("--channels", nargs="+", metavar="NAME", help="not all")
+    check.add_argument(
+        "--dry-run", action="store_true", help="say what would be sent, send nothing"
+    )
+    check.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
+    _add_also(check)
+    add_json(check)
+    return check
 
 
 def add_camera(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -69,7 +101,7 @@ def add_teleop(verbs: Any) -> argparse.ArgumentParser:
     _add_view(sub)
     sub.add_argument(
         "--device",
-        choices=("scripted", "keyboard", "gamepad"),
+        choices=("scripted", "keyboard", "gamepad", "spacemouse"),
         required=True,
         help="what moves it; scripted: the expert of a twin's task",
     )
@@ -129,13 +161,12 @@ def add_arguments(
 
     robot: the default; None where it must be said. named: by --robot, else by its place.
     """
-    which = f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS"
     if named:
         sub.add_argument(
-            "--robot", metavar="NAME", default=robot, required=robot is None, help=which
+            "--robot", metavar="NAME", default=robot, required=robot is None, help=_which()
         )
     else:
-        sub.add_argument("robot", metavar="TWIN", help=which)
+        sub.add_argument("robot", metavar="TWIN", help=_which())
     sub.add_argument("--out", metavar="DIR", help="folder to record episodes in")
     sub.add_argument(
         "--success",
@@ -152,6 +183,20 @@ def add_arguments(
     when.add_argument("--realtime", action="store_true", help="let a twin's time pass by itself")
     when.add_argument("--fast", action="store_true", help="run a twin as fast as it goes")
     add_json(sub)
+
+
+def _which() -> str:
+    return f"a twin, a twin's YAML file, or {', '.join(DRIVERS)}:ADDRESS"
+
+
+def _add_also(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="values from beside a real robot: a function that returns External, or several",
+    )
 
 
 def _add_view(sub: argparse.ArgumentParser) -> None:

@@ -104,6 +104,15 @@ def _add_rollout(verbs: Any) -> None:
     arguments.add_rollout(verbs).set_defaults(run=exit_code(run))
 
 
+def _add_robot(verbs: Any) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from real.control import check
+
+        return check.run(args)
+
+    arguments.add_robot(verbs).set_defaults(run=exit_code(run))
+
+
 def _add_camera(verbs: Any) -> None:
     def check(args: argparse.Namespace) -> int:
         from real.cameras import check as verb
@@ -161,6 +170,6 @@ def _add_twin(verbs: Any) -> None:
 
 
 _VERBS: tuple[Callable[[Any], None], ...] = (
-    *(_add_serve, _add_rollout, _add_camera, _add_teleop, _add_replay, _add_twin),
+    *(_add_serve, _add_rollout, _add_robot, _add_camera, _add_teleop, _add_replay, _add_twin),
 )
 """One function for each verb: it adds the verb's parser to the sub-parsers."""

@@ -163,6 +163,7 @@ class Loop:
         watchdog: Watchdog | None = None,
         realtime: bool = True,
         ready: Callable[[], object] | None = None,
+        until_done: bool = True,
     ) -> None:
         """Put the parts together.
 
@@ -170,12 +171,13 @@ class Loop:
         watchdog: started; needed where time passes by itself.
         realtime: whether it does; if not, a control step takes as long as it takes.
         ready: called when the robot stands at its start; returns when the object is in place.
+        until_done: whether an episode ends when the robot says that it is done, as a twin does.
         """
         if realtime and watchdog is None:
             raise ValueError("a robot in real time needs a watchdog")
         self.robot, self.source, self.success = robot, source, success
         self.recorder, self.watchdog, self.realtime = recorder, watchdog, realtime
-        self.ready = ready or (lambda: None)
+        self.ready, self.until_done = ready or (lambda: None), until_done
         self.decoder = Decoder(robot.channels)
         self.rate = Rate(robot.control_dt, realtime=realtime)
 
@@ -232,7 +234,8 @@ class Loop:
                 self._step(done, latency)
                 done += 1
                 self.rate.wait()
-                if getattr(self.robot.robot, "done", False) or getattr(self.source, "ended", False):
+                is_done = self.until_done and getattr(self.robot.robot, "done", False)
+                if is_done or getattr(self.source, "ended", False):
                     break
         except StoppedError:
             stopped = self.robot.reason

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from penspin_style.features import ActionChannel, Feature
 from real.control.limits import Limits, TargetLimiter
 from real.control.watchdog import Watchdog
+from real.control.wrapper import Wrapper
 from real.robot import Observation, Robot, StoppedError
 
 __all__ = ["Limits", "SafeRobot", "TargetLimiter", "Watchdog"]
@@ -27,7 +27,7 @@ class _UnsafeError(Exception):
     """The robot must be stopped, once the driver has been let go; says why."""
 
 
-class SafeRobot:
+class SafeRobot(Wrapper):
     """Any robot, behind a limiter; itself a robot. May be used from several threads.
 
     `observe`, `command` and `reset` take turns at the driver. `hold`, `stop` and `disconnect` wait
@@ -49,7 +49,7 @@ class SafeRobot:
         limits: default those of its channels.
         clock: s, monotonic; default the robot's own `clock` if it has one, else `time.monotonic`.
         """
-        self.robot = robot
+        super().__init__(robot)
         self.limits = limits or Limits.of(robot.channels, robot.control_dt)
         self.limiter = TargetLimiter(self.limits, robot.control_dt)
         self.interventions = self.limiter.interventions
@@ -68,21 +68,6 @@ class SafeRobot:
         self._astray: float | None = None  # since when it is not to be seen that the robot follows
         self._why_astray = ""
         self._invalid: float | None = None  # since when no valid target has come
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """Those of the robot."""
-        return self.robot.features
-
-    @property
-    def channels(self) -> tuple[ActionChannel, ...]:
-        """Those of the robot."""
-        return self.robot.channels
-
-    @property
-    def control_dt(self) -> float:
-        """That of the robot."""
-        return self.robot.control_dt
 
     @property
     def target(self) -> np.ndarray:

@@ -6,6 +6,7 @@ modules are imported where they are used: a hand's computer has neither torch no
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import pathlib
@@ -79,9 +80,13 @@ def open_robot(
     if kind in DRIVERS:
         robot = open_driver(kind, where, also=also)
         steps = round(_SECONDS / robot.control_dt)
+        kind = pathlib.Path(where).stem if where.endswith(".yaml") else kind  # of which it is
         return Opened(robot, kind, task, "real", True, steps, robot.joints)
     if also:
-        raise ValueError(f"--cameras is for {', '.join(DRIVERS)}; a twin renders its own images")
+        raise ValueError(
+            f"--cameras and --also are for {', '.join(DRIVERS)}; a twin renders its own images and "
+            "measures its own objects"
+        )
     try:
         from real.twin.config import load_twin, twin_names
         from real.twin.robot import SimRobot
@@ -276,8 +281,10 @@ def show(found: Mapping[str, Any]) -> None:
 def rollout(args: argparse.Namespace) -> int:
     """Do what `penspin rollout` is told; return the exit code."""
     from penspin_style.data.episodes.episode import Recorder
+    from real.control.dry import DryRobot
     from real.control.loop import Loop, PolicySource, header
     from real.control.match import check_policy
+    from real.drivers.named_function import named_sensors
 
     check_watched(is_asking=args.ask)
     realtime = args.realtime or (args.server is not None and not args.fast)
@@ -288,10 +295,15 @@ def rollout(args: argparse.Namespace) -> int:
             args.robot,
             realtime=realtime,
             task=policy.card.task,
-            also=cameras.sensors if cameras else (),
+            also=(*(cameras.sensors if cameras else ()), *named_sensors(args.also)),
         )
         success = success_check(args, opened)
         check_policy(policy.card, opened.robot)
+        dry = DryRobot(opened.robot) if args.dry_run else None
+        if dry is not None:
+            if opened.source == "twin":
+                raise ValueError("--dry-run is for real robots: a twin moves nothing that is real")
+            opened = dataclasses.replace(opened, robot=dry)
         if cameras:
             stack.enter_context(cameras)
             for note in cameras.notes:
@@ -321,6 +333,8 @@ def rollout(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         show(found)
+        if dry is not None:
+            print("nothing was sent; targets would have been", *dry.lines(), sep="\n  ")
     return 0
 
 

@@ -13,6 +13,7 @@ DRIVERS = {
     "allegro_hand_ros": "real.drivers.allegro_ros:wonik_hand",
     "aloha_ros": "real.drivers.aloha_ros:two_arms",
     "franka": "real.drivers.franka:arm_at",
+    "ros2": "real.drivers.ros2:robot_of",
 }
 """Name -> `module:function` that makes the driver of an address, imported when it is asked for."""
 

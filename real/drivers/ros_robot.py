@@ -1,8 +1,9 @@
-"""Robots behind ROS 1 topics: what their drivers share. Joint targets out, measured joints in.
+"""Robots behind ROS topics: what their drivers share. Joint targets out, measured joints in.
 
-A robot is one part or several alike: a hand, two arms. Each part has a topic of its measured
-joints; the channels are the parts', one part after the other. A driver says which topics there are
-and what stands in their messages; when what is sent and what may be trusted is the same for all.
+A robot is one part or several: a hand, two arms, an arm and its gripper. Each part has a topic of
+its measured joints; the channels are the parts', one part after the other. A driver says which
+topics there are and what stands in their messages; when what is sent and what may be trusted is the
+same for all. Topics are those of ROS 1, unless a driver opens others (`_open_link`).
 """
 
 import functools
@@ -58,6 +59,7 @@ class Link:
     """What there is only while connected."""
 
     rospy: Any
+    """Or what stands in for it: of it only `get_published_topics` is asked here."""
     mouths: Mapping[str, Any]
     """Topic -> publisher; all of them must be listened to."""
     ears: tuple[Any, ...]
@@ -84,17 +86,19 @@ class RosRobot(Described, ABC):
         *,
         start_speed: np.ndarray | float,
         tolerance: np.ndarray | float,
+        counts: Sequence[int] | None = None,
     ) -> None:
         """Describe a robot without connecting to it.
 
         own, also, channels: as of `Described`. states: topic of each part's measured joints.
         start_speed: of the way to the start, per channel, units/s; tolerance: how near to it a
-            channel must come.
+            channel must come. counts: channels of each part; default as many for each.
         """
         super().__init__(own, also, channels, config.control_dt)
         self._config, self._topics = config, tuple(states)
-        count = len(channels) // len(self._topics)
-        self._slices = [slice(i * count, (i + 1) * count) for i in range(len(self._topics))]
+        counts = counts or [len(channels) // len(self._topics)] * len(self._topics)
+        ends = np.cumsum(counts).tolist()
+        self._slices = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
         self._start_speed, self._tolerance = start_speed, tolerance
         self.received = ros.Tally()
         self.sent = 0
@@ -130,19 +134,13 @@ class RosRobot(Described, ABC):
         """Make the robot limp; return whether its nodes know how to."""
         return False
 
-    # The robot.
-
-    def connect(self) -> None:
-        """Become a ROS node and wait for the robot's; again is no error.
+    def _open_link(self) -> Link:
+        """Become a ROS node and open the topics.
 
         Raises:
             RosError: no ROS, or no master.
-            RobotError: nobody publishes joint states, or listens to targets.
         """
-        if self._link is not None:
-            return
         rospy, msgs = ros.start_node("penspin"), ros.messages("sensor_msgs")
-        self._forget()
         mouths = self._open(rospy)
         ears = [
             rospy.Subscriber(
@@ -150,7 +148,32 @@ class RosRobot(Described, ABC):
             )
             for i, topic in enumerate(self._topics)
         ]
-        link = Link(rospy, mouths, tuple(ears))
+        return Link(rospy, mouths, tuple(ears))
+
+    def _hear(self, message: Any) -> tuple[float, float]:
+        """Note that a state came; return when, s monotonic, and its age, s."""
+        return self.received.hear(message)
+
+    def _confirm(self, link: Link) -> None:
+        """Check that what was published has gone out.
+
+        Raises:
+            RobotError: it has not.
+        """
+
+    # The robot.
+
+    def connect(self) -> None:
+        """Become a ROS node and wait for the robot's; sends nothing. Again is no error.
+
+        Raises:
+            RosError: no ROS, or no master.
+            RobotError: nobody publishes joint states, or listens to targets.
+        """
+        if self._link is not None:
+            return
+        self._forget()
+        link = self._open_link()
         try:
             self._await_robot(link)
             self.sensors.start()
@@ -162,6 +185,8 @@ class RosRobot(Described, ABC):
     def disconnect(self) -> None:
         """Stop the robot, make it limp as far as its nodes allow, and leave; again is no error.
 
+        One that has been sent nothing since it was connected is sent nothing now.
+
         Raises:
             RobotError: nobody listens to it any more, so that it may still move.
         """
@@ -169,8 +194,9 @@ class RosRobot(Described, ABC):
         if link is None:
             return
         try:
-            stop_surely(self.stop)
-            time.sleep(0.1)  # what was sent last is on its way in another thread
+            if self.sent:
+                stop_surely(self.stop)
+                time.sleep(0.1)  # what was sent last is on its way in another thread
         finally:
             self._link = self._target = None
             self.sensors.close()
@@ -277,6 +303,7 @@ class RosRobot(Described, ABC):
             raise RobotError(
                 f"no new state on {', '.join(silent)}: {self.called} keeps its last targets"
             )
+        self._confirm(link)
         self._halted = sent
 
     def _send(self, target: np.ndarray, *, is_start: bool = False) -> np.ndarray:
@@ -303,7 +330,7 @@ class RosRobot(Described, ABC):
 
     def _on_state(self, part: int, message: Any) -> None:
         """Note a state; runs in one of rospy's threads."""
-        now, age = self.received.hear(message)
+        now, age = self._hear(message)
         trusts = self._config.trust_stamps
         try:
             joints = self._read(part, message)

@@ -28,8 +28,8 @@ class Scripted:
         if batch is None or expert is None:
             whose = "a real robot" if batch is None else batch.config.task
             raise RobotError(
-                f"--device scripted: {whose} has no scripted expert (Task.expert); use keyboard or "
-                "gamepad"
+                f"--device scripted: {whose} has no scripted expert (Task.expert); use keyboard, "
+                "gamepad or spacemouse"
             )
         self.expert, self._count = expert, batch.num
         self._rng = torch.Generator(batch.sim.device).manual_seed(seed)

@@ -36,6 +36,10 @@ def make_device(name: str, opened: session.Opened, *, speed: float, seed: int) -
         from real.teleop.keyboard import Keyboard
 
         return Keyboard(axes)
+    if name == "spacemouse":
+        from real.teleop.spacemouse import SpaceMouse
+
+        return SpaceMouse(axes)
     from real.teleop.gamepad import Gamepad
 
     return Gamepad(axes)

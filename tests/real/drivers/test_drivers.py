@@ -10,29 +10,32 @@ from real.control.session import open_robot
 from real.drivers import DRIVERS, open_driver
 from real.drivers.start_pose import start_pose
 from real.robot import RobotError
+from tests.support.ros2_files import addresses
 
 LIMITS = {"hip": (-1.0, 1.0), "knee": (0.0, 2.0)}
 
 
 @pytest.mark.parametrize("name", DRIVERS)
-def test_a_driver_says_what_it_is_before_it_connects(name):
-    driver = open_driver(name, "left")
+def test_a_driver_says_what_it_is_before_it_connects(name, tmp_path):
+    address = addresses(tmp_path).get(name, "left")
+    driver = open_driver(name, address)
     assert driver.features and driver.channels and 0 < driver.control_dt < 1
     assert len(set(driver.joints)) == len(driver.joints) >= 1
-    opened = open_robot(f"{name}:left", task="t")
+    opened = open_robot(f"{name}:{address}", task="t")
     assert type(opened.robot) is type(driver)
-    assert (opened.name, opened.source, opened.joints) == (name, "real", driver.joints)
+    called = name if address == "left" else "small"  # a file says which robot it is
+    assert (opened.name, opened.source, opened.joints) == (called, "real", driver.joints)
     assert opened.steps == round(20.0 / driver.control_dt)  # 20 s
 
 
-def test_the_names_of_drivers_import_none_and_a_driver_no_torch():
-    code = """
+def test_the_names_of_drivers_import_none_and_a_driver_no_torch(tmp_path):
+    code = f"""
 import sys
 from real.drivers import DRIVERS, open_driver
-before = {m for m in sys.modules if m.startswith("real.drivers.")}
+before = {{m for m in sys.modules if m.startswith("real.drivers.")}}
 for name in DRIVERS:
-    open_driver(name, "left")
-print(before, {"torch", "mujoco", "franky", "rospy"} & {*sys.modules})
+    open_driver(name, {addresses(tmp_path)}.get(name, "left"))
+print(before, {{"torch", "mujoco", "franky", "rospy", "rclpy"}} & {{*sys.modules}})
 """
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -248,7 +248,7 @@ def test_the_expert_demonstrates_on_a_twin_with_an_instruction(twin, tmp_path, c
         (["--device", "scripted", "--realtime"], "--realtime: the scripted device takes turns"),
         (["--device", "keyboard", "--fast"], "--fast: a twin that is moved by keyboard runs in"),
         (["--device", "scripted", "--speed", "2"], "--speed: '2' is not"),
-        (["--device", "spacemouse"], "invalid choice: 'spacemouse'"),
+        (["--device", "joystick"], "invalid choice: 'joystick'"),
         ([], "--device"),
     ],
 )
