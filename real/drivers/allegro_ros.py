@@ -66,15 +66,15 @@ class AllegroRos(RosRobot):
     def _open(self, rospy: Any) -> dict[str, Any]:
         topics, self._message = self.config.topics, ros.messages("sensor_msgs").JointState
         send = {"queue_size": topics.queue_size, "tcp_nodelay": True}
-        mouths = {
+        publishers = {
             topics.command: rospy.Publisher(
                 topics.command, self._message, latch=topics.latch, **send
             )
         }
         if topics.words:
             self._word = ros.messages("std_msgs").String
-            mouths[topics.words] = rospy.Publisher(topics.words, self._word, **send)
-        return mouths
+            publishers[topics.words] = rospy.Publisher(topics.words, self._word, **send)
+        return publishers
 
     def _read(self, part: int, message: Any) -> np.ndarray:
         return in_order(message.name, message.position, self.config.topics.names)
@@ -85,7 +85,7 @@ class AllegroRos(RosRobot):
         message.header.frame_id = topics.start_frame_id if is_start else topics.frame_id
         message.name = list(topics.names if topics.command_name is None else topics.command_name)
         message.position = target.tolist()
-        link.mouths[topics.command].publish(message)
+        link.publishers[topics.command].publish(message)
 
     def _values(self, joints: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
         return {
@@ -97,7 +97,7 @@ class AllegroRos(RosRobot):
         topics = self.config.topics
         if not topics.words:
             return False
-        link.mouths[topics.words].publish(self._word(topics.off))
+        link.publishers[topics.words].publish(self._word(topics.off))
         return True
 
 

@@ -110,8 +110,8 @@ class AlohaRos(RosRobot):
         topics = self.topics[part]
         group = self._group(name=aloha_topics.GROUP_NAME, cmd=target[:-1].tolist())
         single = self._single(name=aloha_topics.SINGLE_NAME, cmd=motor_angle(target[-1]))
-        link.mouths[topics.group].publish(group)
-        link.mouths[topics.single].publish(single)
+        link.publishers[topics.group].publish(group)
+        link.publishers[topics.single].publish(single)
 
     def _values(self, joints: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
         self._has_switched = description.has_switched(joints, self._has_switched)

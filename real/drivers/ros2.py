@@ -19,7 +19,7 @@ import numpy as np
 
 from real.drivers import external
 from real.drivers.ros2_config import TRAJECTORY, GroupConfig, Ros2Config, read_robot
-from real.drivers.ros2_link import STATE, Ear, Mouth, Transport, positions, trajectory
+from real.drivers.ros2_link import STATE, Publisher, Subscriber, Transport, positions, trajectory
 from real.drivers.ros2_rclpy import Rclpy
 from real.drivers.ros2_rosbridge import Rosbridge
 from real.drivers.ros_robot import Link, RosConfig, RosRobot
@@ -90,18 +90,18 @@ class Ros2Robot(RosRobot):
         self._lost, self._strangers = "", [[] for _ in self._groups]
         transport.open(config.patience, functools.partial(self._on_lost, transport))
         try:
-            mouths = self._open(transport)
+            publishers = self._open(transport)
             for i, group in enumerate(self._groups):
                 transport.subscribe(group.state, STATE, functools.partial(self._on_state, i))
         except BaseException:
             transport.close()
             raise
-        return Link(transport, mouths, tuple(Ear(transport) for _ in self._groups))
+        return Link(transport, publishers, tuple(Subscriber(transport) for _ in self._groups))
 
     def _open(self, rospy: Any) -> dict[str, Any]:
         for group in self._groups:
             rospy.advertise(group.command, group.type)
-        return {group.command: Mouth(rospy, group.command) for group in self._groups}
+        return {group.command: Publisher(rospy, group.command) for group in self._groups}
 
     def _await_robot(self, link: Link) -> None:
         try:
@@ -178,7 +178,7 @@ class Ros2Robot(RosRobot):
         else:
             message = positions(values)
         self._halted = None  # also if only a part of it goes out
-        link.mouths[group.command].publish(message)
+        link.publishers[group.command].publish(message)
 
     def _confirm(self, link: Link) -> None:
         link.rospy.confirm()

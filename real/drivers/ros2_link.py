@@ -63,7 +63,7 @@ class Transport(Protocol):
         ...
 
 
-class Mouth:
+class Publisher:
     """A topic that is published; what `RosRobot` knows of one."""
 
     def __init__(self, transport: Transport, topic: str) -> None:
@@ -84,7 +84,7 @@ class Mouth:
         """Do nothing: it ends with the transport."""
 
 
-class Ear:
+class Subscriber:
     """A topic that is heard."""
 
     def __init__(self, transport: Transport) -> None:

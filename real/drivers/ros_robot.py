@@ -60,9 +60,9 @@ class Link:
 
     rospy: Any
     """Or what stands in for it: of it only `get_published_topics` is asked here."""
-    mouths: Mapping[str, Any]
+    publishers: Mapping[str, Any]
     """Topic -> publisher; all of them must be listened to."""
-    ears: tuple[Any, ...]
+    subscribers: tuple[Any, ...]
     """The subscribers of the parts' states."""
 
 
@@ -141,14 +141,14 @@ class RosRobot(Described, ABC):
             RosError: no ROS, or no master.
         """
         rospy, msgs = ros.start_node("penspin"), ros.messages("sensor_msgs")
-        mouths = self._open(rospy)
-        ears = [
+        publishers = self._open(rospy)
+        subscribers = [
             rospy.Subscriber(
                 topic, msgs.JointState, functools.partial(self._on_state, i), tcp_nodelay=True
             )
             for i, topic in enumerate(self._topics)
         ]
-        return Link(rospy, mouths, tuple(ears))
+        return Link(rospy, publishers, tuple(subscribers))
 
     def _hear(self, message: Any) -> tuple[float, float]:
         """Note that a state came; return when, s monotonic, and its age, s."""
@@ -296,8 +296,12 @@ class RosRobot(Described, ABC):
         finally:  # last, for a target makes the joints stiff again
             sent = self.sent
             is_limp = self._let_go(link)
-        if deaf := [topic for topic, end in link.mouths.items() if not end.get_num_connections()]:
-            raise RobotError(f"nobody listens to {', '.join(deaf)}: {self.called} may still move")
+        if unheard := [
+            topic for topic, end in link.publishers.items() if not end.get_num_connections()
+        ]:
+            raise RobotError(
+                f"nobody listens to {', '.join(unheard)}: {self.called} may still move"
+            )
         if not all(known) and not is_limp:
             silent = [t for t, is_known in zip(self._topics, known, strict=True) if not is_known]
             raise RobotError(
@@ -309,8 +313,10 @@ class RosRobot(Described, ABC):
     def _send(self, target: np.ndarray, *, is_start: bool = False) -> np.ndarray:
         link = self._connected()
         self._check_running()
-        if deaf := [topic for topic, end in link.mouths.items() if not end.get_num_connections()]:
-            raise RobotError(f"nobody listens to {', '.join(deaf)} any more")
+        if unheard := [
+            topic for topic, end in link.publishers.items() if not end.get_num_connections()
+        ]:
+            raise RobotError(f"nobody listens to {unheard} any more")
         with self._turn:
             self._check_running()
             self._publish(link, target, is_start=is_start)
@@ -409,13 +415,13 @@ class RosRobot(Described, ABC):
                 f"Start the {self.part}'s node, or choose other topics"
             )
         time.sleep(0.2)  # a second publisher is connected to in a thread of its own
-        for topic, ear in zip(self._topics, link.ears, strict=True):
-            if (publishers := ear.get_num_connections()) > 1:
+        for topic, subscriber in zip(self._topics, link.subscribers, strict=True):
+            if (count := subscriber.get_num_connections()) > 1:
                 raise RobotError(
-                    f"{publishers} nodes publish {topic}; one {self.part} has one: end the others, "
+                    f"{count} nodes publish {topic}; one {self.part} has one: end the others, "
                     f"or give each {self.part} a namespace"
                 )
-        for topic, end in link.mouths.items():  # a stop needs them all
+        for topic, end in link.publishers.items():  # a stop needs them all
             while not end.get_num_connections():
                 if time.monotonic() > until:
                     raise RobotError(
@@ -442,5 +448,10 @@ class RosRobot(Described, ABC):
 
 
 def _unregister(link: Link) -> None:
-    for end in (*link.ears, *link.mouths.values()):
+    for end in (*link.subscribers, *link.publishers.values()):
         end.unregister()
+
+
+def _unheard(link: Link) -> str:
+    """Return the topics that nobody listens to, separated by commas."""
+    return ", ".join(t for t, end in link.publishers.items() if not end.get_num_connections())

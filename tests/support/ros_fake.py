@@ -21,7 +21,7 @@ class Graph:
     def __init__(self, monkeypatch):
         from real.drivers import ros
 
-        self.ears, self.mouths, self.said, self.hangs = {}, {}, [], {}
+        self.subscribers, self.publishers, self.said, self.hangs = {}, {}, [], {}
         self.lock = threading.Lock()
         monkeypatch.setattr(ros, "start_node", lambda name: self.rospy())
         kinds = SimpleNamespace(JointState=Message, String=Message)
@@ -36,7 +36,7 @@ class Graph:
             Publisher=lambda *a, **k: Publisher(self, *a, **k),
             Subscriber=lambda *a, **k: Subscriber(self, *a, **k),
             Time=SimpleNamespace(from_sec=stamp),
-            get_published_topics=lambda: [(topic, "") for topic in self.mouths],
+            get_published_topics=lambda: [(topic, "") for topic in self.publishers],
         )
 
     def hang(self, topic, hang):
@@ -47,7 +47,7 @@ class Graph:
 class Publisher:
     def __init__(self, graph, topic, kind, **options):
         self.graph, self.topic, self.number = graph, topic, 0
-        graph.mouths.setdefault(topic, []).append(self)
+        graph.publishers.setdefault(topic, []).append(self)
 
     def publish(self, message):
         if hang := self.graph.hangs.pop(self.topic, None):
@@ -56,24 +56,24 @@ class Publisher:
             self.number += 1
             message.header.seq = self.number
             self.graph.said.append((self.topic, message))
-        for ear in [*self.graph.ears.get(self.topic, ())]:
-            ear.heard(message)
+        for subscriber in [*self.graph.subscribers.get(self.topic, ())]:
+            subscriber.heard(message)
 
     def get_num_connections(self):
-        return len(self.graph.ears.get(self.topic, ()))
+        return len(self.graph.subscribers.get(self.topic, ()))
 
     def unregister(self):
-        self.graph.mouths[self.topic].remove(self)
+        self.graph.publishers[self.topic].remove(self)
 
 
 class Subscriber:
     def __init__(self, graph, topic, kind, heard, **options):
         self.graph, self.topic, self.heard = graph, topic, heard
-        graph.ears.setdefault(topic, []).append(self)
+        graph.subscribers.setdefault(topic, []).append(self)
 
     def get_num_connections(self):
-        return len(self.graph.mouths.get(self.topic, ()))
+        return len(self.graph.publishers.get(self.topic, ()))
 
     def unregister(self):
-        ears = self.graph.ears.get(self.topic, [])
-        ears[:] = [ear for ear in ears if ear is not self]
+        subscribers = self.graph.subscribers.get(self.topic, [])
+        subscribers[:] = [subscriber for subscriber in subscribers if subscriber is not self]

@@ -41,15 +41,15 @@ class Bridge:
     """The server, for as long as the block lasts.
 
     said: what clients published, as (topic, message). edit: changes each state message before it is
-    sent. silent: sends no states. deaf: nobody listens to commands. has_rosapi: whether it answers
-    services. unread: reads nothing that comes.
+    sent. silent: sends no states. unheard: nobody listens to commands. has_rosapi: whether it
+    answers services. unread: reads nothing that comes.
     """
 
     def __init__(self, *controllers, rate=100.0, port=0):
         self.controllers, self.period, self.port = controllers, 1.0 / rate, port
         self.said, self.complaints, self.advertised = [], [], {}
         self.edit, self.has_rosapi = (lambda message: message), True
-        self.silent = self.deaf = self.unread = False
+        self.silent = self.unheard = self.unread = False
         self._clients, self._lock, self._over = {}, threading.Lock(), threading.Event()
         self._numbers = itertools.count()
 
@@ -136,7 +136,7 @@ class Bridge:
         elif op == "publish" and topic in self.advertised:
             self.said.append((topic, message["msg"]))
             for controller in self.controllers:
-                if controller.command == topic and not self.deaf:
+                if controller.command == topic and not self.unheard:
                     controller.take(message["msg"])
         elif op == "call_service":
             self._answer(client, message)
@@ -150,7 +150,7 @@ class Bridge:
         commands = [c.command for c in self.controllers]
         found = {
             "/rosapi/subscribers": lambda: {
-                "subscribers": [] if self.deaf or args["topic"] not in commands else ["/control"]
+                "subscribers": [] if self.unheard or args["topic"] not in commands else ["/control"]
             },
             "/rosapi/topics": lambda: {
                 "topics": [c.state for c in self.controllers] + ["/tf"],

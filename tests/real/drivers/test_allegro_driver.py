@@ -163,13 +163,13 @@ def test_a_stop_that_nobody_hears_is_not_confirmed_and_is_sent_again(hand):
     driver.connect()
     driver.reset()
     topics = TOPICS["allegro_hand_ros"]
-    ears = {topic: graph.ears.pop(topic) for topic in (topics.command, topics.words)}
+    subscribers = {topic: graph.subscribers.pop(topic) for topic in (topics.command, topics.words)}
     for _ in range(2):
         with pytest.raises(RobotError, match=r"nobody listens to .*joint_cmd, .*lib_cmd: the hand"):
             driver.stop()
     with pytest.raises(StoppedError):
         driver.command(driver.target)
-    graph.ears |= ears
+    graph.subscribers |= subscribers
     driver.stop()
     said = len(graph.said)
     driver.stop()  # it has been heard
@@ -180,7 +180,7 @@ def test_a_stop_that_nobody_hears_is_not_confirmed_and_is_sent_again(hand):
 
 def test_a_hand_that_would_not_hear_the_word_to_go_limp_is_refused(hand):
     driver, _, graph = hand("allegro_hand_ros", patience=0.3)
-    graph.ears.pop(TOPICS["allegro_hand_ros"].words)
+    graph.subscribers.pop(TOPICS["allegro_hand_ros"].words)
     with pytest.raises(RobotError, match=r"nobody listens to .*/lib_cmd within 0\.3 s"):
         driver.connect()
 
@@ -190,7 +190,7 @@ def test_a_hand_that_is_not_heard_from_keeps_its_targets_and_that_is_said(hand):
     driver.connect()
     driver.reset()
     target, state = driver.target, TOPICS["penspin"].state
-    graph.ears.pop(state)  # its states no longer arrive
+    graph.subscribers.pop(state)  # its states no longer arrive
     time.sleep(0.2)
     with pytest.raises(RobotError, match=f"no new state on {state}: the hand keeps its last"):
         driver.stop()
@@ -210,7 +210,7 @@ def test_a_hand_whose_clock_is_ahead_is_refused_where_its_stamps_count(
     graph, over = Graph(monkeypatch), threading.Event()
     topics = TOPICS["penspin"]
     states = Publisher(graph, topics.state, Message)
-    ear = Subscriber(graph, topics.command, Message, lambda message: None)
+    subscriber = Subscriber(graph, topics.command, Message, lambda message: None)
 
     def publish():
         while not over.wait(0.01):
@@ -231,7 +231,7 @@ def test_a_hand_whose_clock_is_ahead_is_refused_where_its_stamps_count(
             driver.connect()
     over.set()
     thread.join()
-    ear.unregister()
+    subscriber.unregister()
 
 
 def test_a_hand_that_does_not_go_limp_at_once_is_told_again(hand):

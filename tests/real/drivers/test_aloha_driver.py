@@ -189,7 +189,7 @@ def test_an_arm_that_is_not_heard_from_keeps_its_targets_while_the_other_stops(a
     driver.connect()
     driver.reset()
     target = driver.command(driver.target + 0.004)
-    graph.ears.pop(RIGHT.state)  # its states no longer arrive
+    graph.subscribers.pop(RIGHT.state)  # its states no longer arrive
     time.sleep(0.25)
     said = len(graph.said)
     with pytest.raises(RobotError, match=f"no new state on {RIGHT.state}: the pair of arms keeps"):
@@ -203,7 +203,7 @@ def test_an_arm_that_is_not_heard_from_keeps_its_targets_while_the_other_stops(a
 
 def test_a_gripper_that_nobody_moves_is_named(arms):
     driver, _, graph = arms(patience=0.3)
-    graph.ears.pop(RIGHT.single)
+    graph.subscribers.pop(RIGHT.single)
     with pytest.raises(RobotError, match=rf"nobody listens to {RIGHT.single} within 0\.3 s"):
         driver.connect()
 
@@ -231,8 +231,8 @@ def test_the_node_refuses_what_is_no_target_of_its_arms(arms):
         (RIGHT.single, Message(name="waist", cmd=0.3)),
         (RIGHT.single, Message(name="gripper", cmd=float("nan"))),
     ):
-        for ear in graph.ears[topic]:
-            ear.heard(message)
+        for subscriber in graph.subscribers[topic]:
+            subscriber.heard(message)
     assert node.facts()["targets"]["refused"] == 4
     np.testing.assert_allclose(node._target, START, atol=1e-6)
     driver.disconnect()

@@ -74,7 +74,7 @@ def make(bridge, tmp_path):
         return made[-1]
 
     yield driver
-    bridge.unread = bridge.silent = bridge.deaf = False
+    bridge.unread = bridge.silent = bridge.unheard = False
     for robot in made:
         with contextlib.suppress(RobotError):
             robot.disconnect()
@@ -188,7 +188,7 @@ def test_a_topic_that_nobody_publishes_is_named_with_those_that_there_are(make):
 
 
 def test_a_controller_that_does_not_listen_is_named_and_without_rosapi_not_known(make, bridge):
-    bridge.deaf = True
+    bridge.unheard = True
     driver = make(**{"patience: 3": "patience: 0.6"})
     with pytest.raises(RobotError, match="nobody listens to /arm/commands"):
         driver.connect()

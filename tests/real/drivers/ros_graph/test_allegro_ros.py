@@ -62,7 +62,7 @@ def drive(nodes):
         driver.disconnect()
 
 
-class Ear:
+class Subscriber:
     """Hears a hand's states with the joints' names, without the driver."""
 
     def __init__(self, topic):
@@ -76,19 +76,19 @@ class Ear:
         self.joints = dict(zip(message.name, message.position, strict=True))
 
 
-def moved(driver, ear):
+def moved(driver, subscriber):
     """Return, for each of the driver's channels, the hand's name of the joint that moved."""
     driver.reset({"qpos": np.full(16, 0.35)})  # far from all limits
     found = []
     for i in range(16):
         time.sleep(0.05)  # the joint before may still be on its way
-        before, seen = ear.joints, driver.observe().measured
+        before, seen = subscriber.joints, driver.observe().measured
         target = driver.target
         target[i] += 0.15
         driver.command(target)
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
-            after, sees = ear.joints, driver.observe().measured
+            after, sees = subscriber.joints, driver.observe().measured
             change = {name: abs(after[name] - before[name]) for name in after}
             if max(change.values()) > 0.1 and np.abs(sees - seen).max() > 0.1:
                 break
@@ -105,7 +105,7 @@ class Hora(AllegroRos):
         super()._write(link, part, allegro.to_hora(target), is_start=is_start)
 
     def _read(self, part, message):
-        message = copy.copy(message)  # the ear hears the same one
+        message = copy.copy(message)  # the subscriber hears the same one
         message.position = allegro.from_hora(np.array(message.position)).tolist()
         return super()._read(part, message)
 
@@ -156,16 +156,16 @@ with socket.create_server(("127.0.0.1", 0)) as silent:
 
 @needs_ros
 def test_each_channel_moves_the_joint_of_its_name(drive):
-    driver, ear = drive(), Ear(TOPICS["penspin"].state)
-    assert moved(driver, ear) == NAMES
-    ear.end.unregister()
+    driver, subscriber = drive(), Subscriber(TOPICS["penspin"].state)
+    assert moved(driver, subscriber) == NAMES
+    subscriber.end.unregister()
 
 
 @needs_ros
 def test_a_driver_with_the_wrong_order_moves_other_joints(drive):
-    driver, ear = drive(kind=Hora, start=(0.35,) * 16), Ear(TOPICS["penspin"].state)
-    assert moved(driver, ear) == tuple(allegro.from_hora(np.array(NAMES)))
-    ear.end.unregister()
+    driver, subscriber = drive(kind=Hora, start=(0.35,) * 16), Subscriber(TOPICS["penspin"].state)
+    assert moved(driver, subscriber) == tuple(allegro.from_hora(np.array(NAMES)))
+    subscriber.end.unregister()
 
 
 @needs_ros

@@ -62,7 +62,7 @@ def test_a_message_is_made_of_its_definition_and_known_by_its_sum(kind, text):
     assert made._type == kind and made._md5sum == hashlib.md5(text.strip().encode()).hexdigest()
 
 
-class Ear:
+class Subscriber:
     """Hears both arms' states by the joints' names, without the driver."""
 
     def __init__(self):
@@ -89,38 +89,38 @@ class Ear:
 
 @needs_ros
 def test_each_channel_moves_the_joint_of_its_name(drive):
-    driver, ear = drive(), Ear()
+    driver, subscriber = drive(), Subscriber()
     driver.reset({"qpos": np.array([0.3, -0.3, 0.3, 0.3, 0.3, 0.3, 0.02] * 2)})
     moves = np.array([0.01 if name.endswith("gripper") else 0.15 for name in JOINTS])
     for i, name in enumerate(JOINTS):
         time.sleep(0.05)  # the joint before may still be on its way
-        before, seen, target = dict(ear.joints), driver.observe().measured, driver.target
+        before, seen, target = dict(subscriber.joints), driver.observe().measured, driver.target
         target[i] += moves[i]
         driver.command(target)
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
-            change = {k: abs(v - before[k]) for k, v in ear.joints.items()}
+            change = {k: abs(v - before[k]) for k, v in subscriber.joints.items()}
             sees = np.abs(driver.observe().measured - seen) / moves
             if max(change.values()) > 0.1 and sees.max() > 0.6:
                 break
             time.sleep(0.01)
         assert max(change, key=lambda k: change[k]) == name and np.argmax(sees) == i
-    ear.close()
+    subscriber.close()
 
 
 @needs_ros
 def test_a_gripper_is_told_and_read_in_the_numbers_of_the_stock_programs(drive):
-    driver, ear = drive(), Ear()
+    driver, subscriber = drive(), Subscriber()
     for opening, motor, finger in ((1.0, 1.4910, 0.058), (0.0, -0.6213, 0.01844)):
         target = driver.target
         target[[6, 13]] = 0.002 + 0.035 * opening
         driver.command(target)
         time.sleep(0.5)
         for side in ("left", "right"):
-            assert ear.joints[f"{side}_gripper"] == pytest.approx(motor, abs=1e-3)
-            assert ear.joints[f"{side}_left_finger"] == pytest.approx(finger, abs=1e-4)
+            assert subscriber.joints[f"{side}_gripper"] == pytest.approx(motor, abs=1e-3)
+            assert subscriber.joints[f"{side}_left_finger"] == pytest.approx(finger, abs=1e-4)
         np.testing.assert_allclose(driver.observe().measured[[6, 13]], target[[6, 13]], atol=1e-4)
-    ear.close()
+    subscriber.close()
 
 
 @needs_ros
