@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("python", help="that of the environment with stable-baselines3")
     parser.add_argument("--peer-envs", type=int, default=8, help="processes of the peer, default 8")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of the rates, default 5; 0: none")
     parser.add_argument("--minutes", type=float, default=0.0, help="to learn for, default 0")
     parser.add_argument("overrides", nargs="*", help="as num_envs=512")
     args = parser.parse_intermixed_args()
@@ -245,7 +245,7 @@ def main() -> None:
         model.write_text(task(cfg.task).spec().to_xml())
         peer = Peer(args.python, model, cfg, args.peer_envs)
         about = {"peer": peer.versions, "ours": versions()}
-        figures = compare(ours(cfg, task, steps=50), peer, args.rounds)
+        figures = compare(ours(cfg, task, steps=50), peer, args.rounds) if args.rounds else {}
         peer.close()
         if args.minutes:
             figures |= learn_both(args, cfg, task, model)
