@@ -4,7 +4,8 @@
 The same MJCF, observation, reward, controller and ends, one `MjData` in each process; without what
 our task randomises. `scripts/bench_peers.py` starts it in an environment of its own, which needs
 gymnasium, mujoco and stable-baselines3 and not penspin_style. Measured is what it is told to on
-standard input, a word a line: `env` or `train`; the answer is samples per second.
+standard input, a word a line: `env` or `train`, answered by samples per second, or `success`: the
+share of 100 episodes in which what `train` has learned so far ends with the cube lifted.
 """
 
 import argparse
@@ -28,6 +29,7 @@ DOWN = np.diag([1.0, -1.0, -1.0])
 OPEN, SUBSTEPS = 0.04, 10
 JOINT_NOISE, YAW = 0.05, 0.3  # rad
 MOVE, GRIP, DAMPING, POSTURE = 0.025, 0.25, 0.05, 0.2
+EVAL_SEED = 1_000_003  # no environment learns from it
 
 Measurement = tuple[Callable[[], float], Callable[[], None]]
 
@@ -133,29 +135,60 @@ def vector_steps(args: argparse.Namespace) -> Measurement:
     return measure, envs.close
 
 
-def training(args: argparse.Namespace) -> Measurement:
-    """Return a measurement of Stable-Baselines3's PPO, an iteration of a batch, and its end."""
+def succeeded(path: str, act: Callable[[np.ndarray], np.ndarray], episodes: int = 100) -> float:
+    """Return the share of episodes whose last step is a success; seeds are fixed.
+
+    act: from observations (n, 22) to actions (n, 4).
+    """
+    envs, won = [make(path) for _ in range(episodes)], 0
+    seen = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
+    while envs:
+        results = [env.step(action) for env, action in zip(envs, act(np.stack(seen)), strict=True)]
+        ended = [gone or late for _, _, gone, late, _ in results]
+        won += sum(r[4]["is_success"] for r, end in zip(results, ended, strict=True) if end)
+        envs = [env for env, end in zip(envs, ended, strict=True) if not end]
+        seen = [r[0] for r, end in zip(results, ended, strict=True) if not end]
+    return won / episodes
+
+
+def training(args: argparse.Namespace) -> tuple[Callable[[], float], ...]:
+    """Return measurements of Stable-Baselines3's PPO, an iteration and its success, and its end."""
     from stable_baselines3 import PPO  # type: ignore[import-not-found]
-    from stable_baselines3.common.vec_env import SubprocVecEnv  # type: ignore[import-not-found]
+    from stable_baselines3.common.logger import Logger  # type: ignore[import-not-found]
+    from stable_baselines3.common.vec_env import (  # type: ignore[import-not-found]
+        SubprocVecEnv,
+        VecNormalize,
+    )
 
     envs = SubprocVecEnv([partial(make, args.model)] * args.num_envs, start_method="spawn")
+    scaled = VecNormalize(envs, norm_reward=False) if args.normalize else None
     sizes = {"pi": args.hidden, "vf": args.hidden}
     algo = PPO(
         "MlpPolicy",
-        envs,
+        scaled or envs,
         n_steps=args.batch // args.num_envs,
         batch_size=args.batch // args.minibatches,
         n_epochs=args.epochs,
+        seed=0,
         policy_kwargs={"net_arch": sizes},
         device="cpu",
+        **json.loads(args.settings),
     )
+    algo.set_logger(Logger(None, []))  # its own makes a folder in each call of learn
 
     def measure() -> float:
         began = time.perf_counter()
         algo.learn(args.batch, reset_num_timesteps=False)
         return args.batch / (time.perf_counter() - began)
 
-    return measure, envs.close
+    def success() -> float:
+        def act(seen: np.ndarray) -> np.ndarray:
+            seen = scaled.normalize_obs(seen) if scaled else seen
+            return algo.predict(seen, deterministic=True)[0]
+
+        return succeeded(args.model, act)
+
+    return measure, success, envs.close
 
 
 def main() -> None:
@@ -165,16 +198,20 @@ def main() -> None:
     for name in ("num-envs", "steps", "batch", "minibatches", "epochs"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--hidden", type=int, nargs="+", required=True)
+    parser.add_argument("--settings", default="{}", help="more keywords of PPO, JSON")
+    parser.add_argument("--normalize", action="store_true", help="observations, by VecNormalize")
     args = parser.parse_args()
     args.model = str(pathlib.Path(args.model).resolve())
     args.batch -= args.batch % args.num_envs
-    kinds = {"env": vector_steps(args), "train": training(args)}
+    env, close_envs = vector_steps(args)
+    train, success, close_training = training(args)
+    kinds = {"env": env, "train": train, "success": success}
     names = ("gymnasium", "stable-baselines3", "torch", "mujoco", "numpy")
     print(json.dumps({name: importlib.metadata.version(name) for name in names}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(kinds[line.strip()][0]()), flush=True)
-    for _, close in kinds.values():
-        close()
+        print(json.dumps(kinds[line.strip()]()), flush=True)
+    close_envs()
+    close_training()
 
 
 if __name__ == "__main__":
