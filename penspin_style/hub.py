@@ -34,6 +34,7 @@ from penspin_style.nets.policy import WEIGHTS, load_policy
 KINDS = ("model", "dataset")
 _PATTERNS = {"model": ("policy/*", "policy.onnx", "config.yaml"), "dataset": ("*.h5", "**/*.h5")}
 _README = "README.md"
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -69,12 +70,20 @@ def push(
 
     Raises:
         HubError: see there.
-        ValueError: `what` holds neither a policy nor episodes.
+        storage.DamagedError: a policy does not match its manifest.
+        ValueError: `what` holds neither a policy nor episodes; the licence is no identifier.
     """
     _check_repo(repo)
+    if licence and not _LICENCE.fullmatch(licence):
+        raise ValueError(f"licence {licence!r} is no identifier of the Hub, as apache-2.0 or mit")
     with _folder() as stage:
         kind = _stage(what, stage)
-        checked = _check(kind, stage)
+        try:
+            checked = _check(kind, stage)
+        except ValueError as error:
+            said = str(error).replace(f"{stage}/", "")
+            kind_of = storage.DamagedError if isinstance(error, storage.DamagedError) else HubError
+            raise kind_of(f"{what} is not sent: {said}") from error
         (stage / _README).write_text(_readme(kind, checked, repo, licence))
         files = _files(stage)
         if not _is_local(repo):

@@ -58,6 +58,10 @@ data pack episodes real.h5 --all
 data unpack real.h5 unpacked
 data repair real.h5 repaired
 data convert episodes hdf5 --to robomimic
+data convert episodes frames --to lerobot
+compare outputs/pen_spin/t --metric train/actor/approx_kl
+hub push s.onnx ./shared
+hub pull ./shared --out fetched
 """.strip().splitlines()
 PROGRAM = """
 import json, shlex, sys, penspin_style, real, tasks

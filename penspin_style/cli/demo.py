@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     if not there:
         raise UsageError(f"{PRETRAINED} holds no policy; install from a checkout")
-    first = args.name or next(iter(there))
+    first = next(iter(there)) if args.name is None else args.name
     if first not in there:
         raise UsageError(f"there is no shipped policy {first!r}{nearest(first, there)}")
     try:

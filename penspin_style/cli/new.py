@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     }
     if there := sorted(str(path) for path in files if path.exists()):
         raise UsageError(f"{there[0]} exists already; choose another name, or --out DIR")
+    for above in (each for path in files for each in path.parents):
+        if above.exists() and not above.is_dir():
+            raise UsageError(f"--out {root}: {above} is no folder")
     for path, template in files.items():
         text = (TEMPLATES / f"{template}.template").read_text()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,8 @@ def _check_name(name: str) -> None:
     Raises:
         UsageError: says what is wrong with it.
     """
-    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+    legal = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+    if not legal or not name.strip("_"):
         raise UsageError(f"{name!r} is no name of a Python module; letters, digits and _ are")
     if name in task_names():
         raise UsageError(f"there is a task {name} already; choose another name")

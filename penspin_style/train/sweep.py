@@ -59,6 +59,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         require(bool(self.space), "space", self.space, "a mapping of keys to what they may be")
+        texts = all(isinstance(each, str) for each in self.overrides)
+        require(texts, "overrides", self.overrides, "a list of KEY=VALUE")
         require(self.trials >= 1, "trials", self.trials, ">= 1")
         require(self.sampler in SAMPLERS, "sampler", self.sampler, " or ".join(SAMPLERS))
         require(self.pruner in PRUNERS, "pruner", self.pruner, ", ".join(PRUNERS))
@@ -129,7 +131,10 @@ class Sweep:
         self.overrides = [*cfg.overrides, *overrides]
         self.optuna = _optuna()
         self.train = self._check()
-        lock = storage.lock(folder)
+        try:
+            lock = storage.lock(folder)
+        except OSError as error:
+            raise UsageError(f"--out {folder}: cannot write there: {error.strerror}") from error
         if lock is None:
             raise UsageError(f"another process is at the sweep in {folder}")
         self._lock = lock
@@ -272,10 +277,13 @@ class Sweep:
 
     def _check(self) -> TrainConfig:
         """Compose both ends of every range, each by itself, before anything is trained."""
-        cfg = compose_training(self.overrides)[0]
         for word in (*self.overrides, *(f"{key}=" for key in self.cfg.space)):
             if (key := word.partition("=")[0].lstrip("+~")) in _TAKEN:
                 raise UsageError(f"{key}: a sweep says itself what its runs are called, and where")
+        for word in self.overrides:
+            if (key := word.partition("=")[0]) in self.cfg.space:
+                raise UsageError(f"{word}: the sweep varies {key} already; leave one of them out")
+        cfg = compose_training(self.overrides)[0]
         for key, range_ in self.cfg.space.items():
             for value in range_.get("choices") or (range_["low"], range_["high"]):
                 compose_training([*self.overrides, assignment(key, value)])

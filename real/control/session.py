@@ -389,7 +389,12 @@ def _policy(args: argparse.Namespace, stack: contextlib.ExitStack) -> "Policy":
 
     key = None
     if args.api_key_file is not None:
-        key = pathlib.Path(args.api_key_file).read_text().strip()
+        try:
+            key = pathlib.Path(args.api_key_file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            text = f"--api-key-file {args.api_key_file} is not readable: {why}"
+            raise ValueError(f"{text}; write one line with the key") from error
     try:
         client = PolicyClient(args.server, key, wait=args.patience)
         stack.callback(client.close)

@@ -70,7 +70,7 @@ class Address:
         """
         try:
             uri = parse_uri(url)
-        except InvalidURI as error:
+        except (InvalidURI, ValueError) as error:  # ValueError: of the port
             raise ValueError(
                 f"{url!r} is not the url of a policy server, ws://HOST:PORT"
             ) from error

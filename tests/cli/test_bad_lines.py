@@ -88,6 +88,100 @@ def test_an_invalid_line_is_one_line_that_says_what_is_meant(line, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+ONNX = ROOT / "outputs" / "pretrained" / "panda_lift_cube" / "policy.onnx"
+RANGE = "{low: 0.9, high: 0.99}"
+FILES = {
+    "file.txt": "text",
+    "bad.onnx": "not a network",
+    "camera.yaml": "front: {kind: file, device: none.mp4}",
+    "kind.yaml": "front: {kind: webcam}",
+    "key.yaml": "front: {kind: file, devise: none.mp4}",
+    "view.yaml": "front: {kind: file, device: none.mp4, view: 200}",
+    "list.yaml": "[a, b]",
+    "sweep.yaml": f"space: {{algo.gamma: {RANGE}}}",
+    "number.yaml": f"overrides: [3]\nspace: {{algo.gamma: {RANGE}}}",
+    "varied.yaml": f"overrides: [algo.gamma=0.95]\nspace: {{algo.gamma: {RANGE}}}",
+    "log.yaml": "space: {algo.gamma: {low: 0, high: 0.5, log: true}}",
+    "name.yaml": "space: {name: {choices: [a, b]}}",
+}
+# command line beside these files -> what the one line on stderr says
+BESIDE_FILES = {
+    # the Hub
+    "hub puhs bad.onnx ./there": "did you mean 'push'?",
+    "hub push bad.onnx ./there": "bad.onnx is not sent: policy.onnx: is not an ONNX file",
+    "hub push '' ./there": "what must be a path, as . for the current folder, got ''",
+    "hub push bad.onnx there": "'there' is no repository: give ORG/NAME, or a local folder as",
+    "hub push bad.onnx ./there --licence 'a b'": "'a b' is no identifier of the Hub, as apache-2.0",
+    "hub push file.txt ./there": "file.txt holds neither a policy nor episodes",
+    "hub pull ./nothing": "./nothing is no folder",
+    "hub pull . --dataset": ". holds no dataset that can be trusted: there is no .h5 file",
+    "hub pull . --out ''": "--out must be a path, as . for the current folder, got ''",
+    # cameras
+    "camera chek camera.yaml": "invalid choice: 'chek'; did you mean 'check'?",
+    "camera check camera.yaml --policy bad.onnx": "bad.onnx: is not an ONNX file",
+    "camera latency kind.yaml front": "front: kind 'webcam' must be one of opencv, realsense, file",
+    "camera latency key.yaml front": "there is no key 'devise'; did you mean 'device'?",
+    "camera latency view.yaml front": "view must be above 0 and up to 179, got 200",
+    "camera latency camera.yaml frnt": "has no camera 'frnt'; did you mean 'front'?",
+    "camera latency camera.yaml front --light lamp": "--light must be module:function, got 'lamp'",
+    "camera latency camera.yaml front --light os:sep": "--light os:sep is not a function",
+    f"rollout --robot panda --policy {ONNX} --cameras list.yaml": "must be a mapping, it is list",
+    f"rollout --robot panda --policy {ONNX} --cameras camera.yaml": "sees no camera 'front'; its",
+    # robots
+    "rollout --robot panda --server ws://127.0.0.1:99999": "is not the url of a policy server",
+    "rollout --robot panda --server ws://127.0.0.1:1 --api-key-file no": "--api-key-file no is not",
+    "teleop panda --device scripted --speed 1.5": "--speed: '1.5' is not a share above 0",
+    "teleop panda --device keyboard --fast": "a twin that is moved by keyboard runs in real time",
+    "teleop pnda --device scripted": "there is no robot 'pnda'",
+    "teleop list.yaml --device scripted": "list.yaml is not readable: it must be a mapping",
+    # runs and pages
+    "sweep list.yaml": "list.yaml is not readable: it must be a mapping, it is list",
+    "sweep number.yaml": "number.yaml: overrides must be a list of KEY=VALUE, got [3]",
+    "sweep varied.yaml": "algo.gamma=0.95: the sweep varies algo.gamma already",
+    "sweep log.yaml": "space.algo.gamma must be above 0 with log: true",
+    "sweep name.yaml": "name: a sweep says itself what its runs are called",
+    "sweep sweep.yaml --out file.txt": "--out file.txt: cannot write there",
+    "compare nowhere": "nowhere is no run folder and holds none",
+    "watch . --port 70000": "--port: '70000' is not a whole number of 0 to 65535",
+    "watch .": "is no run folder: it has no config.yaml and checkpoints",
+    "runs file.txt": "file.txt is no folder; give one that holds runs",
+    "data view .": ". holds no .h5 files",
+    "demo ''": "there is no shipped policy ''",
+    "new task _": "'_' is no name of a Python module",
+    "new task mine --out file.txt": "--out file.txt: file.txt is no folder",
+    # keys
+    "train launcher=slurm": "launcher must be local or ray, got slurm",
+    "train cluster.env=2": "launcher must be ray for cluster.env, got local",
+    "train launcher=ray cluster.component_placement.env=3-1": "must be processes as 0-7, or empty",
+    "train launcher=ray overlap=true": "say rollout.pipeline_stage_num=2 instead",
+    "train overlap=true algo=sac": "algo=sac collects and learns in turns",
+    "train video_every=-1": "video_every must be >= 0, got -1",
+    "train video_tiles=0": "video_tiles must be >= 1, got 0",
+    "train resume_changes=[algo.gamma]": "resume_changes must be [] without resume=true",
+    "train algo=diffusion algo.steps=200": "algo.steps must be at most 100, got 200",
+    "train algo=sac algo.starts.before_fall=[3]": "must be [fewest, most] control steps, got [3]",
+    "train algo=td3": "algo=td3: there is no such algorithm; there are act, clone, ddpg",
+    "train algo=grpo algo.group_size=1": "algo.group_size must be at least 2",
+    "train task=playground:X": "playground",
+}
+
+
+@pytest.fixture(scope="module")
+def beside_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("line", BESIDE_FILES)
+def test_an_invalid_line_beside_files_says_what_is_meant(line, beside_files, monkeypatch, capfd):
+    monkeypatch.chdir(beside_files)
+    code = call(line)
+    check_refusal(code, *capfd.readouterr(), 2, BESIDE_FILES[line])
+    assert {f.name: f.read_text() for f in beside_files.iterdir()} == FILES
+
+
 def leaves(parser, path=()):
     """Yield (verbs, parser) of every verb without further ones."""
     verbs = parser.verbs()
