@@ -62,6 +62,7 @@ data convert episodes frames --to lerobot
 compare outputs/pen_spin/t --metric train/actor/approx_kl
 hub push s.onnx ./shared
 hub pull ./shared --out fetched
+robot check pen
 """.strip().splitlines()
 PROGRAM = """
 import json, shlex, sys, penspin_style, real, tasks
