@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from penspin_style.deploy.bundle import Bundle
 
@@ -29,6 +30,7 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow  # a notebook's cart-pole is trained in the default run
 def test_a_task_of_ones_own_is_trained_and_exported(tmp_path):
     small = "num_envs=32 total_samples=3200 eval_every=0 final_episodes=8 learn_threads=1"
     said = run("cartpole.py", f"out={tmp_path}", *small.split())

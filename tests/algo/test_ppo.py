@@ -310,6 +310,7 @@ def test_ppo_solves_the_cart_within_25_iterations():
     assert time.process_time() - began < 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns of what it does itself
 def test_the_compiled_losses_are_the_eager_ones():
     eager, compiled = make(value_clip=0.2), make(value_clip=0.2, compile=True)

@@ -101,8 +101,8 @@ def crafted(ppo):
     td["log_prob"] = dist.log_prob(td["action"]) - RATIO.log()
     td["loc"] = dist.loc + 0.3
     td["scale"] = dist.scale * 1.2
-    td["advantage"] = ADVANTAGE[:, None]
+    td["advantage"] = ADVANTAGE[:, None].clone()
     td["state_value"] = value - MOVED[:, None]
     td["value_target"] = value - MISSED[:, None]
-    td["weight"] = WEIGHT[:, None]
+    td["weight"] = WEIGHT[:, None].clone()  # tests write into it
     return td, dist

@@ -97,7 +97,13 @@ def check(out, calls, code, err, k):
 
 
 @pytest.mark.timeout(7200 if FULL else 600)
-@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from there on"])
+@pytest.mark.parametrize(
+    "lasting",
+    [
+        pytest.param(False, id="once", marks=pytest.mark.slow),
+        pytest.param(True, id="from there on"),
+    ],
+)
 def test_a_full_disk_at_any_write_of_a_training_costs_no_checkpoint(
     tmp_path, monkeypatch, capfd, lasting
 ):

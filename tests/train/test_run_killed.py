@@ -71,7 +71,13 @@ def _iteration(checkpoints):
     return int(published[-1].name) if published else -1
 
 
-@pytest.mark.parametrize("number", interrupt.SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, marks=() if n == signal.SIGTERM else pytest.mark.slow)
+        for n in interrupt.SIGNALS
+    ],
+)
 def test_a_signal_saves_the_iteration_under_way_and_exits_with_4(tmp_path, spawn, number, capsys):
     overrides = ("total_samples=1000000000", "num_envs=64", "algo.horizon=40")
     checkpoints = Checkpoints(tmp_path / "panda_lift_cube" / "run" / "checkpoints")

@@ -87,6 +87,7 @@ def test_a_sweep_stopped_within_a_trial_goes_on_exactly_there(tmp_path, whole, m
     assert state(tmp_path / "out") == state(whole)
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_and_another_space_is_refused(tmp_path, whole, capsys):
     path = written(tmp_path, trials=3, pruner="none", sampler="random", seed=1)
     assert main(["sweep", str(path), "--out", str(whole)]) == 2
@@ -110,6 +111,7 @@ def test_a_damaged_study_is_said_in_one_line_and_nothing_is_lost(tmp_path, capsy
     assert (out / "study.db").read_bytes() == b"no database" * 99
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_not_among_the_best_is_ended(tmp_path, monkeypatch):
     """Scores are set by hand: of three trials the first is best from the first evaluation on."""
     cfg = read_sweep(written(tmp_path, trials=3, reduction=2, sampler="random"))
