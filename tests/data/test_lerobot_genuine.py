@@ -13,6 +13,7 @@ import pytest
 
 from penspin_style.data.episodes.episode import Episode, write_episode
 from penspin_style.data.formats import lerobot
+from tests.support.lerobot_columns import EXACT, STATE
 from tests.support.robots import columns, header
 
 PYTHON = os.environ.get("PENSPIN_LEROBOT_PYTHON", "")
@@ -30,19 +31,6 @@ print(json.dumps(facts))
 """
 STEPS = (7, 12, 1, 5)
 TOLD = ("Push the cart.", "Pull the cart.", "Push the cart.", "Stop.")
-EXACT = {
-    "action": "action",
-    "target": "target",
-    "sent": "sent",
-    "observation.depth": "observation/depth",
-    "observation.points": "observation/points",
-    "observation.mask": "observation/mask",
-    "exact.joint_vel": "observation/joint_vel",
-    "exact.count": "observation/count",
-    "measure.turns": "measure/turns",
-    "time": "time",
-}
-STATE = ("count", "joint_pos", "joint_vel", "on")
 CAMERAS = ("front_rgb", "wrist_rgb")
 
 

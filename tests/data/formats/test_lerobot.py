@@ -14,6 +14,7 @@ import pytest
 from penspin_style.data.episodes.episode import Channel, write_episode
 from penspin_style.data.formats import lerobot
 from penspin_style.data.formats.statistics import NumberSummary
+from tests.support.lerobot_columns import EXACT, STATE
 from tests.support.robots import CHANNELS, STEPS, SUCCESS, check_same, record
 
 CAMERAS = {"observation.images.front_rgb": (16, 32), "observation.images.wrist_rgb": (9, 7)}
@@ -63,24 +64,11 @@ def test_features_have_the_names_and_the_order_that_lerobot_expects(episodes, da
     first = 0
     for number, (found, episode) in enumerate(zip(lerobot.read(dataset), episodes, strict=True)):
         n = episode.steps
-        parts = ("count", "joint_pos", "joint_vel", "on")  # as HDF5 lists them
-        state = [episode[f"observation/{name}"].reshape(n, -1) for name in parts]
+        state = [episode[f"observation/{name}"].reshape(n, -1) for name in STATE]
         np.testing.assert_array_equal(
             found["observation.state"], np.concatenate(state, 1).astype(np.float32)
         )
-        same = {
-            "action": "action",
-            "target": "target",
-            "sent": "sent",
-            "observation.depth": "observation/depth",
-            "observation.points": "observation/points",
-            "observation.mask": "observation/mask",
-            "exact.joint_vel": "observation/joint_vel",
-            "exact.count": "observation/count",
-            "measure.turns": "measure/turns",
-            "time": "time",
-        }
-        for key, own in same.items():
+        for key, own in EXACT.items():
             wanted = episode[own]
             assert found[key].dtype == wanted.dtype
             np.testing.assert_array_equal(found[key].reshape(wanted.shape), wanted)
@@ -97,7 +85,7 @@ def test_features_have_the_names_and_the_order_that_lerobot_expects(episodes, da
         }
         for key, wanted in indices.items():
             np.testing.assert_array_equal(found[key][:, 0], wanted, err_msg=key)
-        assert set(found) == {*same, *indices, "observation.state", *CAMERAS}
+        assert set(found) == {*EXACT, *indices, "observation.state", *CAMERAS}
         first += n
 
 
