@@ -72,7 +72,7 @@ class Address:
             uri = parse_uri(url)
         except (InvalidURI, ValueError) as error:  # ValueError: of the port
             raise ValueError(
-                f"{url!r} is not the url of a policy server, ws://HOST:PORT"
+                f"{url!r} is not the url of a policy server, ws://HOST:PORT, port 1 to 65535"
             ) from error
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("an API key has only printable ASCII characters")

@@ -216,7 +216,8 @@ def test_a_lost_link_ends_commands_until_a_reset_though_it_comes_back(make, brid
     driver.connect()
     driver.reset()
     target = driver.command(driver.target)
-    driver._link.rospy.confirm()  # it has been read
+    driver._link.rospy.confirm()  # the server has it; the double notes it a moment later
+    time.sleep(0.2)
     said = len(bridge.said)
     bridge.drop()
     until(lambda: driver._lost)
@@ -231,6 +232,7 @@ def test_a_lost_link_ends_commands_until_a_reset_though_it_comes_back(make, brid
     until(lambda: len(bridge._clients) == 1)
     time.sleep(0.1)
     driver.stop()  # still goes out
+    until(lambda: len(bridge.said) >= said + 2)
     assert len(bridge.said) == said + 2
     driver.reset()
     driver.command(driver.target)
