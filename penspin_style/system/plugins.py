@@ -1,14 +1,16 @@
 """Modules that are found by listing a folder: what is added is one file, and no list of them."""
 
+import functools
 import importlib.util
 import pathlib
 import re
 
 
+@functools.cache
 def named_modules(package: str, binding: str) -> dict[str, str]:
     """Return the modules below a package that bind `NAME`, a literal, and `binding`: by that name.
 
-    None of them is imported. Sorted by name.
+    None of them is imported. Sorted by name. A folder is read once in a process.
     """
     spec = importlib.util.find_spec(package)
     found = {}

@@ -5,6 +5,7 @@ what is legal and the nearest match.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -89,7 +90,7 @@ def compose_train(
     _register(name, task, algo)
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         try:
-            defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
+            defaults = _defaults(name, task, algo)
             overrides, saved = (_renamed(part, defaults) for part in (overrides, saved))
             typed = _parse(overrides)
             saved = _still_said(saved, typed)
@@ -255,10 +256,19 @@ def _default_task() -> str:
 
 
 def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None:
+    """Give Hydra the schemas of a task and of the algorithms.
+
+    Those of other tasks are taken away: each composition copies the whole store.
+    """
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    # ours all, for a task may begin with any of them
-    for one in {*own_names(), *([algo] if algo else [])}:
+    for group in ("task", "task_schema"):
+        store.repo.pop(group, None)
+    if "train_schema.yaml" not in store.repo:
+        store.store(name="train_schema", node=TrainConfig)
+    own = own_names()  # all of them, for a task may begin with any
+    for one in {*own, *([algo] if algo else [])}:
+        if one in own and f"{one}.yaml" in store.repo.get("algo", {}):
+            continue
         try:
             store.store(group="algo", name=one, node=find_algorithm(one).Config)
         except ValueError as error:
@@ -269,6 +279,17 @@ def _register(name: str, task: type[Task[Any]], algo: str | None = None) -> None
             store.store(group="task", name=name, node=task.Config)
     except (OmegaConfBaseException, ValueError) as error:
         raise UsageError(f"task={name}: {place(task.Config)}: {_one_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _defaults(name: str, task: type[Task[Any]], algo: str | None) -> DictConfig:
+    """Return the configuration of a registered task and an algorithm before any override.
+
+    task: its class; only that the same name may be another task later.
+    """
+    defaults = compose("train", [f"task={name}", *([f"algo={algo}"] if algo else [])])
+    OmegaConf.set_readonly(defaults, True)  # it is kept
+    return defaults
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
