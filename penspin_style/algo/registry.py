@@ -7,14 +7,13 @@ Such a module binds `ALGORITHM`, a class as `algorithm.Algorithm` says, and one 
 
 import difflib
 import importlib
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 
 from penspin_style.algo.algorithm import Algorithm, Interface
 from penspin_style.config import TrainConfig
-from penspin_style.system.plugins import named_modules
+from penspin_style.system.plugins import entry_points, named_modules
 
 ENTRY_POINTS = "penspin_style.algorithms"
 
@@ -69,5 +68,5 @@ def make_algorithm(
 
 
 def _modules() -> dict[str, str]:
-    installed = {entry.name: entry.module for entry in entry_points(group=ENTRY_POINTS)}
+    installed = {entry.name: entry.module for entry in entry_points(ENTRY_POINTS)}
     return {**installed, **named_modules(__package__ or "", "ALGORITHM")}

@@ -10,12 +10,12 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 from penspin_style.algo.search.config import METHODS
 from penspin_style.cli import data, real2sim
 from penspin_style.system.arguments import Parser, above_zero, add_json, natural, port, positive
+from penspin_style.system.plugins import entry_points
 
 _ENTRY_POINTS = "penspin_style.verbs"
 _POLICY = "a run folder, a policy folder or an .onnx file"
@@ -308,7 +308,7 @@ def _complete(args: argparse.Namespace) -> int:
 
 def _add_others(verbs: Any) -> None:
     """Add the verbs of other packages; one that cannot be imported is named and left out."""
-    for entry in sorted(entry_points(group=_ENTRY_POINTS)):
+    for entry in entry_points(_ENTRY_POINTS):
         try:
             add_verbs = entry.load()
         except (ImportError, AttributeError) as error:

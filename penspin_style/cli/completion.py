@@ -8,10 +8,9 @@ It holds verbs and options as they are now, and `task=` with the tasks that are 
 
 import argparse
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 
 from penspin_style.system.arguments import Parser
-from penspin_style.system.plugins import named_modules
+from penspin_style.system.plugins import entry_points, named_modules
 
 _BASH = """_penspin() {{
   local cur=${{COMP_WORDS[COMP_CWORD]}} words path="" word
@@ -69,5 +68,5 @@ def _fish(rows: list[tuple[str, list[str]]]) -> Iterator[str]:
 
 
 def _tasks() -> list[str]:
-    others = entry_points(group="penspin_style.tasks")
-    return [*named_modules("tasks", "TASK"), *sorted(entry.name for entry in others)]
+    others = entry_points("penspin_style.tasks")
+    return [*named_modules("tasks", "TASK"), *(entry.name for entry in others)]

@@ -23,7 +23,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import mujoco
@@ -36,6 +36,7 @@ from penspin_style.features import ActionChannel, Joint
 from penspin_style.render.renderer import View
 from penspin_style.sim.randomize import Randomize
 from penspin_style.sim.sim import Sim, check_rows, make_sim
+from penspin_style.system.plugins import entry_points
 
 ENTRY_POINTS = "penspin_style.tasks"
 """Group of the entry points by which other packages register tasks."""
@@ -418,7 +419,7 @@ def installed_tasks() -> dict[str, EntryPoint]:
 
     One is `reach = my_package.reach`: a module that binds `TASK`. None of them is imported.
     """
-    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS))}
+    return {entry.name: entry for entry in entry_points(ENTRY_POINTS)}
 
 
 def load_task(name: str, *, is_module: bool = False) -> type[Task[Any]]:

@@ -1,9 +1,24 @@
-"""Modules that are found by listing a folder: what is added is one file, and no list of them."""
+"""What is found by looking: the modules of a folder, and what installed packages register."""
 
 import functools
 import importlib.util
 import pathlib
 import re
+import sys
+from importlib import metadata
+
+
+def entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """Return what installed packages register in a group, sorted; none of it is imported.
+
+    They are looked for once for each `sys.path` that there is in a process.
+    """
+    return _entry_points(group, tuple(sys.path))
+
+
+@functools.cache
+def _entry_points(group: str, _: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    return tuple(sorted(metadata.entry_points(group=group)))
 
 
 @functools.cache

@@ -230,7 +230,7 @@ def test_a_module_that_cannot_be_imported_is_one_line_with_its_place(own, name, 
 
 def test_an_installed_package_registers_its_tasks(own, monkeypatch):
     monkeypatch.syspath_prepend(str(own.parent))
-    entries = [EntryPoint(n, f"ownpackage.{n}", "penspin_style.tasks") for n in ("reach", "broken")]
+    entries = [EntryPoint(n, f"ownpackage.{n}", "penspin_style.tasks") for n in ("broken", "reach")]
     monkeypatch.setattr(
         "penspin_style.env.task.entry_points",
         lambda group: entries if group == "penspin_style.tasks" else [],
