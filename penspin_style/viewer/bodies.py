@@ -6,7 +6,10 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from penspin_style.viewer.scene import shapes
+from penspin_style.viewer.scene import INFINITE, shapes
+
+_SKY = 2.0
+_GROUND = (150, 150, 160)
 
 
 class Bodies:
@@ -24,9 +27,13 @@ class Bodies:
         self.offsets = 1.5 * self.extent * places
         """(count, 3) m, where each world is drawn."""
         self._place_camera(model, camera)
-        self._meshes = [
-            (shape.body, self._mesh(i, shape, count)) for i, shape in enumerate(shapes(model))
-        ]
+        self._light()
+        self._meshes = []
+        for i, shape in enumerate(shapes(model)):
+            if shape.is_floor:
+                self._add_floor(i, shape)
+            else:
+                self._meshes.append((shape.body, self._mesh(i, shape, count)))
 
     def draw(self, rows: list[int], positions: np.ndarray, turns: np.ndarray) -> None:
         """Show worlds. positions: (len(rows), nbody, 3) m; turns: (len(rows), nbody, 4)."""
@@ -46,6 +53,22 @@ class Bodies:
             batched_colors=shape.color,
             opacity=shape.opacity if shape.opacity < 1 else None,
             side="double",
+        )
+
+    def _add_floor(self, i: int, shape: Any) -> None:
+        """Add a floor below all worlds: one of each would lie in the others, drawn as often."""
+        widths = np.ptp(self.offsets, axis=0)
+        scale = 1.0 + 0.5 * widths / INFINITE
+        floor = shape._replace(vertices=(shape.vertices * scale).astype(np.float32))
+        self._mesh(i, floor, 1).batched_positions = (self.offsets.min(axis=0) + 0.5 * widths)[None]
+
+    def _light(self) -> None:
+        """Light from above and from a lamp; reflections and shadows are too slow without a GPU."""
+        scene = self._server.scene
+        scene.configure_default_lights(True, cast_shadow=False)
+        scene.configure_environment_map(None)
+        scene.add_light_hemisphere(
+            "/sky", sky_color=(255, 255, 255), ground_color=_GROUND, intensity=_SKY
         )
 
     def _place_camera(self, model: mujoco.MjModel, name: str) -> None:

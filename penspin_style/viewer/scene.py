@@ -8,7 +8,7 @@ import numpy as np
 
 _GROUPS = 3
 """Geoms of groups below are drawn, as MuJoCo's own viewer does."""
-_INFINITE = 5.0
+INFINITE = 5.0
 """Half size at which a plane without one is drawn, m."""
 
 
@@ -22,6 +22,8 @@ class Shape(NamedTuple):
     """(nvert, 3) in the body's frame, m."""
     faces: np.ndarray
     """(nface, 3) into the vertices."""
+    is_floor: bool
+    """Whether it is level and without end: the same for worlds that stand side by side."""
 
 
 def shapes(model: mujoco.MjModel) -> list[Shape]:
@@ -30,7 +32,7 @@ def shapes(model: mujoco.MjModel) -> list[Shape]:
     Drawn are planes, spheres, capsules, ellipsoids, cylinders, boxes and meshes; height fields are
     not. What a randomisation changes of the shapes of single environments is not seen either.
     """
-    parts: dict[tuple[int, tuple[int, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
+    parts: dict[tuple[int, tuple[int, ...], bool], list[tuple[np.ndarray, np.ndarray]]] = {}
     for geom in range(model.ngeom):
         rgba = np.clip(np.round(255 * _color(model, geom)), 0, 255).astype(int)
         made = _triangles(model, geom) if model.geom_group[geom] < _GROUPS and rgba[3] else None
@@ -39,20 +41,30 @@ def shapes(model: mujoco.MjModel) -> list[Shape]:
         turn = np.empty(9)
         mujoco.mju_quat2Mat(turn, model.geom_quat[geom])
         vertices = made[0] @ turn.reshape(3, 3).T + model.geom_pos[geom]
-        key = int(model.geom_bodyid[geom]), tuple(rgba.tolist())
+        body = int(model.geom_bodyid[geom])
+        is_floor = body == 0 and _is_endless(model, geom) and abs(turn[8]) > 1.0 - 1e-6
+        key = body, tuple(rgba.tolist()), is_floor
         parts.setdefault(key, []).append((vertices, made[1]))
-    return [_joined(body, rgba, members) for (body, rgba), members in parts.items()]
+    return [_joined(*key, members) for key, members in parts.items()]
+
+
+def _is_endless(model: mujoco.MjModel, geom: int) -> bool:
+    is_plane = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_PLANE
+    return bool(is_plane and (model.geom_size[geom, :2] <= 0).all())
 
 
 def _joined(
-    body: int, rgba: tuple[int, ...], members: list[tuple[np.ndarray, np.ndarray]]
+    body: int,
+    rgba: tuple[int, ...],
+    is_floor: bool,
+    members: list[tuple[np.ndarray, np.ndarray]],
 ) -> Shape:
     starts = np.cumsum([0, *(len(vertices) for vertices, _ in members)])
     faces = [faces + start for (_, faces), start in zip(members, starts, strict=False)]
     vertices = np.concatenate([vertices for vertices, _ in members]).astype(np.float32)
     red, green, blue, alpha = rgba
     joined = np.concatenate(faces).astype(np.uint32)
-    return Shape(body, (red, green, blue), alpha / 255, vertices, joined)
+    return Shape(body, (red, green, blue), alpha / 255, vertices, joined, is_floor)
 
 
 def _color(model: mujoco.MjModel, geom: int) -> np.ndarray:
@@ -69,7 +81,7 @@ def _triangles(model: mujoco.MjModel, geom: int) -> tuple[np.ndarray, np.ndarray
         face, faces = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
         return model.mesh_vert[first : first + count], model.mesh_face[face : face + faces]
     if kind == mujoco.mjtGeom.mjGEOM_PLANE:
-        half = np.where(size[:2] > 0, size[:2], _INFINITE)
+        half = np.where(size[:2] > 0, size[:2], INFINITE)
         corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
         return corners, np.array([[0, 1, 2], [0, 2, 3]])
     if kind == mujoco.mjtGeom.mjGEOM_BOX:

@@ -4,8 +4,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from penspin_style.viewer.scene import shapes
+from penspin_style.viewer.bodies import Bodies
+from penspin_style.viewer.scene import INFINITE, shapes
 from tasks.panda.lift_cube import TASK
+from tests.support.page import Page
 
 XML = """<mujoco>
   <worldbody>
@@ -17,6 +19,8 @@ XML = """<mujoco>
     </body>
   </worldbody>
 </mujoco>"""
+
+FLOOR = '<mujoco><worldbody><geom type="plane" {}/><geom size="1"/></worldbody></mujoco>'
 
 
 def only(kind, size, more=""):
@@ -68,3 +72,32 @@ def test_the_meshes_of_a_robot_are_drawn_where_mujoco_has_them():
         own = [g for g in range(model.ngeom) if model.geom_bodyid[g] == shape.body]
         reach = [np.linalg.norm(model.geom_pos[g]) + model.geom_rbound[g] for g in own]
         assert shape.body == 0 or radius <= max(reach) + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("plane", "is_floor"),
+    [
+        ('size="0 0 1" pos="0 0 -1"', True),
+        ('size="2 3 1"', False),
+        ('size="0 3 1"', False),
+        ('size="0 0 1" euler="0 90 0"', False),
+    ],
+)
+def test_a_level_plane_without_end_is_a_floor(plane, is_floor):
+    found = shapes(mujoco.MjModel.from_xml_string(FLOOR.format(plane)))
+    assert [shape.is_floor for shape in found] == ([True, False] if is_floor else [False])
+
+
+def test_one_floor_lies_below_all_worlds():
+    model = mujoco.MjModel.from_xml_string(FLOOR.format('size="0 0 1"'))
+    page = Page("", 0, False)
+    bodies = Bodies(page, model, 9, "")
+    floor, ball = page.meshes.values()
+    assert ball.batched_positions.shape == (9, 3)
+    corners = floor.vertices + floor.batched_positions
+    beyond = np.array([INFINITE, INFINITE, 0.0])
+    assert corners.min(axis=0) == pytest.approx(bodies.offsets.min(axis=0) - beyond)
+    assert corners.max(axis=0) == pytest.approx(bodies.offsets.max(axis=0) + beyond)
+    bodies.draw([4], np.ones((1, model.nbody, 3)), np.ones((1, model.nbody, 4)))
+    assert ball.batched_positions.tolist() == (bodies.offsets[[4]] + 1).tolist()
+    assert (floor.vertices + floor.batched_positions == corners).all()
