@@ -37,10 +37,11 @@ def stepping(
     step(next(rows))
 
     def measure() -> float:
-        count, began = 0, time.perf_counter()
-        while (spent := time.perf_counter() - began) < seconds:
+        count, spent, began = 0, 0.0, time.perf_counter()
+        while spent < seconds:
             step(next(rows))
             count += num_envs
+            spent = time.perf_counter() - began
         return count / spent
 
     return measure
