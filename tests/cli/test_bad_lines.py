@@ -136,7 +136,6 @@ BESIDE_FILES = {
     "data verify ''": "must not be empty, got ''",
     "twin panda ''": "argument POLICY.onnx: must not be empty, got ''",
     # robots
-    "teleop panda --device scripted --success turn": "the robot does not measure 'turn', it",
     "teleop panda --device scripted --ask": "--ask needs a terminal to answer on",
     "teleop pen --device scripted": "pen_spin_student has no scripted expert",
     "teleop allegro_ros --device scripted": "--device scripted moves twins alone",
