@@ -25,6 +25,8 @@ MAX_FILE = 2**36
 """Bytes that a file of a published folder may have; more, as a sparse file has, is not read."""
 MAX_WEIGHTS = 2**31
 """Bytes that a file of a network may have, to be read at all."""
+LOCK = ".lock"
+"""The file in a folder that is locked while a process has it."""
 STAGE = ".stage-"
 """How names begin of what is not published."""
 _MAX_MANIFEST = 2**24  # bytes
@@ -93,7 +95,7 @@ def lock(folder: pathlib.Path) -> IO[str] | None:
         OSError: it cannot be made.
     """
     make_folder(folder)
-    file = (folder / ".lock").open("w")
+    file = (folder / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

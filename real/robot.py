@@ -32,6 +32,13 @@ class RobotError(RuntimeError):
     """The robot cannot do what is asked; the message says which, why and what helps."""
 
 
+class RequestError(RobotError):
+    """What was asked for is at fault, not the robot: another option or package is needed.
+
+    On a command line, exit code 2.
+    """
+
+
 class StoppedError(RobotError):
     """The robot has been stopped, and takes no command until it is reset; says why."""
 

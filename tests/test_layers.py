@@ -14,6 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIGHT = {f"system.{name}" for name in ("arguments", "interrupt", "interval", "plugins", "terminal")}
+LIGHT |= {"system.named_function"}
 SYSTEM = LIGHT | {"system.plain_yaml", "system.ranks", "system.tensors"}
 # may be used anywhere
 FLOOR = {"penspin_style", "features", "config", "rotation", "storage"} | SYSTEM
@@ -46,6 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "system.arguments": set(),
     "system.interrupt": set(),
     "system.interval": set(),
+    "system.named_function": set(),
     "system.plain_yaml": {"storage"},
     "system.plugins": set(),
     "system.ranks": set(),
@@ -126,6 +128,7 @@ WITHOUT = {
     "system.arguments": {"torch", "numpy"},
     "system.interrupt": {"torch", "numpy"},
     "system.interval": {"torch", "numpy"},
+    "system.named_function": {"torch", "numpy"},
     "system.plain_yaml": {"torch", "mujoco"},
     "system.plugins": {"torch", "mujoco"},
     "system.ranks": {"mujoco"},

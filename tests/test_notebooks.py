@@ -1,19 +1,25 @@
 """The notebooks of docs/notebooks are committed without outputs, and their code runs.
 
-No kernel is started and nothing of Jupyter is needed: the code of all cells is executed in this
-process, in one fresh namespace, in a temporary folder. So a cell is plain Python, without `!` and
-`%` lines. Drawing goes to no screen.
+The code of all cells is executed in this process, in one fresh namespace, in a temporary folder,
+with nothing of Jupyter. So a cell is plain Python, without `!` and `%` lines. Drawing goes to no
+screen. The slow tests execute each notebook in a kernel of Jupyter, too, where it is installed:
+pip install -e '.[notebooks]'
 """
 
 import ast
+import base64
+import io
 import json
+import os
 import pathlib
 import re
 import sys
 import tempfile
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
@@ -122,3 +128,46 @@ def test_a_student_gains_from_what_succeeded_on_the_twin(sandbox):
     found = run("finetune_on_a_twin")
     assert len(found["recorded"]) >= 20 and len(sandbox) == 1
     assert found["after"] > found["before"] + 0.1
+
+
+# In Jupyter.
+
+
+def execute(name, temporary):
+    """Execute a notebook as Jupyter does, from its folder; return its cells of code."""
+    nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[notebooks]'")
+    book = pytest.importorskip("nbformat").read(FOLDER / f"{name}.ipynb", as_version=4)
+    where = {"metadata": {"path": str(FOLDER)}}
+    env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    client = nbclient.NotebookClient(book, timeout=600, resources=where)
+    client.execute(env=env | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)})
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("first_task", r"success (9\d|100)\.\d% \(success_at_end"),
+        ("pixels", r"success with images (7[5-9]|[89]\d|100)%, without (1?\d|2[0-5])%"),
+        ("finetune_on_a_twin", r"before (\d+)%, after (\d+)%"),
+    ],
+)
+def test_a_notebook_says_and_draws_in_jupyter_what_it_should(tmp_path, name, says):
+    before = sorted(FOLDER.iterdir())
+    cells = execute(name, tmp_path)
+    assert sorted(FOLDER.iterdir()) == before
+    outputs = [output for cell in cells for output in cell.outputs]
+    text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
+    found = re.search(says, text)
+    assert found, text
+    if name == "finetune_on_a_twin":
+        assert int(found[2]) > int(found[1]) + 10
+    complaints = "".join(o.text for o in outputs if o.get("name") == "stderr")
+    assert "ipywidgets" not in complaints and "Traceback" not in complaints
+    for cell in cells:
+        images = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        assert len(images) == cell.source.count("plt.show()")
+        for image in images:
+            with Image.open(io.BytesIO(base64.b64decode(image))) as shown:
+                assert np.asarray(shown.convert("L")).std() > 10

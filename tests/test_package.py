@@ -1,21 +1,30 @@
 """The package as others install it: a wheel in its own environment, used from an empty folder."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 import zipfile
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from penspin_style.__main__ import main
 from penspin_style.algo.imitation import DistillConfig
+from penspin_style.cli import arguments
 from penspin_style.config import PRETRAINED, weights_folder
+from penspin_style.data.formats.video import VideoWriter
 from penspin_style.train import compose
+from tests.support.bad_meshes import BOX, stl
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -36,15 +45,22 @@ train task=pen_spin name=t {SMALL} algo.hidden=[16] algo.num_minibatches=1
 train task=pen_spin_student name=s {SMALL} algo.epochs=1
 train task=panda_lift_cube_vision name=v {SMALL}
 train task=mine name=m {SMALL}
+sweep space.yaml task=mine {SMALL} eval_every=1 eval_episodes=2 --trials 2
+search task=pen_spin search.beams=2 search.plans=12 search.horizon=8 search.seconds=0.2
+demos panda_pick_cube --count 1
 runs
 eval outputs/pen_spin/t --episodes 2
 play outputs/panda_lift_cube_vision/v --video video.mp4 --episodes 1 --size 64
 export outputs/pen_spin_student/s --samples 20 --out s.onnx
+export outputs/panda_lift_cube_vision/v --samples 20 --out v.onnx
+camera check cameras.yaml --policy v.onnx --seconds 0.2 --out seen.png
+camera latency lamp.yaml lamp --light cv2:switch --blinks 1
 record outputs/panda_lift_cube_vision/v rows --episodes 4 --num-envs 2
 pretrain rows --out encoder --epochs 1
 bench sim num_envs=4 --rounds 1 --steps 2
 bench train num_envs=4 --rounds 1 --steps 2
 bench render task=panda_lift_cube_vision num_envs=2 --rounds 1 --steps 2
+bench overlap num_envs=4 --rounds 1 --steps 2
 bench onnx s.onnx --calls 10
 twin pen s.onnx --episodes 1
 demo --list
@@ -63,7 +79,43 @@ compare outputs/pen_spin/t --metric train/actor/approx_kl
 hub push s.onnx ./shared
 hub pull ./shared --out fetched
 robot check pen
+real2sim check box.stl
+real2sim repair box.stl --out repaired_scans
+real2sim convert box.stl --mass 0.05 --out objects
+real2sim scene objects
 """.strip().splitlines()
+LONGER = ["bench scale num_envs=4 --rounds 1 --steps 2"]
+# what serves until a signal comes: the line, the key of its --json that is an address, exit code
+SERVED = {
+    "serve": ("serve s.onnx --port 0", "url", 0),
+    "watch": ("watch outputs/pen_spin/t --port 0", "address", 128 + signal.SIGINT),
+    "data view": ("data view episodes --port 8790", "address", 128 + signal.SIGINT),
+}
+FILES = {
+    "space.yaml": "space: {algo.gamma: {low: 0.9, high: 0.99}}",
+    "cameras.yaml": "front: {kind: file, device: grey.mp4}\nwrist: {kind: file, device: grey.mp4}",
+    "lamp.yaml": "lamp: {kind: opencv}",
+    # a lamp, and a camera that sees nothing else
+    "cv2.py": """
+import time
+import numpy as np
+
+CAP_PROP_BUFFERSIZE = 0
+lit = False
+
+def switch(on):
+    global lit
+    lit = on
+
+class VideoCapture:
+    def __init__(self, device): pass
+    def isOpened(self): return True
+    def set(self, key, value): return True
+    def grab(self): return time.sleep(0.01) is None
+    def retrieve(self): return True, np.full((8, 8, 3), 200 * lit, np.uint8)
+    def release(self): pass
+""",
+}
 PROGRAM = """
 import json, shlex, sys, penspin_style, real, tasks
 from penspin_style.__main__ import main
@@ -116,19 +168,66 @@ def environment(built, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def used(environment):
-    """An empty folder, after every verb was used in it."""
+    """An empty folder, but for what the verbs read, after every verb was used in it."""
     folder = environment.parent / "empty"
     folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    writer = VideoWriter(folder / "grey.mp4", 64, 64, Fraction(20))
+    writer.add([np.full((64, 64, 3), grey, np.uint8) for grey in range(0, 200, 20)])
+    writer.close()
+    (folder / "box.stl").write_bytes(stl(BOX.triangles))
+    lines = [line for line in USES if has_opengl() or not line.startswith("play")]
+    return folder, *use(environment, folder, lines)
+
+
+def use(environment, folder, lines):
+    """Use verbs in one process of the environment; return what it printed."""
     done = subprocess.run(
         [environment / "bin" / "python", "-c", PROGRAM],
-        input="\n".join(line for line in USES if has_opengl() or not line.startswith("play")),
+        input="\n".join(lines),
         cwd=folder,
         env=alone(),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return folder, done.stdout, done.stderr
+    return done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def serving(environment, folder, line, key):
+    """Let the installed command serve; give its process and the address that it says."""
+    argv = [environment / "bin" / "penspin", *shlex.split(line), "--json"]
+    with subprocess.Popen(
+        argv, cwd=folder, env=alone(), stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()
+            while said and not said.endswith("}\n"):
+                said += server.stdout.readline() or pytest.fail(said)
+            yield server, json.loads(said)[key]
+        finally:
+            server.terminate()
+
+
+def verbs(parser, path=()):
+    """Return the words of each verb that has none below it."""
+    below = parser.verbs()
+    found = [verbs(sub, (*path, name)) for name, sub in below.items()]
+    return {words for several in found for words in several} if below else {" ".join(path)}
+
+
+def verb_of(line, parser):
+    """Return the words of a line that are its verb's."""
+    path = []
+    for word in line.split():
+        if word not in parser.verbs():
+            break
+        path.append(word)
+        parser = parser.verbs()[word]
+    return " ".join(path)
 
 
 def alone():
@@ -199,21 +298,39 @@ def test_a_run_does_not_take_the_repository_around_the_environment_for_ours(used
 
 def test_the_installed_command_serves_a_policy_to_a_twin(used, environment):
     folder, penspin = used[0], environment / "bin" / "penspin"
-    serve = [penspin, "serve", "s.onnx", "--port", "0", "--json"]
-    with subprocess.Popen(
-        serve, cwd=folder, env=alone(), stdout=subprocess.PIPE, text=True
-    ) as server:
-        try:
-            assert server.stdout is not None
-            url = json.loads(server.stdout.readline())["url"]
-            argv = ["rollout", "--robot", "pen", "--server", url, "--fast", "--seconds", "0.5"]
-            done = subprocess.run(
-                [penspin, *argv, "--json"], cwd=folder, env=alone(), capture_output=True, text=True
-            )
-        finally:
-            server.terminate()
+    line, key, _ = SERVED["serve"]
+    with serving(environment, folder, line, key) as (_, url):
+        argv = ["rollout", "--robot", "pen", "--server", url, "--fast", "--seconds", "0.5"]
+        done = subprocess.run(
+            [penspin, *argv, "--json"], cwd=folder, env=alone(), capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["robot"] == "pen"
+
+
+@pytest.mark.parametrize("verb", SERVED)
+def test_what_serves_answers_until_it_is_interrupted(used, environment, verb):
+    line, key, code = SERVED[verb]
+    with serving(environment, used[0], line, key) as (server, address):
+        page = address.replace("ws://", "http://") + ("/healthz" if verb == "serve" else "")
+        with urllib.request.urlopen(page, timeout=20) as answer:
+            assert answer.status == 200 and (verb == "serve" or b"<html" in answer.read().lower())
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LONGER)
+def test_a_verb_that_takes_longer_works_in_an_empty_folder(used, environment, line):
+    said, complaints = use(environment, used[0], [line])
+    assert json.loads(said.splitlines()[-1])["codes"] == {line: 0}, complaints[-4000:]
+
+
+def test_no_verb_of_the_command_line_is_left_out_here():
+    parser = arguments.parser()
+    lines = [*USES, *LONGER, *(line for line, _, _ in SERVED.values())]
+    assert {verb_of(line, parser) for line in lines} == verbs(parser)
+    assert [verb_of(line, parser) for line, _, _ in SERVED.values()] == [*SERVED]
 
 
 # Default paths.

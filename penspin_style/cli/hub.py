@@ -13,12 +13,8 @@ def run(args: argparse.Namespace) -> int:
     """Send or fetch; say what.
 
     Raises:
-        ValueError: a path is empty.
         HubError: see `penspin_style.hub`.
     """
-    for given, name in ((vars(args).get("what"), "what"), (vars(args).get("out"), "--out")):
-        if given == "":
-            raise ValueError(f"{name} must be a path, as . for the current folder, got ''")
     if args.kind == "push":
         options = {"private": args.private, "message": args.message, "licence": args.licence}
         moved = push(pathlib.Path(args.what), args.repo, **options)

@@ -94,6 +94,14 @@ class EvaluationVideos:
             self.failed = self.failed or reason
         shutil.rmtree(policy, ignore_errors=True)
 
+    def notes(self) -> list[str]:
+        """Return what is to be said in the end of videos that are not there, a line each."""
+        notes = [f"a video of an evaluation is missing: {self.failed}"] if self.failed else []
+        if self.skipped:
+            many = "1 evaluation has" if self.skipped == 1 else f"{self.skipped} evaluations have"
+            notes.append(f"{many} no video: the last one was still being drawn")
+        return notes
+
     def _begin(self) -> None:
         run, cfg = self.run, self.run.cfg
         assert run.env is not None

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         trained.watch = videos
     code = trained.fit(quiet=args.json)
     videos.finish()
-    if videos.failed:
-        print(f"penspin: a video of an evaluation is missing: {videos.failed}", file=sys.stderr)
+    for note in videos.notes():
+        print(f"penspin: {note}", file=sys.stderr)
     if args.json and ranks.is_first():
         print_json(result(trained, code))
     if trained.final is not None and cfg.video and not trained.interrupted:

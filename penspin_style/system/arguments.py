@@ -82,6 +82,16 @@ class Parser(argparse.ArgumentParser):
         groups = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
         return next((dict(group.choices) for group in groups), {})
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Refuse a value that is empty, as of a shell's variable that is not set.
+
+        An option whose default is empty takes it.
+        """
+        is_verb = action.nargs == argparse.PARSER  # with all that follows it
+        if not arg_string and action.default != "" and not is_verb:
+            raise argparse.ArgumentError(action, "must not be empty, got ''")
+        return super()._get_value(action, arg_string)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is no choice; name the one that looks like it."""
         choices = [str(choice) for choice in action.choices or ()]

@@ -6,14 +6,17 @@ each key what it was and what it became. Lines are added, never removed, so the 
 earlier stretch can be told.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, Any
 
 from yaml import YAMLError
 
@@ -78,6 +81,19 @@ def lock(folder: pathlib.Path) -> IO[str]:
     if file is None:
         raise BusyError(f"another process trains in {folder}; choose another name")
     return file
+
+
+@contextlib.contextmanager
+def entered(folder: pathlib.Path, there: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context that a run needs; where that fails, leave no folder that holds nothing."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(there)
+        except BaseException:
+            if [path.name for path in folder.glob("*")] == [storage.LOCK]:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        yield
 
 
 def check_use(

@@ -74,7 +74,7 @@ class Workers:
         """Check that this can be trained so; start nothing.
 
         Raises:
-            ValueError: it cannot, or Ray is not installed.
+            ValueError: it cannot, Ray is not installed, or nothing listens at its address.
         """
         if not parallel.can(cfg.algo.name):
             raise ValueError(
@@ -84,6 +84,7 @@ class Workers:
         if ranks.size() > 1:
             raise ValueError("launcher=ray starts its processes itself; leave torchrun out")
         self.ray = _ray()
+        _check_reachable(cfg.cluster.address)
         self.cfg, self.task = cfg, task
         self.slots = [_Slot() for _ in range(cfg.cluster.workers)]
         self.counts = dict.fromkeys(("started", "lost", "dropped_samples", "corrupt_batches"), 0)
@@ -351,7 +352,6 @@ def _running(ray: Any, cluster: ClusterConfig) -> Iterator[None]:
             constants = ray._private.ray_constants
             stack.enter_context(_replaced(vars(constants), {"ENABLE_RAY_CLUSTER": False}))
         else:
-            _check_reachable(cluster.address)
             settings["address"] = cluster.address
         stack.enter_context(_replaced(os.environ, variables))
         # it prints about each worker that dies, on standard output

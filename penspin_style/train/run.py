@@ -109,7 +109,7 @@ class Run:
         total = self._recorded.total_samples if self.env is None else self.cfg.total_samples
         shown = Progress(title, total, score=score, quiet=quiet or not ranks.is_first())
         asking = interrupt.asking(_SAVING, parallel.GRACE if ranks.size() > 1 else 0.0)
-        there = self.workers or ranks.joined(self.device)
+        there = run_folder.entered(self.folder, self.workers or ranks.joined(self.device))
         with self._lock, there, shown as progress, asking as self._stop:
             if self.cfg.resume and not self._restore(progress):
                 return EXIT_OK

@@ -162,7 +162,7 @@ def _card(folder: pathlib.Path) -> dict[str, Any]:
 
 def _state(folder: pathlib.Path, has_policy: bool) -> str:
     try:
-        with (folder / ".lock").open() as file:
+        with (folder / storage.LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "running"

@@ -27,16 +27,15 @@ def add_verbs(verbs: Any) -> None:
 def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Return a verb's function that says in one line what a robot, a server or a disk cannot do.
 
-    Exit code 3 for that, also where a file is damaged; 2 where the policy is for another robot, or
-    a package is missing; other mistakes on the command line are its caller's business.
+    Exit code 3 for that, also where a file is damaged; 2 where what was asked for does not suit the
+    robot, or a package is missing; other mistakes on the command line are its caller's business.
     """
 
     def running(args: argparse.Namespace) -> int:
         try:
             from penspin_style.data.episodes.episode import EpisodeError, RecorderError
             from penspin_style.storage import DamagedError
-            from real.control.match import MismatchError
-            from real.robot import RobotError
+            from real.robot import RequestError, RobotError
         except ImportError as error:
             print(f"penspin: {error}; pip install penspin_style", file=sys.stderr)
             return 2
@@ -45,7 +44,7 @@ def exit_code(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         except (RobotError, EpisodeError, RecorderError, DamagedError) as error:
             show_traceback(args)
             print(f"penspin: {one_line(error)}", file=sys.stderr)
-            return 2 if isinstance(error, MismatchError) else 3
+            return 2 if isinstance(error, RequestError) else 3
 
     return running
 

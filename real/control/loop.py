@@ -23,6 +23,7 @@ from penspin_style.deploy.history import Observer
 from penspin_style.deploy.policy import NoActionError, Policy, next_action, set_deadline
 from penspin_style.features import PolicyCard
 from penspin_style.system import interrupt
+from penspin_style.system.terminal import one_line
 from real.control.match import check_policy
 from real.control.safety import SafeRobot, Watchdog
 from real.control.success import Label, SuccessCheck
@@ -237,7 +238,9 @@ class Loop:
                 is_done = self.until_done and getattr(self.robot.robot, "done", False)
                 if is_done or getattr(self.source, "ended", False):
                     break
-        except StoppedError:
+        except StoppedError as error:
+            if not self.robot.reason:  # the robot itself says so: it takes nothing until a reset
+                self.robot.stop(one_line(error) or "it says that it is stopped")
             stopped = self.robot.reason
         except BaseException as error:
             self.robot.stop(_reason(error))  # before anything else, as a disk, may hang

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from penspin_style.deploy.bundle import BundleError, check_features
 from penspin_style.features import ActionChannel, Feature, PolicyCard, command_differences
-from real.robot import RobotError
+from real.robot import RequestError
 
 
-class MismatchError(RobotError):
+class MismatchError(RequestError):
     """A policy is for another robot than this one; another policy or robot must be named."""
 
 

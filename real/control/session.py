@@ -20,7 +20,7 @@ from penspin_style.system import interrupt
 from penspin_style.system.interval import wilson
 from real.control.success import SUCCESS, SuccessCheck, check_watched
 from real.drivers import DRIVERS, open_driver
-from real.robot import Robot, RobotError
+from real.robot import RequestError, Robot, RobotError
 
 if TYPE_CHECKING:
     from penspin_style.deploy.policy import Policy
@@ -74,7 +74,7 @@ def open_robot(
 
     Raises:
         ValueError: there is none of that name, or a driver needs another address.
-        RobotError: its driver is not installed.
+        RequestError: what it needs is not installed.
     """
     kind, _, where = name.partition(":")
     if kind in DRIVERS:
@@ -91,7 +91,7 @@ def open_robot(
         from real.twin.config import load_twin, twin_names
         from real.twin.robot import SimRobot
     except ImportError as error:
-        raise RobotError(
+        raise RequestError(
             f"{name!r} is none of the drivers {', '.join(DRIVERS)}, and twins need {error.name}"
         ) from error
     if not name.endswith(".yaml") and name not in twin_names():

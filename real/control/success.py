@@ -9,7 +9,7 @@ from enum import Enum
 
 import numpy as np
 
-from real.robot import RobotError
+from real.robot import RequestError, RobotError
 
 _RULE = re.compile(r"([A-Za-z_]\w*)\s*(>=|<=)\s*(\S+)")
 
@@ -51,7 +51,7 @@ class SuccessRule:
         """Return whether the measures of an episode fulfil the rule; NaN does not.
 
         Raises:
-            RobotError: the robot has no such measure.
+            RequestError: the robot has no such measure.
         """
         return bool(self.where({k: np.asarray(v) for k, v in measures.items()}))
 
@@ -59,10 +59,10 @@ class SuccessRule:
         """Return which of many episodes fulfil the rule, bool, of the measures' shape.
 
         Raises:
-            RobotError: the robot has no such measure.
+            RequestError: the robot has no such measure.
         """
         if self.measure not in measures:
-            raise RobotError(
+            raise RequestError(
                 f"the robot does not measure {self.measure!r}, it measures "
                 f"{', '.join(sorted(measures)) or 'nothing: label by hand with --ask'}"
             )
@@ -121,7 +121,7 @@ class SuccessCheck:
         """Check before an episode that the robot measures what the rule names.
 
         Raises:
-            RobotError: it does not, and nobody is asked either.
+            RequestError: it does not, and nobody is asked either.
         """
         if self.rule is not None and (measures or not self.by_hand):
             self.rule.holds(measures)
@@ -149,7 +149,7 @@ def check_watched(*, is_asking: bool) -> None:
     """Check that there is somebody to ask.
 
     Raises:
-        RobotError: standard input is no terminal.
+        RequestError: standard input is no terminal.
     """
     if is_asking and not sys.stdin.isatty():
-        raise RobotError("--ask needs a terminal to answer on; use --success RULE instead")
+        raise RequestError("--ask needs a terminal to answer on; use --success RULE instead")

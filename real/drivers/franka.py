@@ -24,7 +24,7 @@ from real.drivers import external
 from real.drivers.described import Described
 from real.drivers.franka_gripper import Gripper, errors_of
 from real.drivers.start_pose import start_pose
-from real.robot import Observation, RobotError, check_target, stop_surely
+from real.robot import Observation, RequestError, RobotError, check_target, stop_surely
 from tasks.robots.panda import description
 from tasks.robots.panda.description import ARM, FINGER_OPEN, LOWER, UPPER, WORKSPACE
 
@@ -350,11 +350,11 @@ def load_franky() -> Any:
     """Import and return franky.
 
     Raises:
-        RobotError: it is not installed.
+        RequestError: it is not installed.
     """
     try:
         return importlib.import_module("franky")
     except ImportError as error:
-        raise RobotError(
+        raise RequestError(
             f"the Franka driver needs franky-control ({error}): pip install 'penspin_style[franka]'"
         ) from error

@@ -1,11 +1,11 @@
 """Functions of a user's own that the command line names, and values beside a robot from them."""
 
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from penspin_style.system.named_function import import_function
 from real.drivers.external import External
 
 
@@ -17,18 +17,9 @@ def named_function(name: str, option: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is none.
     """
-    module, _, function = name.partition(":")
-    if not (module and function.isidentifier()):
-        raise ValueError(f"{option} must be module:function, got {name!r}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # of a stranger's module
-        raise ValueError(f"{option} {name}: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{option} {name} is not a function")
-    return found
+    return import_function(name, option, f"{option} {name}")
 
 
 def named_sensors(names: Sequence[str]) -> tuple[External, ...]:

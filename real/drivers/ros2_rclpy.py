@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from real.drivers.ros2_link import Message
-from real.robot import RobotError
+from real.robot import RequestError, RobotError
 
 INSTALL = (
     "source /opt/ros/*/setup.bash of a ROS 2 for this Python first, or say transport: rosbridge, "
@@ -114,7 +114,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise RobotError(f"transport rclpy needs {name} ({error}): {INSTALL}") from error
+        raise RequestError(f"transport rclpy needs {name} ({error}): {INSTALL}") from error
 
 
 def _type(kind: str) -> Any:

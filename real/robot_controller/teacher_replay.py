@@ -28,12 +28,12 @@ OUT = "real_data_collection"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replay as asked; return the exit code: 0 done, 2 invalid command line, 3 the hand."""
+    """Replay as asked; return the exit code: 0 done, 2 invalid request, 3 the hand."""
     args = _parser().parse_args(argv)
     try:
         from penspin_style.data.episodes.episode import EpisodeError, RecorderError
         from real.drivers.ros import RosError
-        from real.robot import RobotError
+        from real.robot import RequestError, RobotError
     except ImportError as error:
         return _failed(2, f"{error}; pip install penspin_style")
     try:
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RobotError, EpisodeError, RecorderError) as error:
         is_missing = isinstance(error, RosError)
         hint = "; without a hand, --robot pen replays on its twin" if is_missing else ""
-        return _failed(3, f"{error}{hint}")
+        code = 2 if isinstance(error, RequestError) else 3
+        return _failed(code, f"{error}{hint}")
     except (ValueError, OSError) as error:
         return _failed(2, str(error))
     except interrupt.Interrupted as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from real.robot import RobotError
+from real.robot import RequestError, RobotError
 from real.teleop.device import Axes, Key, Reading
 
 AXES = (
@@ -45,7 +45,7 @@ class Gamepad:
         try:
             import pygame  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise RobotError(
+            raise RequestError(
                 f"--device gamepad needs pygame ({error}): pip install 'penspin_style[teleop]'"
             ) from error
         pygame.init()

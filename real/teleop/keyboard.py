@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from real.robot import RobotError
+from real.robot import RequestError
 from real.teleop.device import Axes, Key, Reading
 
 PAIRS = ("ws", "ad", "rf", "ik", "jl", "uo")
@@ -39,7 +39,7 @@ class Keyboard:
         try:
             from pynput import keyboard  # pyright: ignore[reportMissingImports]
         except ImportError as error:  # also where there is no display
-            raise RobotError(
+            raise RequestError(
                 f"--device keyboard needs pynput and a display ({' '.join(str(error).split())}): "
                 "pip install 'penspin_style[teleop]'; a gamepad needs no display"
             ) from error

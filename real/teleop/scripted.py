@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from real.robot import RobotError
+from real.robot import RequestError
 from real.teleop.device import Reading
 
 
@@ -21,13 +21,13 @@ class Scripted:
         robot: a `SimRobot` in fast time.
 
         Raises:
-            RobotError: it is no twin, or its task has no expert.
+            RequestError: it is no twin, or its task has no expert.
         """
         batch = getattr(robot, "batch", None)
         expert = None if batch is None else batch.task.expert(batch.sim)
         if batch is None or expert is None:
             whose = "a real robot" if batch is None else batch.config.task
-            raise RobotError(
+            raise RequestError(
                 f"--device scripted: {whose} has no scripted expert (Task.expert); use keyboard, "
                 "gamepad or spacemouse"
             )

@@ -12,7 +12,8 @@ from penspin_style.data.episodes.episode import Recorder
 from penspin_style.deploy.actions import Decoder
 from real.control import session
 from real.control.loop import Loop, Outcome, header
-from real.robot import RobotError
+from real.control.success import check_watched
+from real.robot import RequestError, RobotError
 from real.teleop.device import Axes, Device, DeviceSource, Key
 
 LOST = 20
@@ -23,11 +24,11 @@ def make_device(name: str, opened: session.Opened, *, speed: float, seed: int) -
     """Return a device for a robot.
 
     Raises:
-        RobotError: it does not suit the robot.
+        RequestError: it does not suit the robot.
     """
     if name == "scripted":
         if opened.source != "twin":
-            raise RobotError("--device scripted moves twins alone: it knows where everything is")
+            raise RequestError("--device scripted moves twins alone: it knows where everything is")
         from real.teleop.scripted import Scripted
 
         return Scripted(opened.robot, seed)
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         RobotError: device or robot cannot do it.
     """
     by_hand = args.device != "scripted"
+    check_watched(is_asking=args.ask)
     if by_hand and args.fast:
         raise ValueError(f"--fast: a twin that is moved by {args.device} runs in real time")
     if not by_hand and args.realtime:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from real.robot import RobotError
+from real.robot import RequestError, RobotError
 from real.teleop.device import Axes, Key, Reading
 
 AXES = (
@@ -61,7 +61,7 @@ class SpaceMouse:
         try:
             import hid  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise RobotError(
+            raise RequestError(
                 f"--device spacemouse needs hidapi ({error}): pip install 'penspin_style[teleop]'"
             ) from error
         found = [d for d in hid.enumerate() if d["product_id"] in DEVICES.get(d["vendor_id"], ())]

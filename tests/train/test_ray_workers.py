@@ -481,6 +481,16 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once():
         ray_workers._check_reachable(address)
 
 
+def test_a_ray_that_cannot_be_had_leaves_no_folder(tmp_path, ray, monkeypatch):
+    def fail(*_):
+        raise ValueError("Ray does not start here: no memory")
+
+    monkeypatch.setattr(ray_workers, "_running", fail)
+    words = [*SMALL, *TWO, "total_samples=64", f"out={tmp_path}", "name=run"]
+    assert main(["train", *words]) == 2
+    assert not list(tmp_path.glob("*/*"))
+
+
 def test_a_cluster_that_is_too_small_is_refused():
     ray = types.SimpleNamespace(
         nodes=lambda: [{"Alive": True}, {"Alive": False}], cluster_resources=lambda: {"CPU": 6.0}

@@ -17,9 +17,9 @@ from penspin_style.deploy.bundle import Bundle
 from penspin_style.system import interrupt
 from real.control.loop import ANSWERED, Command, Loop, PolicySource, header, watch
 from real.control.safety import SafeRobot
-from real.control.session import connected, open_robot
+from real.control.session import connected, open_robot, report
 from real.control.success import SUCCESS, SuccessCheck, SuccessRule
-from real.robot import RobotError
+from real.robot import RobotError, StoppedError
 from real.serving.server import PolicyServer
 from tests.soak import attack_link
 from tests.support.cart import CHANNELS, DT, Carts, Script
@@ -232,6 +232,25 @@ def test_real_time_without_a_watchdog_is_refused(carts):
         Loop(SafeRobot(carts), PolicySource(Script([])), SuccessCheck())
 
 
+def test_a_robot_that_says_itself_that_it_is_stopped_is_not_complete(carts, tmp_path):
+    loop = loop_of(carts, Script([(1, 0)] * 9), tmp_path)
+    observe = carts.observe
+
+    def stopping():
+        if carts.count == 3:
+            raise StoppedError("its enabling switch was let go")
+        return observe()
+
+    carts.observe = stopping
+    outcome = loop.run(9)
+    assert outcome.stopped == "its enabling switch was let go" and outcome.steps == 3
+    assert Episode.open(outcome.path).header.facts["stopped"] == outcome.stopped
+    assert report([outcome])["stopped"] == 1 and report([outcome])["judged"] == 0
+    assert carts.told[-1] == "stop"  # and it takes nothing until it is reset
+    carts.observe = observe
+    assert loop.run(9).stopped == ""
+
+
 def test_a_silent_policy_gets_the_robot_held_and_then_stopped(carts):
     carts.clock, carts.control_dt = time.monotonic, 0.02
     safe = SafeRobot(carts)
@@ -304,7 +323,7 @@ def test_a_served_policy_does_what_it_does_in_this_process(twin_file, tmp_path, 
         ("--policy {onnx} --robot pen", 2, "the policy commands ['tcp_x'"),
         ("--policy {onnx} --robot {blind}", 2, "box_pos: not offered"),
         ("--server ws://127.0.0.1:9 --robot pen --patience 0.2", 3, "start one with penspin serve"),
-        ("--policy {onnx} --robot {twin} --success turns", 3, "does not measure 'turns'"),
+        ("--policy {onnx} --robot {twin} --success turns", 2, "does not measure 'turns'"),
         ("--policy {onnx} --robot {twin} --seconds 0", 2, "'0' is not a number above 0"),
         ("--robot {twin}", 2, "one of the arguments --server --policy is required"),
     ],

@@ -282,5 +282,5 @@ def test_a_real_robot_is_not_shown(capsys):
 
 
 def test_what_has_no_expert_is_said(capsys):
-    assert main(["teleop", "pen", "--device", "scripted"]) == 3
+    assert main(["teleop", "pen", "--device", "scripted"]) == 2
     assert "pen_spin_student has no scripted expert" in capsys.readouterr().err
