@@ -21,7 +21,7 @@ from penspin_style.algo.recorded import Recorded, RecordedConfig, opened
 from penspin_style.config import TrainConfig, require
 from penspin_style.data.dataset import Trajectories
 from penspin_style.features import PolicyCard
-from penspin_style.nets.diffusion import DiffusionPolicy
+from penspin_style.nets.diffusion import PREDICTS, DiffusionPolicy
 from penspin_style.nets.student import StudentPolicy
 
 _SIZES = ("num_queries", "hidden_dim", "blocks", "levels", "steps")
@@ -40,6 +40,8 @@ class DiffusionConfig(RecordedConfig):
     """Levels of noise in training."""
     steps: int = 10
     """Of denoising, when it acts."""
+    predicts: str = "sample"
+    """What the network answers: the chunk itself, `sample`, or the `noise` in it."""
     average: float = 0.995
     """Share of the averaged weights that an update leaves as they are, at most."""
     lr: float = 3e-4
@@ -56,6 +58,7 @@ class DiffusionConfig(RecordedConfig):
         for key in _SIZES:
             require(getattr(self, key) >= 1, f"algo.{key}", getattr(self, key), "at least 1")
         require(self.steps <= self.levels, "algo.steps", self.steps, f"at most {self.levels}")
+        require(self.predicts in PREDICTS, "algo.predicts", self.predicts, " or ".join(PREDICTS))
         require(0 <= self.average < 1, "algo.average", self.average, "in [0, 1)")
 
 
@@ -84,7 +87,7 @@ class Diffusion(Recorded):
         """
         super().__init__(cfg, card, data, device=device, seed=seed)
         weights = torch.Generator().manual_seed(seed)
-        sizes = {key: getattr(cfg, key) for key in _SIZES}
+        sizes = {key: getattr(cfg, key) for key in (*_SIZES, "predicts")}
         made = DiffusionPolicy(card.inputs, len(card.actions), eyes=eyes, rng=weights, **sizes)
         self.policy = made.to(device)
         self.train = self._chunks(self.train_ids)

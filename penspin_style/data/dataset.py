@@ -4,6 +4,9 @@ One time base. The inputs of step t are those that `penspin_style.deploy.history
 the policy then: each feature's history and delay, with the first value standing for all that was
 before it. The label of step t is the action, in the policy's own units, that leads from what was
 sent in step t-1 to what was sent in step t; so it is what the robot did, whatever was asked for.
+At a limit many actions lead there: the recorded one is the label if it does. The smallest is not: a
+gripper that is pressed shut would be labelled 0 from then on, and a policy that learned 0, missing
+it by a little in every step, lets go.
 
 Columns are matched by name: joints that were recorded in another order are brought into the
 policy's, columns and never rows.
@@ -205,7 +208,10 @@ def _labels(episode: Episode, card: PolicyCard) -> tuple[np.ndarray, np.ndarray,
     known = np.ones(len(sent), bool)
     known[0] = bool((inside & (np.abs(again - target[0]) <= 1e-5 * scale)).all())
     last = np.concatenate((start[None], sent[:-1]))
-    labels = decoder.encode(sent, last)
+    # at a limit `encode` answers the smallest of the actions that end there, not what was asked
+    does = np.abs(decoder.decode(action, last) - sent) <= 1e-5 * scale
+    asked = action.clip(-1.0, 1.0).astype(np.float32)
+    labels = np.where(does, asked, decoder.encode(sent, last))
     raw = decoder.steps(sent, last)
     far = (np.abs(raw) > BEYOND) & known[:, None]
     if far.mean() > MAX_BEYOND:

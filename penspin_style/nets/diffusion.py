@@ -1,7 +1,9 @@
 """Diffusion policy: a chunk of actions is what remains of noise, after a few steps of denoising.
 
 Chi et al. 2023 (arXiv 2303.04137). A perceptron with residual blocks, told what is observed and
-how noisy the chunk is by scales and shifts (FiLM), says which noise is in it. It acts by DDIM
+how noisy the chunk is by scales and shifts (FiLM), says which chunk it was, or which noise is in
+it. Either follows from the other; the chunk itself is learned in fewer updates (as in Ze et al.
+2024, arXiv 2403.03954), the noise is what Chi et al. publish. It acts by DDIM
 (Song et al. 2020, arXiv 2010.02502) without further noise, from a beginning that was drawn once:
 so it is a function of what it observes, its steps are unrolled in the exported graph, and where
 there are several ways to do something it keeps to one from step to step.
@@ -27,6 +29,8 @@ from penspin_style.nets.student import StudentPolicy
 
 _LEAST_LEFT = 0.001
 """Share of the signal that each step of the schedule leaves at least."""
+PREDICTS = ("sample", "noise")
+"""What the network may answer: the chunk, or the noise in it."""
 _WAVES = 32
 """Pairs of sines and cosines that say how noisy a chunk is."""
 
@@ -37,8 +41,11 @@ class DiffusionPolicy(Policy):
     inputs: at most one vector, of features without history, then images.
     eyes: encodes the images, frozen; None where there are none.
 
+    predicts: one of `PREDICTS`; a card that does not name it is of `noise`.
+
     Raises:
-        ValueError: images without a student that sees them, or more steps than levels of noise.
+        ValueError: images without a student that sees them, more steps than levels of noise, or
+            nothing known is predicted.
     """
 
     alphas: Tensor
@@ -60,10 +67,13 @@ class DiffusionPolicy(Policy):
         blocks: int,
         levels: int,
         steps: int,
+        predicts: str = "noise",
     ) -> None:
         super().__init__()
         if not 1 <= steps <= levels:
             raise ValueError(f"algo.steps={steps}: it must be from 1 to algo.levels={levels}")
+        if predicts not in PREDICTS:
+            raise ValueError(f"algo.predicts={predicts!r}: it must be {' or '.join(PREDICTS)}")
         self.inputs, self.in_keys = tuple(inputs), tuple(i.name for i in inputs)
         self.naction, self.horizon, self.steps = naction, num_queries, steps
         self.eyes = None if eyes is None else eyes.requires_grad_(False)
@@ -71,8 +81,9 @@ class DiffusionPolicy(Policy):
         self.normalizer = Normalizer(size) if size else None
         self._network = {
             **{"num_queries": num_queries, "hidden_dim": hidden_dim, "blocks": blocks},
-            **{"levels": levels, "steps": steps},
+            **{"levels": levels, "steps": steps, "predicts": predicts},
         }
+        self.predicts = predicts
         seen, chunk = seen_sizes(self.inputs, self.eyes), num_queries * naction
         width = size + hidden_dim * len(seen)
         self.see = nn.ModuleDict({n: _linear(s, hidden_dim, rng) for n, s in seen.items()})
@@ -103,9 +114,11 @@ class DiffusionPolicy(Policy):
         x = self.begin.expand(told.shape[0], -1)
         stride = len(self.alphas) // self.steps
         for level in range((self.steps - 1) * stride, -1, -stride):
-            noise = self._noise(x, told, self.waves[level])
+            share, found = self.alphas[level], self._denoised(x, told, self.waves[level])
             after = self.alphas[level - stride] if level >= stride else torch.ones(())
-            x = ddim(x, noise, self.alphas[level], after)
+            if self.predicts == "sample":
+                found = noise_in(x, found.clamp(-1.0, 1.0), share)
+            x = ddim(x, found, share, after)
         return x.unflatten(-1, (self.horizon, self.naction)).clamp(-1.0, 1.0)
 
     def forward(
@@ -124,8 +137,9 @@ class DiffusionPolicy(Policy):
         noise = torch.randn(n, self.begin.numel(), generator=rng, device=device)
         share = self.alphas[level][:, None]
         x = share.sqrt() * label.flatten(1) + (1.0 - share).sqrt() * noise
-        found = self._noise(x, self._read(numbers, seen), self.waves[level])
-        return (found - noise).square().mean(dim=1)
+        found = self._denoised(x, self._read(numbers, seen), self.waves[level])
+        wanted = noise if self.predicts == "noise" else label.flatten(1)
+        return (found - wanted).square().mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
         """Return what builds the module again, as JSON values."""
@@ -145,8 +159,8 @@ class DiffusionPolicy(Policy):
             parts.insert(0, self.normalizer(numbers))
         return self.told(torch.cat(parts, dim=-1))
 
-    def _noise(self, x: Tensor, told: Tensor, waves: Tensor) -> Tensor:
-        """Return the noise in chunks x (n, num_queries * naction)."""
+    def _denoised(self, x: Tensor, told: Tensor, waves: Tensor) -> Tensor:
+        """Return what it `predicts` of chunks x, (n, num_queries * naction) like them."""
         told = functional.silu(told + self.level(waves))
         x = self.chunk_in(x)
         for block in self.blocks:
@@ -184,6 +198,11 @@ def ddim(x: Tensor, noise: Tensor, share: Tensor, after: Tensor) -> Tensor:
     """Return x with less noise: of a share `after` of the signal's variance instead of `share`."""
     signal = (x - (1.0 - share).sqrt() * noise) / share.sqrt()
     return after.sqrt() * signal.clamp(-1.0, 1.0) + (1.0 - after).sqrt() * noise
+
+
+def noise_in(x: Tensor, signal: Tensor, share: Tensor) -> Tensor:
+    """Return the noise of x, of whose variance `signal` is a share."""
+    return (x - share.sqrt() * signal) / (1.0 - share).sqrt()
 
 
 def _waves(levels: int) -> Tensor:

@@ -93,6 +93,22 @@ def test_labels_say_what_was_sent_and_not_what_was_asked_for(tmp_path):
     assert np.allclose(found.labels, 0.5 * values["action"], atol=1e-5)
 
 
+def test_what_is_pressed_against_a_limit_keeps_the_action_that_was_recorded(tmp_path):
+    card = vector_card()
+    values = columns(card)
+    values["action"][:] = 0.0
+    values["action"][4:, 1] = -0.9  # from -0.9 on: to the limit, -1, and against it
+    sent = np.zeros((12, 3))
+    sent[:, 1] = np.maximum(-0.9 - 0.9 * SCALE * np.arange(-3, 9).clip(min=0), -1.0)
+    values["sent"] = values["target"] = sent
+    found = windows(record(tmp_path, card, values), card)
+    assert np.allclose(found.labels, values["action"], atol=1e-5) and sent[-1, 1] == -1.0
+    # an action that leads elsewhere says nothing
+    values["action"][8:, 1] = 0.9
+    found = windows(record(tmp_path, card, values), card)
+    assert (found.labels[8:, 1] == 0.0).all()
+
+
 def test_absolute_channels_are_labelled_by_their_place_between_the_limits(tmp_path):
     card = vector_card(mode="absolute")
     values = columns(card)

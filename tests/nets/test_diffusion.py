@@ -10,7 +10,7 @@ from penspin_style.algo.chunks import chunk_card, eyes_of
 from penspin_style.deploy.bundle import Bundle
 from penspin_style.deploy.export import export
 from penspin_style.env import frozen_policy
-from penspin_style.nets.diffusion import DiffusionPolicy, ddim, schedule
+from penspin_style.nets.diffusion import DiffusionPolicy, ddim, noise_in, schedule
 from penspin_style.nets.policy import load_policy, save_policy
 from tests.support.episodes import vector_card
 from tests.support.learning import SMALL_DIFFUSION, seeing
@@ -64,15 +64,41 @@ def test_a_chunk_whose_noise_is_known_is_found():
         share = net.alphas[level]
         return (x - share.sqrt() * label.flatten(1)) / (1.0 - share).sqrt()
 
-    net._noise = noise
+    net._denoised = noise
     found = net.denoise(torch.zeros(1, 9), {})
     torch.testing.assert_close(found, label, atol=1e-5, rtol=0.0)
+
+
+def test_the_noise_follows_from_the_chunk_that_is_in_it():
+    # 0.5 of 0.64 and 0.36 of the variance: 0.8 * 0.5 + 0.6 * 2 = 1.6
+    found = noise_in(torch.tensor(1.6), torch.tensor(0.5), torch.tensor(0.64))
+    torch.testing.assert_close(found, torch.tensor(2.0), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_network_that_predicts_the_chunk_ends_at_its_last_word(steps):
+    net = network(levels=100, steps=steps, predicts="sample")
+    label = torch.rand(1, 5, 3, generator=seeded(1)) * 1.6 - 0.8
+    net._denoised = lambda x, told, waves: label.flatten(1)
+    torch.testing.assert_close(net.denoise(torch.zeros(1, 9), {}), label, atol=1e-5, rtol=0.0)
+    # what is missed is the chunk: by its own square, if the network says 0
+    net._denoised = lambda x, told, waves: torch.zeros_like(x)
+    loss = net(torch.zeros(1, 9), {}, label, seeded(2)).item()
+    assert loss == pytest.approx(label.square().mean().item())
+
+
+def test_a_card_without_a_word_of_what_is_predicted_is_of_noise():
+    described = network().describe()
+    kind = described.pop("kind")
+    del described["predicts"]
+    card = dataclasses.replace(chunk_card(vector_card()), network={"kind": kind, **described})
+    assert DiffusionPolicy.from_card(card, described).predicts == "noise"
 
 
 def test_the_loss_is_of_the_noise_that_was_added():
     net, numbers = network(), torch.rand(64, 9, generator=seeded())
     label = torch.rand(64, 5, 3, generator=seeded(1))
-    net._noise = lambda x, told, waves: torch.zeros_like(x)
+    net._denoised = lambda x, told, waves: torch.zeros_like(x)
     loss = net(numbers, {}, label, seeded(2))
     assert loss.shape == (64,) and loss.mean().item() == pytest.approx(1.0, abs=0.1)
 
@@ -85,6 +111,11 @@ def test_its_chunks_follow_from_what_it_observes_alone():
     assert not torch.allclose(one[0], one[1], atol=1e-4) and one.abs().max() <= 1.0
 
 
+def test_what_cannot_be_predicted_is_refused():
+    with pytest.raises(ValueError, match=r"algo\.predicts='speed': it must be sample or noise"):
+        network(predicts="speed")
+
+
 def test_more_steps_than_levels_are_refused():
     with pytest.raises(ValueError, match=r"algo\.steps=30: it must be from 1 to algo\.levels=20"):
         network(levels=20, steps=30)
@@ -93,7 +124,7 @@ def test_more_steps_than_levels_are_refused():
 def test_a_policy_of_chunks_with_eyes_is_built_again_and_exported_whole(tmp_path):
     policy, card = seeing()
     own = chunk_card(card)
-    net = network(own.inputs, eyes=eyes_of(policy))
+    net = network(own.inputs, eyes=eyes_of(policy), predicts="sample")
     own = dataclasses.replace(own, network=net.describe())
     save_policy(net, own, tmp_path / "policy")
     again, read = load_policy(tmp_path / "policy")
