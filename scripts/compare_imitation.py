@@ -7,7 +7,8 @@ All three begin from random weights, read the same features and images of the st
 frozen encoder, and learn from the same episodes. With `--inputs state` they read no image, but all
 numbers that the twin measures, as `panda_state`: what is left is the algorithm. ACT's chunks are
 averaged over time; of a diffusion policy's the first half is carried out. Each result is one line
-of `results.jsonl`, so a comparison that was stopped goes on where it was.
+of `results.jsonl`, so a comparison that was stopped goes on where it was; one of another student,
+twin, folder of episodes or other settings needs another `--out`.
 """
 
 import argparse
@@ -112,6 +113,12 @@ def named(method: str, seed: int, args: argparse.Namespace) -> str:
     return "-".join((method, *state, *few, str(seed)))
 
 
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a result is of, beside its name."""
+    keys = ("student", "demos", "twin", "episodes", "seed_of_episodes", "set")
+    return {key: vars(args)[key] for key in keys}
+
+
 def learn(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one policy and evaluate it; return what is noted."""
     name, began = named(method, seed, args), time.process_time()
@@ -137,6 +144,7 @@ def learn(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         **{"name": name, "method": method, "seed": seed, "episodes": args.episodes},
+        "about": args.about,
         "successes": int(found.values["success"].sum()),
         "loss": policy.card.score["validation_loss"],
         "train_cpu_s": round(trained),
@@ -182,6 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
+    rows = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
+    args.about = about(args)
+    names = {named(method, seed, args) for method in args.methods for seed in range(args.seeds)}
+    for row in rows:
+        if row["name"] in names and row.get("about", args.about) != args.about:
+            parser.error(
+                f"--out {args.out}: {row['name']} is there, of {row['about']}; give another folder"
+            )
     try:
         if args.inputs == "state":
             args.student = state_student(args.student, load_twin(args.twin), out / "student")
@@ -191,10 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except ValueError as error:
         parser.error(str(error))
-    results = out / "results.jsonl"
-    rows = (
-        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    )
     for seed in range(args.seeds):
         for method in args.methods:
             if named(method, seed, args) in (row["name"] for row in rows):

@@ -5,6 +5,8 @@ Gymnasium imports it by itself for `gymnasium.make("tasks:penspin_style/PandaLif
 the processes that it and others start.
 """
 
+from collections.abc import Mapping
+
 import gymnasium
 
 import penspin_style  # noqa: F401  (before torch: it bounds how torch's threads wait)
@@ -14,7 +16,7 @@ _PLAYGROUND = ("panda_pick_cube",)
 """Tasks of MuJoCo Playground whose name is one of RLinf's ids, which mean its lifting tasks."""
 
 
-def task_modules() -> dict[str, str]:
+def task_modules() -> Mapping[str, str]:
     """Return the tasks by name, sorted, each with its module; none of them is imported.
 
     A module below this folder is a task if it binds `NAME`, a literal, and `TASK`.

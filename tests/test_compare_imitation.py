@@ -59,6 +59,7 @@ def test_all_three_learn_from_the_same_states_and_end_in_a_table(tmp_path, monke
     # what cannot be compared
     for wrong, said in (
         (["--demonstrations=9"], f"--demonstrations 9: {demos} holds 4 episodes"),
+        (["--set", "algo.num_epochs=3"], "is there, of {'student': "),
         ([f"--out={tmp_path / 'other'}", "--twin=panda"], "--inputs state: the twin measures no"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -1,8 +1,8 @@
 """Diffusion policy: a chunk of actions is what remains of noise, after a few steps of denoising.
 
 Chi et al. 2023 (arXiv 2303.04137). A perceptron with residual blocks, told what is observed and
-how noisy the chunk is by scales and shifts (FiLM), says which chunk it was, or which noise is in
-it. Either follows from the other; the chunk itself is learned in fewer updates (as in Ze et al.
+how noisy the chunk is by scales and shifts (FiLM), predicts the chunk without noise, or the noise
+in it. Either follows from the other; the chunk itself is learned in fewer updates (as in Ze et al.
 2024, arXiv 2403.03954), the noise is what Chi et al. publish. It acts by DDIM
 (Song et al. 2020, arXiv 2010.02502) without further noise, from a beginning that was drawn once:
 so it is a function of what it observes, its steps are unrolled in the exported graph, and where

@@ -5,7 +5,9 @@ import importlib.util
 import pathlib
 import re
 import sys
+from collections.abc import Mapping
 from importlib import metadata
+from types import MappingProxyType
 
 
 def entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
@@ -22,7 +24,7 @@ def _entry_points(group: str, _: tuple[str, ...]) -> tuple[metadata.EntryPoint, 
 
 
 @functools.cache
-def named_modules(package: str, binding: str) -> dict[str, str]:
+def named_modules(package: str, binding: str) -> Mapping[str, str]:
     """Return the modules below a package that bind `NAME`, a literal, and `binding`: by that name.
 
     None of them is imported. Sorted by name. A folder is read once in a process.
@@ -36,4 +38,4 @@ def named_modules(package: str, binding: str) -> dict[str, str]:
             if name and re.search(rf"^{binding}\b", text, re.MULTILINE):
                 parts = file.relative_to(folder).with_suffix("").parts
                 found[name[1]] = ".".join((package, *parts))
-    return dict(sorted(found.items()))
+    return MappingProxyType(dict(sorted(found.items())))
